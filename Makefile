@@ -1,0 +1,60 @@
+# tskd-yolo: `make demo` and `make test` work on a fresh machine that has Python >= 3.10 and nothing else.
+#
+#   make demo     train a student with a teacher on drawn defects, some minutes on a CPU
+#   make test     the whole test suite           make fast    the same without whole training runs
+#   make lint     ruff and mypy                  make clean   remove the environment and all caches
+#
+# PYTHON=python3.12 picks the interpreter, VENV=path the environment, ARGS="-k drd" goes to pytest.
+
+VENV   ?= .venv
+PYTHON ?=
+ARGS   ?=
+
+PY      = $(VENV)/bin/python
+OFFLINE = YOLO_OFFLINE=1 YOLO_AUTOINSTALL=0
+
+.PHONY: help demo test fast lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n -e 's/^# \{0,1\}//p' -e '/^$$/q' Makefile
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/tskd-yolo demo
+
+test: $(VENV)/.installed-test
+	$(OFFLINE) $(PY) -m pytest $(ARGS)
+
+fast: $(VENV)/.installed-test
+	$(OFFLINE) $(PY) -m pytest -m "not slow and not soak" $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment that exists is used as it is; otherwise python3, or the newest python3.x, makes one.
+$(PY):
+	@new() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }; \
+	for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11 python3.10); do \
+	  if new "$$python"; then \
+	    echo "Creating $(VENV) with $$("$$python" --version)."; \
+	    exec "$$python" -m venv "$(VENV)"; \
+	  fi; \
+	done; \
+	echo "tskd-yolo needs Python >= 3.10 with venv; $(or $(PYTHON),python3) is missing, older or lacks it (PYTHON=path picks another)." >&2; \
+	exit 1
+
+$(VENV)/.installed: setup.py pyproject.toml | $(PY)
+	@echo "Installing tskd-yolo into $(VENV), once: with PyTorch this takes some minutes and several GB."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: setup.py pyproject.toml | $(PY)
+	@echo "Installing tskd-yolo and its tests' tools into $(VENV), once: with PyTorch this takes some minutes and several GB."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $(VENV)/.installed $@

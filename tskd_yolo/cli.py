@@ -1,0 +1,235 @@
+"""The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
+
+``train`` is ours, ``voc`` and ``demo`` too; every other mode goes to Ultralytics' entry point, after names of our data sets
+were resolved.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tskd_yolo import __version__
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve
+
+HELP = """
+tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
+
+  tskd-yolo train data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100   distil; every Ultralytics argument works
+  tskd-yolo train resume model=runs/detect/train/weights/last.pt                    go on with an interrupted run
+  tskd-yolo val model=best.pt data=neu.yaml                                         Ultralytics' own, as are predict, export,
+  tskd-yolo predict model=best.pt source=images/                                    track, benchmark, settings and checks
+  tskd-yolo voc images=IMAGES annotations=ANNOTATIONS out=FOLDER [val=0.2] [skip]   Pascal VOC folder -> data set
+  tskd-yolo demo                                                                    the whole way on drawn images, in minutes
+  tskd-yolo help | version
+
+Our arguments, with their defaults:
+{keys}
+
+Data sets found by name: {datasets}. Settings found by name (cfg=NAME): {recipes}.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, or 1 with the mistakes named on standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # A checkpoint is a pickle: only known classes are loaded, unless the user's environment says otherwise.
+    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "1")
+    try:
+        return _run(arguments)
+    except ConfigError as error:
+        print(f"tskd-yolo: {error}", file=sys.stderr)
+    except _user_errors() as error:
+        print(f"tskd-yolo: {error}", file=sys.stderr)
+    return 1
+
+
+_OTHER_MODES = {"val", "predict", "export", "track", "benchmark", "settings", "checks", "cfg", "login", "logout", "solutions"}
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """What a mistake in a user's files and folders raises before training; anything else is a fault and keeps its trace."""
+    from tskd_yolo.data.voc import VocError
+
+    return VocError, FileNotFoundError, _DataError
+
+
+class _DataError(Exception):
+    """Ultralytics could not make sense of the data set."""
+
+
+def _run(arguments: list[str]) -> int:
+    words = [a.lstrip("-") for a in arguments]
+    first = words[0] if words else "help"
+    if first in {"help", "h"}:
+        print(help_text())
+    elif first in {"version", "v"}:
+        print(__version__)
+    elif first == "voc":
+        _voc(arguments[1:])
+    elif first == "demo":
+        from tskd_yolo.demo import demo
+
+        demo(**parse(arguments[1:], known=("out", "seed")))
+    elif first == "tune":
+        raise ConfigError(
+            ["tune: not supported, it would train without the teacher; give several runs the values that you compare."]
+        )
+    elif "train" in words or (not _OTHER_MODES & set(words) and any(w.startswith("teacher") for w in words)):
+        _train([a for a in arguments if a != "train"])
+    else:
+        _delegate(arguments)
+    return 0
+
+
+def help_text() -> str:
+    """The help page, with our keys as they stand in ``cfg/default.yaml``."""
+    lines = (folder("cfg") / "default.yaml").read_text(encoding="utf-8").splitlines()
+    keys = "\n".join("  " + line for line in lines if line and not line.startswith("#"))
+    names = {place: ", ".join(sorted(p.name for p in folder(place).glob("*.yaml"))) for place in ("datasets", "cfg")}
+    return HELP.format(version=__version__, keys=keys, datasets=names["datasets"], recipes=names["cfg"]).strip("\n")
+
+
+def parse(arguments: list[str], known: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """``key=value`` arguments as Ultralytics reads them; ``cfg=FILE`` is unfolded beneath the explicit ones.
+
+    Args:
+        arguments: Words of the command line without the mode.
+        known: The keys that are allowed; by default all of Ultralytics' and ours.
+
+    Raises:
+        ConfigError: On every word that is no known argument, each with the nearest one.
+    """
+    from ultralytics.cfg import DEFAULT_CFG_DICT, TASKS, merge_equals_args, parse_key_value_pair
+
+    keys = {**DEFAULT_CFG_DICT, **DEFAULTS} if known is None else dict.fromkeys(known)
+    flags = {key for key, value in keys.items() if isinstance(value, bool)} | ({"skip"} & set(keys))
+    values: dict[str, Any] = {}
+    problems = []
+    for word in merge_equals_args(arguments):
+        word = word.removeprefix("--").removesuffix(",")
+        key = word.split("=", 1)[0].strip()
+        if "=" in word and word.split("=", 1)[1].strip():
+            values.__setitem__(*parse_key_value_pair(word))
+        elif "=" in word:
+            problems.append(f"{key}: has no value; write {key}=VALUE.")
+        elif word in flags:
+            values[word] = True
+        elif word in TASKS and known is None:
+            values["task"] = word
+        elif word in keys:
+            problems.append(f"{word}: is missing its '=' sign; write {word}=VALUE.")
+        else:
+            problems.append(unknown(word, keys))
+    if known is None:
+        values = _unfold(values)
+        problems += _unknown_keys(values, keys)
+    else:
+        problems += [unknown(key, keys) for key in values if key not in keys]
+    if problems:
+        raise ConfigError(problems)
+    return values
+
+
+def _unfold(values: dict[str, Any]) -> dict[str, Any]:
+    """Puts the settings of ``cfg=FILE`` beneath the explicit ones."""
+    resolve(values)
+    if not values.get("cfg"):
+        return values
+    from ultralytics.utils import YAML
+
+    file = Path(values.pop("cfg"))
+    if not file.is_file():
+        raise ConfigError([f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name."])
+    # A run's args.yaml names its own folder: a repetition must not write there.
+    recipe = {k: v for k, v in YAML.load(file).items() if k not in {"cfg", "save_dir", "mode"} and v is not None}
+    return {**recipe, **values}
+
+
+def _unknown_keys(values: dict[str, Any], keys: dict[str, Any]) -> list[str]:
+    from ultralytics.cfg import check_dict_alignment
+    from ultralytics.utils import LOGGER
+
+    level = LOGGER.level
+    LOGGER.setLevel(logging.ERROR)  # Ultralytics prints its whole help page before it names the argument
+    try:
+        check_dict_alignment(keys, values)  # also brings retired names to their present ones
+    except SyntaxError:
+        return [unknown(key, keys) for key in values if key not in keys and key not in {"augmentations", "save_dir"}]
+    finally:
+        LOGGER.setLevel(level)
+    return []
+
+
+def unknown(word: str, keys: dict[str, Any]) -> str:
+    """The sentence for a word that is no argument."""
+    near = difflib.get_close_matches(word, [*keys, "train", "val", "predict", "export"], n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "see 'tskd-yolo help'."
+    return f"{word}: is not an argument; {hint}"
+
+
+def _train(arguments: list[str]) -> None:
+    values = parse(arguments)
+    problems = [f"{key}: missing; {hint}" for key, hint in _NEEDED.items() if not values.get(key)]
+    if values.get("task") not in {None, "detect"}:
+        problems.append(f"task: only detect can be distilled, got {values['task']}.")
+    if values.get("resume"):
+        problems = [] if values.get("model") else ["model: missing; write 'resume model=RUN/weights/last.pt'."]
+    if problems:
+        raise ConfigError(problems)
+    from ultralytics import YOLO
+
+    from tskd_yolo.trainer import Trainer
+
+    try:
+        YOLO(values.pop("model")).train(trainer=Trainer, **values)
+    except RuntimeError as error:
+        if str(error).startswith("Dataset '"):
+            raise _DataError(str(error)) from error
+        raise
+
+
+_NEEDED = {
+    "data": "give data=FILE.yaml, the data set as Ultralytics takes it.",
+    "model": "give the student, i.e. model=yolo11n.yaml (random weights) or model=yolo11n.pt.",
+    "teacher": "give teacher=FILE.pt, a larger detector trained on the same classes.",
+}
+
+
+def _voc(arguments: list[str]) -> None:
+    from tskd_yolo.data.voc import convert
+
+    values = parse(arguments, known=("images", "annotations", "out", "val", "skip"))
+    if missing := [key for key in ("images", "annotations", "out") if key not in values]:
+        raise ConfigError([f"{key}: missing; write {key}=FOLDER." for key in missing])
+    logging.getLogger("ultralytics").setLevel(logging.INFO)
+    convert(
+        images=Path(values["images"]),
+        annotations=Path(values["annotations"]),
+        out=Path(values["out"]),
+        split=float(values.get("val", 0.2)),
+        skip=bool(values.get("skip", False)),
+    )
+
+
+def _delegate(arguments: list[str]) -> None:
+    """Ultralytics' entry point reads the process's own argument list, so names are resolved there."""
+    from ultralytics.cfg import entrypoint
+
+    resolved = []
+    for word in arguments:
+        key, sign, value = word.partition("=")
+        pair = {key: value}
+        if sign:
+            resolve(pair)
+        resolved.append(f"{key}{sign}{pair[key]}")
+    sys.argv[1:] = resolved
+    entrypoint()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

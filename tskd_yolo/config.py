@@ -1,0 +1,113 @@
+"""Our settings: defaults, types, limits. All of a user's mistakes are told at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TERMS = "drd", "ded", "crd"
+"""The loss terms, in the order of their columns."""
+
+_CHOICES = {"balance": ("fixed",), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
+
+
+class ConfigError(ValueError):
+    """One or more mistakes in what a user asked for; the message names each in a sentence of its own."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
+        super().__init__("\n  ".join([f"{count} found, nothing was started:", *self.problems]))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        return type(self), (self.problems,)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of ``cfg/default.yaml``, checked."""
+
+    teacher: str
+    drd: float
+    ded: float
+    crd: float
+    balance: str
+    variant: str
+    graph: str
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every term, in column order."""
+        return {term: getattr(self, term) for term in TERMS}
+
+
+def folder(name: str) -> Path:
+    """The project's data folder ``cfg`` or ``datasets``: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return next((path for path in (here / name, here.parent / name) if path.is_dir()), here / name)
+
+
+def load_defaults() -> dict[str, Any]:
+    """Our keys and their defaults, from ``cfg/default.yaml``."""
+    return yaml.safe_load((folder("cfg") / "default.yaml").read_text(encoding="utf-8"))
+
+
+DEFAULTS = load_defaults()
+
+
+def resolve(arguments: dict[str, Any]) -> None:
+    """Finds ``data=neu.yaml`` and ``cfg=neu.yaml`` by name, in place: the user's own file first, then ours.
+
+    Anything else is left to Ultralytics, which looks among its own data sets.
+    """
+    for key, place in (("data", "datasets"), ("cfg", "cfg")):
+        value = arguments.get(key)
+        if not isinstance(value, (str, Path)) or Path(value).exists():
+            continue
+        ours = folder(place) / value
+        if ours.is_file() and len(Path(value).parts) == 1:
+            arguments[key] = str(ours)
+
+
+def problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values of our keys, one sentence each."""
+    found = []
+    for term in TERMS:
+        value = values[term]
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            found.append(f"{term}: must be a finite number >= 0, got {value!r} (0 switches the term off).")
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            found.append(f"{key}: must be one of {', '.join(choices)}, got {values[key]!r}.")
+    teacher = values["teacher"]
+    if teacher is None or teacher == "":
+        found.append(
+            "teacher: missing; give teacher=FILE.pt, a larger detector trained on the same classes "
+            "(to train without a teacher, use Ultralytics' own 'yolo train')."
+        )
+    elif not isinstance(teacher, (str, Path)):
+        found.append(f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first.")
+    return found
+
+
+def build(values: Mapping[str, Any]) -> Config:
+    """Checked settings from a mapping that holds at least our keys.
+
+    Raises:
+        ConfigError: If anything is wrong, naming all of it.
+    """
+    if found := problems(values):
+        raise ConfigError(found)
+    return Config(
+        teacher=str(values["teacher"]),
+        balance=values["balance"],
+        variant=values["variant"],
+        graph=values["graph"],
+        **{term: float(values[term]) for term in TERMS},
+    )

@@ -1,0 +1,189 @@
+"""CRD: cross-response distillation.
+
+The student's own head is torn between labels and teacher where the two disagree. So its activations also run through the
+rest of the frozen teacher's head, and what comes out there is compared with what the teacher says.
+
+Source: Wang et al., "CrossKD: cross-head knowledge distillation for object detection", CVPR 2024, as used by Wen et al.,
+Computers in Industry 166 (2025) 104252; class loss after Li et al. (quality focal loss), NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Response(NamedTuple):
+    """What one branch of a head says on one level, and the tower activations it says it from.
+
+    Shapes:
+        boxes: ``(N, 4 R, H, W)``, R logits of a distance per side, or the distance itself in strides where R = 1.
+        scores: ``(N, classes, H, W)`` logits.
+        box_features, class_features: ``(N, C, H, W)`` after the tower's first stage.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    box_features: Tensor
+    class_features: Tensor
+
+
+class Tails(NamedTuple):
+    """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out."""
+
+    box: Callable[[Tensor], Tensor]
+    score: Callable[[Tensor], Tensor]
+
+
+class CRD(nn.Module):
+    """Class and box responses of one head branch against the teacher's, over all levels.
+
+    Two student responses are compared: the cross response, through the teacher's head, and the student's own.
+
+        class  = sum |sig(p) - sig(t)| BCE(p, sig(t)) / max(sum_i w_i, 1)
+        box    = sum_i w_i D_i / max(sum_i w_i, 1),         w_i = the teacher's best class probability at location i
+        loss   = class(cross) + box(cross) + class(own) + box(own)
+
+    ``D`` is the KL divergence of the distance distributions (mean over the four sides) for heads with DFL, and 1 - GIoU of
+    the decoded boxes for heads without. The own response teaches the layers of the student's head which the detour leaves out.
+
+    Args:
+        widths: Per level, (student, teacher) width of the box tower and of the class tower.
+        variant: ``default``, or ``paper``: the cross response only, and sums over the number of positives.
+
+    Shapes:
+        output ``()``, float32.
+    Units:
+        Loss per confident location; free of image size, batch and number of levels.
+    """
+
+    def __init__(
+        self, widths: Sequence[tuple[tuple[int, int], tuple[int, int]]], variant: str = "default"
+    ) -> None:
+        super().__init__()
+        self.box_adapters = nn.ModuleList(adapter(*box) for box, _ in widths)
+        self.class_adapters = nn.ModuleList(adapter(*score) for _, score in widths)
+        self.variant = variant
+
+    def forward(
+        self,
+        *,
+        student: Sequence[Response],
+        teacher: Sequence[Response],
+        tails: Sequence[Tails],
+        positives: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the sum of :meth:`terms`.
+
+        Args:
+            student, teacher: One response per level, in the same order.
+            tails: The rest of the teacher's head, per level.
+            positives: Number of locations assigned to a defect, ``()``; the paper's divisor, needed by ``variant=paper``.
+        """
+        return torch.stack(
+            list(self.terms(student=student, teacher=teacher, tails=tails, positives=positives).values())
+        ).sum()
+
+    def terms(
+        self,
+        *,
+        student: Sequence[Response],
+        teacher: Sequence[Response],
+        tails: Sequence[Tails],
+        positives: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns the parts, ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
+        target_scores = torch.cat([_flat(t.scores) for t in teacher], dim=2).detach()
+        target_boxes = torch.cat([_flat(t.boxes) for t in teacher], dim=2).detach()
+        confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
+        divisor = confidence.sum().clamp(min=1) if positives is None else positives.float().clamp(min=1)
+        cross_scores, cross_boxes = [], []
+        for level, (s, t, tail) in enumerate(zip(student, teacher, tails, strict=True)):
+            scores = renormalise(self.class_adapters[level](s.class_features), t.class_features)
+            boxes = renormalise(self.box_adapters[level](s.box_features), t.box_features)
+            cross_scores.append(_flat(tail.score(scores)))
+            cross_boxes.append(_flat(tail.box(boxes)))
+        responses = {"cross": (cross_scores, cross_boxes)}
+        if self.variant != "paper":
+            responses["own"] = [_flat(s.scores) for s in student], [_flat(s.boxes) for s in student]
+        terms = {}
+        for name, (scores, boxes) in responses.items():
+            terms[f"{name}_class"] = quality_focal(torch.cat(scores, dim=2), target_scores) / divisor
+            distance = box_distance(torch.cat(boxes, dim=2), target_boxes)
+            terms[f"{name}_box"] = (distance * confidence).sum() / divisor
+        return terms
+
+
+def adapter(student: int, teacher: int, bias: bool = False) -> nn.Module:
+    """1x1 convolution from the student's width to the teacher's; nothing where they are equal.
+
+    Without a bias where what follows removes the mean of every channel.
+    """
+    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=bias)
+
+
+def renormalise(student: Tensor, teacher: Tensor) -> Tensor:
+    """Brings each channel from the student's mean and deviation to the teacher's, over batch and space.
+
+    ``(s - mean(s)) / (std(s) + 1e-6) * std(t) + mean(t)``, unbiased deviations, ``(N, C, H, W)``, computed in float32.
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    # One value per channel has no deviation: the biased zero stands in for the undefined unbiased one.
+    correction = int(student.numel() // max(student.shape[1], 1) > 1)
+    deviation, mean = _std_mean(student, correction)
+    to_deviation, to_mean = _std_mean(teacher, correction)
+    return (student - mean) / (deviation + 1e-6) * to_deviation + to_mean
+
+
+def _std_mean(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
+    """Deviation and mean per channel. The tiny floor keeps the gradient of a root finite on a constant channel."""
+    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=correction, keepdim=True)
+    return (variance + 1e-12).sqrt(), mean
+
+
+def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """``sum |sig(p) - sig(t)| BCE(p, sig(t))``: the larger the disagreement, the more a score counts; 0 where they agree."""
+    target = teacher_logits.detach().float().sigmoid()
+    logits = logits.float()
+    disagreement = (logits.sigmoid() - target).abs()
+    return (disagreement * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
+
+
+def box_distance(boxes: Tensor, teacher: Tensor) -> Tensor:
+    """Distance of two box responses per location, ``(N, 4 R, A)`` -> ``(N, A)``, 0 where they are equal.
+
+    R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)). R = 1: 1 - GIoU of the boxes that the four
+    distances span around their location (Rezatofighi et al., CVPR 2019).
+    """
+    boxes, teacher = boxes.float(), teacher.detach().float()
+    if boxes.shape[1] > 4:
+        log_p = boxes.unflatten(1, (4, -1)).log_softmax(dim=2)
+        log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
+        return (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
+    return 1 - _giou(boxes, teacher)
+
+
+def _giou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU of boxes around the same point, given as left, top, right, bottom distances ``(N, 4, A)`` -> ``(N, A)``.
+
+    torchvision's loss picks overlapping boxes by a boolean index, which waits for the device; this one does not.
+    """
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    inner_w, inner_h = (low[:, :2] + low[:, 2:]).clamp(min=0).unbind(1)
+    outer_w, outer_h = (high[:, :2] + high[:, 2:]).clamp(min=0).unbind(1)
+    overlap = inner_w * inner_h
+    union = _area(a) + _area(b) - overlap
+    hull = outer_w * outer_h
+    return (overlap + 1e-7) / (union + 1e-7) - (hull - union) / (hull + 1e-7)
+
+
+def _area(sides: Tensor) -> Tensor:
+    return (sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1)
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(2).float()

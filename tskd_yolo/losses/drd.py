@@ -1,0 +1,131 @@
+"""DRD: dual-relation distillation.
+
+A defect is known by what stands around it. Two graphs say how: one over the pixels of a feature map, one over the
+annotated instances of an image. The student learns to give the same answers as the teacher.
+
+Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
+Computers in Industry 166 (2025) 104252; graph reasoning after Chen et al. (GloRe), CVPR 2019.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tskd_yolo.losses.graph import GraphUnit, neighbours
+from tskd_yolo.losses.regions import Boxes, channel_attention, crops, spatial_attention, standardise
+
+NODES, STATES, CROP, INSTANCES = 32, 64, 3, 512
+"""Graph nodes, node width, cells per side of an instance, and most instances of a batch that are compared."""
+
+
+class DRD(nn.Module):
+    """Pixel and instance relation of one level.
+
+        loss = mean (s(Y_pixel(S)) - s(Y_pixel(T)))^2 + mean (s(Y_instance(S)) - s(Y_instance(T)))^2
+
+    with ``s`` the standardisation of every state channel and ``Y`` the answers of one graph unit, shared by both networks.
+    Instances are RoIAlign crops of the unit's states (all channels take part), the nodes of a graph per image; with more
+    than 512 in a batch an even share of them is compared. No instance in the batch: that part is 0, with a gradient of 0.
+
+    Args:
+        channels: Width C of the maps (the teacher's; the student comes through its adapter).
+        trained: Whether the graph unit learns to redraw the teacher's map, or stays as it was drawn.
+
+    Shapes:
+        student, teacher: ``(N, C, H, W)``; output ``()``, float32.
+    Units:
+        2 (1 - correlation) per part: 0 for identical maps, about 2 for unrelated ones, at any width, size or batch.
+    """
+
+    def __init__(self, channels: int, trained: bool = False) -> None:
+        super().__init__()
+        self.unit = GraphUnit(channels, nodes=min(NODES, channels), states=min(STATES, channels), trained=trained)
+        self.trained = trained
+
+    def forward(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
+        """Returns the sum of :meth:`terms`; a trained unit also receives its own gradient, without changing the value."""
+        terms = self.terms(student=student, teacher=teacher, boxes=boxes)
+        total = terms["pixel"] + terms["instance"]
+        if self.trained:
+            own = self.unit.reconstruction(standardise(teacher.detach().float()))
+            total = total + (own - own.detach())
+        return total
+
+    def terms(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> dict[str, Tensor]:
+        """Returns the parts ``pixel`` and ``instance``."""
+        student, teacher = standardise(student.float()), standardise(teacher.detach().float())
+        states = self.unit.states(student), self.unit.states(teacher)
+        pixel = F.mse_loss(
+            standardise(self.unit.relation(student, states[0])), standardise(self.unit.relation(teacher, states[1]))
+        )
+        return {"pixel": pixel, "instance": self._instance(*states, boxes)}
+
+    def _instance(self, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
+        if len(boxes.xyxy) == 0:
+            return student.sum() * 0.0
+        boxes = sample(boxes, INSTANCES)
+        # RoIAlign is linear in the features, so cutting states out is cutting all channels out and projecting then.
+        both = crops(torch.cat((student, teacher), dim=1), boxes, CROP).flatten(2)  # (K, 2S, cells)
+        answers = [
+            standardise(self.unit.reason(nodes + neighbours(nodes, boxes.image))) for nodes in both.chunk(2, dim=1)
+        ]
+        return F.mse_loss(*answers)
+
+
+def sample(boxes: Boxes, most: int) -> Boxes:
+    """An even share of at most ``most`` boxes, drawn by position: no random number is used, no device is asked."""
+    if len(boxes.xyxy) <= most:
+        return boxes
+    keep = torch.linspace(0, len(boxes.xyxy) - 1, most, device=boxes.xyxy.device).long()
+    return boxes._replace(xyxy=boxes.xyxy[keep], image=boxes.image[keep])
+
+
+# The paper's form -----------------------------------------------------------------------------------------------------
+
+
+def paper_unit(channels: int) -> GraphUnit:
+    """The release's unit for maps of C channels: ``C // 2`` nodes of ``2 (C // 2)`` states, weights as they are drawn."""
+    nodes = channels // 2
+    return GraphUnit(channels, nodes=nodes, states=2 * nodes)
+
+
+def paper_instances(features: Tensor, boxes: Boxes) -> Tensor:
+    """The release's instances: the channel mean of the attended map, cut to 6x6 per box, ``(K, 6, 6)``."""
+    attended = features * spatial_attention(features).unsqueeze(1) * channel_attention(features)[..., None, None]
+    return crops(attended.mean(dim=1, keepdim=True), boxes, 6).squeeze(1)
+
+
+def paper_pixel_relation(*, student: Tensor, teacher: Tensor, unit: GraphUnit) -> Tensor:
+    """``L_pix``: mean squared difference of the unit's outputs, each with its own batch statistics."""
+    return F.mse_loss(unit(student), unit(teacher))
+
+
+def paper_instance_relation(*, student: Tensor, teacher: Tensor, unit: GraphUnit) -> Tensor:
+    """``L_ins``: the K crops ``(K, 6, 6)`` as the K channels of one map, through a unit of that width."""
+    return F.mse_loss(unit(student.unsqueeze(0)), unit(teacher.unsqueeze(0)))
+
+
+class PaperDRD(nn.Module):
+    """DRD as the release defines it, for comparison: ``alpha (L_pix + L_ins)`` with alpha = 5e-4.
+
+    The pixel unit is drawn once and fixed. The instance unit is as wide as the batch has boxes, so it is drawn anew for
+    every batch, as in the release; with fewer than two boxes in the batch the instance term is 0.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.unit = paper_unit(channels)
+
+    def forward(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
+        """``(N, C, H, W)`` maps -> scalar."""
+        student, teacher = student.float(), teacher.detach().float()
+        total = paper_pixel_relation(student=student, teacher=teacher, unit=self.unit)
+        if len(boxes.xyxy) >= 2:
+            with torch.random.fork_rng(devices=[]):
+                unit = paper_unit(len(boxes.xyxy)).to(student.device)
+            total = total + paper_instance_relation(
+                student=paper_instances(student, boxes), teacher=paper_instances(teacher, boxes), unit=unit
+            )
+        return 5e-4 * total

@@ -1,0 +1,115 @@
+"""Where a loss looks: attention of a feature map, foreground and background of annotated boxes, regions cut out.
+
+Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
+Computers in Industry 166 (2025) 104252, hybrid attention and decoupled masks.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+TEMPERATURE = 0.5
+"""Temperature of both attentions in the paper."""
+
+_CHUNK = 1 << 24
+"""Largest boxes x cells table held at once, in elements."""
+
+
+class Boxes(NamedTuple):
+    """The annotated boxes of a batch.
+
+    Shapes:
+        xyxy: ``(K, 4)`` corners in pixels of the tensor the network sees.
+        image: ``(K,)`` which image of the batch a box belongs to.
+    Units:
+        images: number of images in the batch; size: (height, width) of the network's input in pixels.
+    """
+
+    xyxy: Tensor
+    image: Tensor
+    images: int
+    size: tuple[int, int]
+
+
+class Masks(NamedTuple):
+    """Foreground and background weights of every cell, both ``(N, H, W)``."""
+
+    foreground: Tensor
+    background: Tensor
+
+
+def spatial_attention(features: Tensor) -> Tensor:
+    """Where a map is active: ``HW * softmax_HW(mean_C |F| / 0.5)``; ``(N, C, H, W)`` -> ``(N, H, W)`` with mean 1."""
+    n, _, h, w = features.shape
+    energy = features.abs().mean(dim=1).flatten(1) / TEMPERATURE
+    return (h * w * energy.softmax(dim=1)).view(n, h, w)
+
+
+def channel_attention(features: Tensor) -> Tensor:
+    """Which channels are active: ``C * softmax_C(mean_HW |F| / 0.5)``; ``(N, C, H, W)`` -> ``(N, C)`` with mean 1."""
+    energy = features.abs().mean(dim=(2, 3)) / TEMPERATURE
+    return features.shape[1] * energy.softmax(dim=1)
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Brings every channel (dimension 1) to mean 0 and variance 1 over all other dimensions.
+
+    After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a network's
+    features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson correlation
+    coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being blown up to noise.
+    """
+    dims = [d for d in range(x.dim()) if d != 1]
+    variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
+    # The floor is relative, so that scaling a whole map changes nothing.
+    return (x - mean) * (variance + 0.01 * variance.mean() + 1e-12).rsqrt()
+
+
+def cells(boxes: Boxes, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """First and last cell (inclusive) a box covers on a grid: x1, y1, x2, y2, each ``(K,)`` float, not yet cut to the grid.
+
+    ``x1 = floor(x_min W / w_img)``, ``x2 = ceil(x_max W / w_img)``, the same in y.
+    """
+    x1, y1, x2, y2 = boxes.xyxy.float().unbind(1)
+    sx, sy = width / boxes.size[1], height / boxes.size[0]
+    return (x1 * sx).floor(), (y1 * sy).floor(), (x2 * sx).ceil(), (y2 * sy).ceil()
+
+
+def masks(boxes: Boxes, height: int, width: int) -> Masks:
+    """Foreground and background weights on a grid, so that small and large defects weigh the same.
+
+    A box gives each cell it covers ``1 / ((x2 + 1 - x1)(y2 + 1 - y1))``; where boxes overlap the largest weight, that of the
+    smallest box, stands. Background is every cell without foreground, divided by their number per image (0 where there is
+    none). Boxes are handled in slices of a fixed size: there is no loop over boxes, and no host synchronisation.
+    """
+    x1, y1, x2, y2 = (edge.unsqueeze(1) for edge in cells(boxes, height, width))
+    weight = ((x2 + 1 - x1) * (y2 + 1 - y1)).clamp(min=1).reciprocal()  # (K, 1)
+    ys = torch.arange(height, device=weight.device)
+    xs = torch.arange(width, device=weight.device)
+    rows = (ys >= y1) & (ys <= y2)  # (K, H)
+    columns = (xs >= x1) & (xs <= x2)  # (K, W)
+    flat = weight.new_zeros(boxes.images, height * width)
+    step = max(_CHUNK // (height * width), 1)
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        covered = (rows[part].unsqueeze(2) & columns[part].unsqueeze(1)).flatten(1)  # (K', HW)
+        image = boxes.image[part].long().unsqueeze(1).expand_as(covered)
+        flat = flat.scatter_reduce(0, image, covered * weight[part], reduce="amax")
+    foreground = flat.view(boxes.images, height, width)
+    background = (foreground == 0).float()
+    return Masks(foreground, background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1))
+
+
+def crops(features: Tensor, boxes: Boxes, output: int) -> Tensor:
+    """Cuts every box out of a level by RoIAlign, all boxes in one call: ``(N, C, H, W)`` -> ``(K, C, output, output)``.
+
+    Corners are the cells a box covers, ``(x1, y1, x2 + 1, y2 + 1)``, also where they reach beyond the grid; sampling ratio 2, not
+    aligned.
+    """
+    height, width = features.shape[2:]
+    x1, y1, x2, y2 = cells(boxes, height, width)
+    rois = torch.stack((boxes.image.to(x1), x1, y1, x2 + 1, y2 + 1), dim=1)
+    return roi_align(features, rois, output_size=output, sampling_ratio=2, aligned=False)
