@@ -3,9 +3,9 @@
     python benchmarks/screening.py teacher=neu_yolo11s_128.pt arms=plain,ultralytics,tskd seeds=0 \
         epochs=20 imgsz=128 batch=32 runs=runs/screening out=benchmarks/results/screening.json
 
-Every arm starts from the same random weights (the seed's), sees the same images in the same order and is judged on its last
-weights. Keys of tskd-yolo and of Ultralytics that are given besides (drd=0.5, ...) go to the tskd arm, and ``name=`` names it.
-A finished arm is not run again: delete its folder to repeat it.
+Every arm starts from the same random weights (the seed's), sees the same images in the same order and is judged on
+its last weights. Keys of tskd-yolo and of Ultralytics that are given besides (drd=0.5, ...) go to the tskd arm, and
+``name=`` names it. A finished arm is not run again: delete its folder to repeat it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> None:
         for arm in given.get("arms", "plain,ultralytics,tskd").strip("()").replace(" ", "").split(","):
             settings = extra if arm == "tskd" else {}
             name = given.get("name", arm) if arm == "tskd" else arm
-            rows.append(run(arm, name, int(seed), given["teacher"], given.get("model", "yolo11n.yaml"), common, settings, runs))
+            rows.append(
+                run(arm, name, int(seed), given["teacher"], given.get("model", "yolo11n.yaml"), common, settings, runs)
+            )
             print(table(rows), flush=True)
     if out := given.get("out"):
         report = {"command": "python benchmarks/screening.py " + public(arguments), **machine(), "rows": rows}
@@ -78,7 +80,9 @@ def run(
         "settings": settings,
         "mAP50": round(float(metrics.box.map50), 4),
         "mAP50-95": round(float(metrics.box.map), 4),
-        "mAP50_per_class": {names[int(c)]: round(float(v), 4) for c, v in zip(metrics.box.ap_class_index, metrics.box.ap50)},
+        "mAP50_per_class": {
+            names[int(c)]: round(float(v), 4) for c, v in zip(metrics.box.ap_class_index, metrics.box.ap50)
+        },
     }
     result.write_text(json.dumps(row), encoding="utf-8")
     return row
@@ -87,7 +91,9 @@ def run(
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = ["| arm | seed | mAP50 | mAP50-95 |", "|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {r['arm']} | {r['seed']} | {r['mAP50']:.3f} | {r['mAP50-95']:.3f} |" for r in rows)])
+    return "\n".join(
+        [*lines, *(f"| {r['arm']} | {r['seed']} | {r['mAP50']:.3f} | {r['mAP50-95']:.3f} |" for r in rows)]
+    )
 
 
 def public(arguments: list[str]) -> str:
@@ -103,7 +109,9 @@ def machine() -> dict[str, Any]:
         platform.processor(),
     )
     return {
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cpu}, {torch.get_num_threads()} threads",
+        "hardware": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{cpu}, {torch.get_num_threads()} threads",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

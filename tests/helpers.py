@@ -23,7 +23,9 @@ def tiny_data(folder: Path, train: int = 8, val: int = 4) -> Path:
     return file
 
 
-def make_detector(file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, train: bool = False) -> Path:
+def make_detector(
+    file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, train: bool = False
+) -> Path:
     """A detector checkpoint with random weights, as Ultralytics saves one."""
     from ultralytics.nn.tasks import DetectionModel
 

@@ -82,7 +82,9 @@ def test_every_checkpoint_loads_where_this_package_cannot_be_imported(finished, 
 
     running = {}
     trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), save_period=1))
-    trainer.add_callback("on_model_save", lambda t: running.update({f.name: f.read_bytes() for f in t.wdir.glob("*.pt")}))
+    trainer.add_callback(
+        "on_model_save", lambda t: running.update({f.name: f.read_bytes() for f in t.wdir.glob("*.pt")})
+    )
     trainer.train()
     assert {"last.pt", "best.pt", "epoch0.pt"} <= running.keys()
     files = [finished / "run" / "weights" / name for name in ("last.pt", "best.pt", "epoch0.pt", "epoch1.pt")]
@@ -127,7 +129,9 @@ def test_both_branches_of_a_dual_head_are_taught(tmp_path, data):
     ours = trained(tmp_path / "b", data, teacher=str(teacher), model="yolo26n.yaml", drd=0, ded=0, crd=1)
     before, after = (weights(t.last) for t in (stock, ours))
     for tower in ("cv2", "cv3", "one2one_cv2", "one2one_cv3"):
-        changed = [k for k in before if f".{tower}." in k and k.endswith("weight") and not torch.equal(before[k], after[k])]
+        changed = [
+            k for k in before if f".{tower}." in k and k.endswith("weight") and not torch.equal(before[k], after[k])
+        ]
         assert changed, tower
 
 

@@ -1,7 +1,7 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train`` is ours, ``voc`` and ``demo`` too; every other mode goes to Ultralytics' entry point, after names of our data sets
-were resolved.
+``train`` is ours, ``voc`` and ``demo`` too; every other mode goes to Ultralytics' entry point, after names of our
+data sets were resolved.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
 
-  tskd-yolo train data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100   distil; every Ultralytics argument works
-  tskd-yolo train resume model=runs/detect/train/weights/last.pt                    go on with an interrupted run
-  tskd-yolo val model=best.pt data=neu.yaml                                         Ultralytics' own, as are predict, export,
-  tskd-yolo predict model=best.pt source=images/                                    track, benchmark, settings and checks
-  tskd-yolo voc images=IMAGES annotations=ANNOTATIONS out=FOLDER [val=0.2] [skip]   Pascal VOC folder -> data set
-  tskd-yolo demo                                                                    the whole way on drawn images, in minutes
+  tskd-yolo train data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100
+      distil; every Ultralytics training argument works beside ours
+  tskd-yolo train resume model=runs/detect/train/weights/last.pt
+      go on with an interrupted run
+  tskd-yolo val model=best.pt data=neu.yaml
+  tskd-yolo predict model=best.pt source=images/
+      Ultralytics' own, as are export, track, benchmark, settings, checks and the rest
+  tskd-yolo voc images=IMAGES annotations=ANNOTATIONS out=FOLDER [val=0.2] [skip]
+      a Pascal VOC folder becomes a data set; skip leaves bad files out instead of stopping
+  tskd-yolo demo [out=runs/demo] [seed=0]
+      the whole way on drawn images, in minutes
   tskd-yolo help | version
 
 Our arguments, with their defaults:
@@ -48,11 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 1
 
 
-_OTHER_MODES = {"val", "predict", "export", "track", "benchmark", "settings", "checks", "cfg", "login", "logout", "solutions"}
+_OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg login logout solutions".split())
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """What a mistake in a user's files and folders raises before training; anything else is a fault and keeps its trace."""
+    """What a mistake in a user's files raises before training; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.voc import VocError
 
     return VocError, FileNotFoundError, _DataError

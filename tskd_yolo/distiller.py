@@ -15,9 +15,9 @@ from tskd_yolo.balance import Fixed
 from tskd_yolo.config import TERMS, Config
 from tskd_yolo.features import HeadReader, Level, strides, towers
 from tskd_yolo.losses import CRD, DED, DRD
+from tskd_yolo.losses.crd import adapter
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
-from tskd_yolo.losses.crd import adapter
 from tskd_yolo.losses.regions import Boxes, masks
 from tskd_yolo.teacher import Teacher
 
@@ -37,9 +37,9 @@ def undisturbed() -> Iterator[None]:
 class Distiller:
     """Compares a student with its teacher, on every level that both have.
 
-    It is armed before the student's forward pass (the teacher runs then, while no student graph holds memory), and asked for
-    its terms after it. Between the two it stands in for the student's criterion; at any other time the student is a plain
-    model. Everything that learns is in :attr:`learned`, and nothing of it in the student.
+    It is armed before the student's forward pass (the teacher runs then, while no student graph holds memory), and
+    asked for its terms after it. Between the two it stands in for the student's criterion; at any other time the
+    student is a plain model. Everything that learns is in :attr:`learned`, and nothing of it in the student.
 
     Args:
         student: The plain detector that is trained.
@@ -48,7 +48,7 @@ class Distiller:
         seed: Seed of the adapters' and graph units' first weights.
     """
 
-    def __init__(self, *, student: nn.Module, teacher: Teacher, config: Config, seed: int) -> None:
+    def __init__(self, *, student: Any, teacher: Teacher, config: Config, seed: int) -> None:
         self.teacher, self.config = teacher, config
         self.on = {term: weight for term, weight in config.weights.items() if weight > 0}
         self.balance = Fixed(self.on)
@@ -68,10 +68,10 @@ class Distiller:
         self._positives: list[Tensor] = []
         self._handles: list[Any] = []
 
-    def _modules(self, head: nn.Module) -> nn.ModuleDict:
+    def _modules(self, head: Any) -> Any:
         """Adapters and graph units, by term and level."""
         paper = self.config.variant == "paper"
-        modules = nn.ModuleDict()
+        modules: Any = nn.ModuleDict()
         if "drd" in self.on or "ded" in self.on:
             modules["neck"] = nn.ModuleDict({str(s): adapter(*pair, bias=paper) for s, pair in self.widths.items()})
         if "drd" in self.on:
@@ -82,20 +82,22 @@ class Distiller:
         if "ded" in self.on:
             modules["ded"] = PaperDED() if paper else DED()
         if "crd" in self.on:
-            modules["crd"] = nn.ModuleDict({b: CRD(self._tower_widths(head, b), self.config.variant) for b in self.branches})
+            modules["crd"] = nn.ModuleDict(
+                {b: CRD(self._tower_widths(head, b), self.config.variant) for b in self.branches}
+            )
         return modules
 
-    def _tower_widths(self, head: nn.Module, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    def _tower_widths(self, head: Any, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(student, teacher) width of the box and of the class tower, per level."""
         widths = []
         for stride in self.strides:
-            pairs = [_stage_widths(h, branch, stride) for h in (head, self.teacher.head)]
-            widths.append(tuple(zip(*pairs, strict=True)))
+            ours, theirs = (_stage_widths(h, branch, stride) for h in (head, self.teacher.head))
+            widths.append(((ours[0], theirs[0]), (ours[1], theirs[1])))
         return widths
 
     # One step ---------------------------------------------------------------------------------------------------------
 
-    def arm(self, student: nn.Module, images: Tensor) -> None:
+    def arm(self, student: Any, images: Tensor) -> None:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``."""
         self.disarm(student)
         self._target = self.teacher(images)
@@ -110,7 +112,7 @@ class Distiller:
         student.criterion = _Criterion(self, student)
 
     def _count_positives(self, criterion: Any) -> None:
-        """The paper divides by the locations assigned to a defect: taken from the detection loss, not computed again."""
+        """The paper divides by the locations assigned to a defect: the detection loss has assigned them already."""
         if assigner := getattr(criterion, "assigner", None):
 
             def hook(module: nn.Module, inputs: tuple, output: tuple) -> None:
@@ -118,7 +120,7 @@ class Distiller:
 
             self._handles.append(assigner.register_forward_hook(hook))
 
-    def disarm(self, student: nn.Module) -> None:
+    def disarm(self, student: Any) -> None:
         """Gives the student its own criterion back and lets go of everything that belongs to the batch."""
         if isinstance(getattr(student, "criterion", None), _Criterion):
             student.criterion = self._base
@@ -127,7 +129,7 @@ class Distiller:
         self.reader.disarm()
         self._target, self._positives, self._handles, self._base = {}, [], [], None
 
-    def loss(self, student: nn.Module, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, student: Any, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
         vector, items = self._base(predictions, batch)
         weighted = self.balance(self.terms(predictions, batch))
@@ -168,7 +170,7 @@ class Distiller:
         return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
 
     def _response_term(self, student: list[Level], teacher: list[Level]) -> Tensor:
-        """CRD: the sum over branches. The towers of a dual head share no weight, so neither branch dilutes the other."""
+        """CRD: the sum over branches. Towers of a dual head share no weight, so neither branch dilutes the other."""
         total = []
         for index, branch in enumerate(self.branches):
             total.append(
@@ -183,9 +185,9 @@ class Distiller:
 
 
 class _Criterion:
-    """Stands in for the student's criterion during one forward pass; any other question goes to the criterion itself."""
+    """Stands in for the student's criterion during one forward pass."""
 
-    def __init__(self, distiller: Distiller, student: nn.Module) -> None:
+    def __init__(self, distiller: Distiller, student: Any) -> None:
         self._distiller, self._student = distiller, student
 
     def __call__(self, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -201,18 +203,20 @@ def boxes_of(batch: dict[str, Tensor], *, images: int, size: tuple[int, int]) ->
     return Boxes(corners, batch["batch_idx"].view(-1), images, size)
 
 
-def _neck_width(head: nn.Module, stride: int) -> int:
+def _neck_width(head: Any, stride: int) -> int:
     """Channels of the features that come into a level of the head."""
     first = towers(head)[next(iter(towers(head)))][0][strides(head).index(stride)][0]
     return first.conv.in_channels
 
 
-def _stage_widths(head: nn.Module, branch: str, stride: int) -> tuple[int, int]:
+def _stage_widths(head: Any, branch: str, stride: int) -> tuple[int, int]:
     """Channels that come out of the first stage of the box and of the class tower on a level."""
     level = strides(head).index(stride)
-    widths = []
-    for tower in towers(head)[branch]:
-        stage = tower[level][0]
-        last = stage[-1] if isinstance(stage, nn.Sequential) else stage
-        widths.append(last.conv.out_channels)
-    return widths[0], widths[1]
+
+    def width(tower: Any) -> int:
+        stage: Any = tower[level][0]
+        last: Any = stage[-1] if isinstance(stage, nn.Sequential) else stage
+        return last.conv.out_channels
+
+    box, score = towers(head)[branch]
+    return width(box), width(score)

@@ -1,7 +1,7 @@
 """What one forward pass offers to learn from, per level and by name: the one place that knows the Detect head's dicts.
 
-A Detect head answers with ``{"boxes": (N, 4R, A), "scores": (N, classes, A), "feats": [level, ...]}``, all levels joined
-along A; a dual head (YOLO26) with one such dict per branch, ``one2many`` and ``one2one``.
+A Detect head answers with ``{"boxes": (N, 4R, A), "scores": (N, classes, A), "feats": [level, ...]}``, all levels
+joined along A; a dual head (YOLO26) with one such dict per branch, ``one2many`` and ``one2one``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Level(NamedTuple):
     responses: dict[str, Response]
 
 
-def towers(head: nn.Module) -> dict[str, tuple[nn.ModuleList, nn.ModuleList]]:
+def towers(head: Any) -> dict[str, tuple[Any, Any]]:
     """Box and class tower of each branch that the head has, one module per level in each."""
     names = {"one2many": ("cv2", "cv3"), "one2one": ("one2one_cv2", "one2one_cv3")}
     found = {}
@@ -33,7 +33,7 @@ def towers(head: nn.Module) -> dict[str, tuple[nn.ModuleList, nn.ModuleList]]:
     return found
 
 
-def strides(head: nn.Module) -> list[int]:
+def strides(head: Any) -> list[int]:
     """Stride of each level in pixels, in the head's own order."""
     return [int(s) for s in head.stride.tolist()]
 
@@ -48,7 +48,7 @@ class HeadReader:
         responses: Whether the head's responses are wanted, or the neck features only (which need no hook).
     """
 
-    def __init__(self, head: nn.Module, responses: bool) -> None:
+    def __init__(self, head: Any, responses: bool) -> None:
         self.towers = towers(head) if responses else {}
         self.strides = strides(head)
         self._activations: dict[tuple[str, int, int], Tensor] = {}
@@ -59,7 +59,7 @@ class HeadReader:
         self.disarm()
         for branch, pair in self.towers.items():
             for kind, tower in enumerate(pair):
-                for level, layers in enumerate(tower):
+                for level, layers in enumerate(tower.children()):
                     self._handles.append(layers[STAGE].register_forward_hook(self._keep((branch, kind, level))))
 
     def disarm(self) -> None:

@@ -23,7 +23,7 @@ from tskd_yolo.losses.crd import Tails
 FAMILIES = {"YOLOv8": "yolov8.yaml", "YOLO11": "yolo11.yaml", "YOLO12": "yolo12.yaml", "YOLO26": "yolo26.yaml"}
 
 
-def load(path: str | Path) -> DetectionModel:
+def load(path: str | Path) -> Any:
     """Loads a detector checkpoint as it was trained, on the CPU and in float32.
 
     An official name, such as ``yolo11l.pt``, is fetched as Ultralytics fetches ``model=``. Of an interrupted run of
@@ -37,7 +37,7 @@ def load(path: str | Path) -> DetectionModel:
         what = "is a folder" if path.is_dir() else "was not found"
         raise ConfigError([f"teacher: {path} {what}; give the .pt file of a trained detector."])
     try:
-        model = load_checkpoint(str(path))[0]
+        model: Any = load_checkpoint(str(path))[0]
     except Exception as error:  # unreadable files end in a dozen types of exception, each with its own first line
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -46,7 +46,7 @@ def load(path: str | Path) -> DetectionModel:
     if isinstance(model, DistillationModel):
         LOGGER.warning(f"teacher {path} is an interrupted run of distill_model=; its student is used.")
         model = model.student_model
-    if type(model) is not DetectionModel or not isinstance(model.model[-1], Detect):
+    if getattr(model, "__class__", None) is not DetectionModel or not isinstance(model.model[-1], Detect):
         found = f"{type(model).__name__} for '{getattr(model, 'task', 'unknown')}'"
         raise ConfigError([f"teacher: {path} holds a {found}; give a YOLOv8, 11, 12 or 26 detector."])
     return model
@@ -72,7 +72,7 @@ def _plain(name: Any) -> str:
     return str(name).strip().casefold()
 
 
-def mismatches(*, student_yaml: dict[str, Any], teacher: DetectionModel, names: dict[int, str]) -> list[str]:
+def mismatches(*, student_yaml: dict[str, Any], teacher: Any, names: dict[int, str]) -> list[str]:
     """Why this teacher cannot teach this student these classes, one sentence each; empty if it can."""
     found = []
     families = family(student_yaml), family(teacher.yaml)
@@ -109,7 +109,7 @@ class Teacher:
         responses: Whether the head's responses are wanted.
     """
 
-    def __init__(self, model: DetectionModel, *, like: nn.Module, names: dict[int, str], responses: bool) -> None:
+    def __init__(self, model: Any, *, like: nn.Module, names: dict[int, str], responses: bool) -> None:
         self.name = Path(getattr(model, "pt_path", None) or "teacher").name
         self.params, self.gflops = get_num_params(model), 0.0
         head = model.model[-1]
@@ -151,7 +151,7 @@ class Teacher:
         box, score = (tower[level][STAGE + 1 :] for tower in towers(self.head)[branch])
         return Tails(box, score)
 
-    def detector(self) -> DetectionModel:
+    def detector(self) -> Any:
         """A copy that decodes its boxes, for validation."""
         return deepcopy(self.model).float().eval()
 
@@ -160,7 +160,7 @@ class Teacher:
         self.gflops = get_flops(self.detector(), imgsz)
 
 
-def _reorder(model: DetectionModel, names: dict[int, str]) -> bool:
+def _reorder(model: Any, names: dict[int, str]) -> bool:
     """Brings the teacher's class outputs into the order of ``names``, once, by its last convolutions' rows."""
     place = {_plain(name): index for index, name in model.names.items()}
     order = [place[_plain(name)] for _, name in sorted(names.items())]

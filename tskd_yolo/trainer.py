@@ -29,7 +29,7 @@ SIDE_FILE = "tskd_last.pt"
 """What a run needs beside last.pt to go on: adapters and graph units, tensors only."""
 
 _REFUSED = {
-    "distill_model": "distill_model: Ultralytics' built-in distillation and teacher= exclude each other; drop one of them.",
+    "distill_model": "distill_model: Ultralytics' built-in distillation and teacher= exclude each other; drop one.",
     "compile": "compile: not supported while distilling; leave it off.",
 }
 
@@ -37,15 +37,16 @@ _REFUSED = {
 class DistillationMixin:
     """Adds a teacher to an Ultralytics trainer.
 
-    The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass of the
-    student the teacher sees the same images, and for this one pass the student's criterion is ours.
+    The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass
+    of the student the teacher sees the same images, and for this one pass the student's criterion is ours.
 
     Args:
         cfg, overrides, _callbacks: As Ultralytics' trainers take them.
         **arguments: Any Ultralytics argument and the keys of ``cfg/default.yaml``, e.g. ``teacher="teacher.pt"``.
 
     Raises:
-        ConfigError: If settings, teacher, student and data do not fit, naming every mistake, before anything is written.
+        ConfigError: If settings, teacher, student and data do not fit, naming every mistake, before anything is
+        written.
     """
 
     # What the engine's trainer brings; declared for readers and type checkers.
@@ -80,7 +81,7 @@ class DistillationMixin:
         if any(config.build(vars(self.args)).weights.values()):
             self._teacher = teacher.load(self.args.teacher)
 
-    # Before the first step ----------------------------------------------------------------------------------------------
+    # Before the first step --------------------------------------------------------------------------------------------
 
     def set_model_attributes(self) -> None:
         """Builds teacher, adapters and losses: the student is on its device, and nothing wraps it yet."""
@@ -101,7 +102,7 @@ class DistillationMixin:
         if not learned:
             return super().build_optimizer(model, *args, **kwargs)  # type: ignore[misc]
         together = nn.Module()
-        together.model = unwrap_model(model).model  # type: ignore[union-attr]
+        together.model = unwrap_model(model).model
         together.tskd = self.distiller.learned  # type: ignore[union-attr]
         optimizer = super().build_optimizer(together, *args, **kwargs)  # type: ignore[misc]
 
@@ -149,12 +150,15 @@ class DistillationMixin:
             f"{'student':10}{Path(str(self.args.model)).name:<28}{get_num_params(student):>12,}"
             f"{get_flops(student, self.args.imgsz):>9.1f}",
             "levels    " + "   ".join(_level_words(distiller, stride) for stride in distiller.strides),
-            "terms     " + "   ".join(f"{t} {w:g}" if w else f"{t} off" for t, w in self.config.weights.items())
+            "terms     "
+            + "   ".join(f"{t} {w:g}" if w else f"{t} off" for t, w in self.config.weights.items())
             + f"   (balance={self.config.balance} variant={self.config.variant} graph={self.config.graph})",
             f"adapters  {sum(p.numel() for p in trained):,} parameters, trained with the student and not part of it",
         ]
         if distiller.unpaired:
-            rows.append(f"unpaired  levels of stride {distiller.unpaired} exist in one network only and are not distilled")
+            rows.append(
+                f"unpaired  levels of stride {distiller.unpaired} exist in one network only and are not distilled"
+            )
         if frozen.reordered:
             rows.append("classes   the teacher's are in another order; they are matched by name")
         LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
@@ -172,10 +176,10 @@ class DistillationMixin:
         finally:
             self.args = mine
 
-    # Each step ----------------------------------------------------------------------------------------------------------
+    # Each step --------------------------------------------------------------------------------------------------------
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The last moment before the student's forward pass: the teacher runs on the images as the student will see them."""
+        """The last moment before the student's forward pass: the teacher sees the images that the student will see."""
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
         if self.distiller is not None:
             self.distiller.arm(unwrap_model(self.model), batch["img"])
@@ -194,7 +198,7 @@ class DistillationMixin:
     def _learned(self) -> list[nn.Parameter]:
         return list(self.distiller.learned.parameters()) if self.distiller is not None else []
 
-    # Records ------------------------------------------------------------------------------------------------------------
+    # Records ----------------------------------------------------------------------------------------------------------
 
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
         """Our terms exist in training only: a column of zeros under ``val/`` would say nothing."""
@@ -229,7 +233,7 @@ class DistillationMixin:
         self.distiller.learned.load_state_dict(state["learned"])
 
     def final_eval(self) -> None:
-        """After the engine has reduced its checkpoints to plain weights, nothing can be resumed and nothing is kept for it."""
+        """The engine reduces its checkpoints to plain weights: nothing can be resumed, nothing is kept for it."""
         super().final_eval()  # type: ignore[misc]
         if RANK in {-1, 0}:
             (self.wdir / SIDE_FILE).unlink(missing_ok=True)
@@ -258,8 +262,8 @@ def _level_words(distiller: Distiller, stride: int) -> str:
 def _checked(base: dict[str, Any], overrides: dict[str, Any]) -> DetectionModel | None:
     """Loads the teacher and checks that settings, teacher, student and data fit, before anything is written.
 
-    Puts the teacher's absolute path into ``overrides``, so that the run can be resumed from anywhere. Returns the teacher,
-    or None where nothing is distilled.
+    Puts the teacher's absolute path into ``overrides``, so that the run can be resumed from anywhere. Returns the
+    teacher, or None where nothing is distilled.
     """
     args = get_cfg(base, overrides)
     found = config.problems(vars(args))

@@ -1,10 +1,10 @@
 """CRD: cross-response distillation.
 
-The student's own head is torn between labels and teacher where the two disagree. So its activations also run through the
-rest of the frozen teacher's head, and what comes out there is compared with what the teacher says.
+The student's own head is torn between labels and teacher where the two disagree. So its activations also run through
+the rest of the frozen teacher's head, and what comes out there is compared with what the teacher says.
 
-Source: Wang et al., "CrossKD: cross-head knowledge distillation for object detection", CVPR 2024, as used by Wen et al.,
-Computers in Industry 166 (2025) 104252; class loss after Li et al. (quality focal loss), NeurIPS 2020.
+Source: Wang et al., "CrossKD: cross-head knowledge distillation for object detection", CVPR 2024, as used by Wen et
+al., Computers in Industry 166 (2025) 104252; class loss after Li et al. (quality focal loss), NeurIPS 2020.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class CRD(nn.Module):
         box    = sum_i w_i D_i / max(sum_i w_i, 1),         w_i = the teacher's best class probability at location i
         loss   = class(cross) + box(cross) + class(own) + box(own)
 
-    ``D`` is the KL divergence of the distance distributions (mean over the four sides) for heads with DFL, and 1 - GIoU of
-    the decoded boxes for heads without. The own response teaches the layers of the student's head which the detour leaves out.
+    ``D`` is the KL divergence of the distance distributions (mean over the four sides) for heads with DFL, and 1 -
+    GIoU of the decoded boxes for heads without. The own response teaches the layers of the student's head which the
+    detour leaves out.
 
     Args:
         widths: Per level, (student, teacher) width of the box tower and of the class tower.
@@ -61,9 +62,7 @@ class CRD(nn.Module):
         Loss per confident location; free of image size, batch and number of levels.
     """
 
-    def __init__(
-        self, widths: Sequence[tuple[tuple[int, int], tuple[int, int]]], variant: str = "default"
-    ) -> None:
+    def __init__(self, widths: Sequence[tuple[tuple[int, int], tuple[int, int]]], variant: str = "default") -> None:
         super().__init__()
         self.box_adapters = nn.ModuleList(adapter(*box) for box, _ in widths)
         self.class_adapters = nn.ModuleList(adapter(*score) for _, score in widths)
@@ -82,7 +81,8 @@ class CRD(nn.Module):
         Args:
             student, teacher: One response per level, in the same order.
             tails: The rest of the teacher's head, per level.
-            positives: Number of locations assigned to a defect, ``()``; the paper's divisor, needed by ``variant=paper``.
+            positives: Number of locations assigned to a defect, ``()``; the paper's divisor, needed by
+            ``variant=paper``.
         """
         return torch.stack(
             list(self.terms(student=student, teacher=teacher, tails=tails, positives=positives).values())
@@ -96,25 +96,24 @@ class CRD(nn.Module):
         tails: Sequence[Tails],
         positives: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Returns the parts, ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
+        """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
         target_scores = torch.cat([_flat(t.scores) for t in teacher], dim=2).detach()
         target_boxes = torch.cat([_flat(t.boxes) for t in teacher], dim=2).detach()
         confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
         divisor = confidence.sum().clamp(min=1) if positives is None else positives.float().clamp(min=1)
-        cross_scores, cross_boxes = [], []
+        cross: list[tuple[Tensor, Tensor]] = []
         for level, (s, t, tail) in enumerate(zip(student, teacher, tails, strict=True)):
             scores = renormalise(self.class_adapters[level](s.class_features), t.class_features)
             boxes = renormalise(self.box_adapters[level](s.box_features), t.box_features)
-            cross_scores.append(_flat(tail.score(scores)))
-            cross_boxes.append(_flat(tail.box(boxes)))
-        responses = {"cross": (cross_scores, cross_boxes)}
+            cross.append((tail.score(scores), tail.box(boxes)))
+        responses = {"cross": cross}
         if self.variant != "paper":
-            responses["own"] = [_flat(s.scores) for s in student], [_flat(s.boxes) for s in student]
+            responses["own"] = [(s.scores, s.boxes) for s in student]
         terms = {}
-        for name, (scores, boxes) in responses.items():
-            terms[f"{name}_class"] = quality_focal(torch.cat(scores, dim=2), target_scores) / divisor
-            distance = box_distance(torch.cat(boxes, dim=2), target_boxes)
-            terms[f"{name}_box"] = (distance * confidence).sum() / divisor
+        for name, levels in responses.items():
+            all_scores, all_boxes = (torch.cat([_flat(x) for x in part], dim=2) for part in zip(*levels, strict=True))
+            terms[f"{name}_class"] = quality_focal(all_scores, target_scores) / divisor
+            terms[f"{name}_box"] = (box_distance(all_boxes, target_boxes) * confidence).sum() / divisor
         return terms
 
 
@@ -146,7 +145,7 @@ def _std_mean(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
 
 
 def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """``sum |sig(p) - sig(t)| BCE(p, sig(t))``: the larger the disagreement, the more a score counts; 0 where they agree."""
+    """``sum |sig(p) - sig(t)| BCE(p, sig(t))``: a score counts by its disagreement; 0 where the two agree."""
     target = teacher_logits.detach().float().sigmoid()
     logits = logits.float()
     disagreement = (logits.sigmoid() - target).abs()

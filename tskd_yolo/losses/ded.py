@@ -58,7 +58,7 @@ class PaperDED(nn.Module):
 
 
 def paper_terms(*, student: Tensor, teacher: Tensor, masks: Masks) -> dict[str, Tensor]:
-    """``L_fg``, ``L_bg`` = (1/N) sum M A_s(T) A_c(T) (S - T)^2 over C, H, W and the batch; ``L_se`` = (1 - SSIM) / 2."""
+    """``L_fg``, ``L_bg`` = (1/N) sum M A_s(T) A_c(T) (S - T)^2 over batch, C, H, W; ``L_se`` = (1 - SSIM) / 2."""
     attention = spatial_attention(teacher), channel_attention(teacher)
     error = attended_error(student=student, teacher=teacher, attention=attention) / max(len(teacher), 1)
     return {
@@ -90,8 +90,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """The Gaussian window as two banded matrices, one per axis: on small maps far cheaper than a depthwise convolution."""
-    return _band(x.shape[2], x) @ x @ _band(x.shape[3], x)
+    """The Gaussian window as a banded matrix per axis: on small maps far cheaper than a depthwise convolution.
+
+    Both products stand on the right, where they are one large product instead of one small one per channel.
+    """
+    columns = x @ _band(x.shape[3], x)
+    return (columns.transpose(2, 3) @ _band(x.shape[2], x)).transpose(2, 3)
 
 
 def _band(size: int, like: Tensor) -> Tensor:

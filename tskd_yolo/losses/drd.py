@@ -25,9 +25,10 @@ class DRD(nn.Module):
 
         loss = mean (s(Y_pixel(S)) - s(Y_pixel(T)))^2 + mean (s(Y_instance(S)) - s(Y_instance(T)))^2
 
-    with ``s`` the standardisation of every state channel and ``Y`` the answers of one graph unit, shared by both networks.
-    Instances are RoIAlign crops of the unit's states (all channels take part), the nodes of a graph per image; with more
-    than 512 in a batch an even share of them is compared. No instance in the batch: that part is 0, with a gradient of 0.
+    with ``s`` the standardisation of every state channel and ``Y`` the answers of one graph unit, shared by both
+    networks. Instances are RoIAlign crops of the unit's states (all channels take part), the nodes of a graph per
+    image; with more than 512 in a batch an even share of them is compared. No instance in the batch: that part is 0,
+    with a gradient of 0.
 
     Args:
         channels: Width C of the maps (the teacher's; the student comes through its adapter).
@@ -45,7 +46,7 @@ class DRD(nn.Module):
         self.trained = trained
 
     def forward(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
-        """Returns the sum of :meth:`terms`; a trained unit also receives its own gradient, without changing the value."""
+        """Returns the sum of :meth:`terms`; a trained unit gets its own gradient besides, the value is unchanged."""
         terms = self.terms(student=student, teacher=teacher, boxes=boxes)
         total = terms["pixel"] + terms["instance"]
         if self.trained:
@@ -68,10 +69,10 @@ class DRD(nn.Module):
         boxes = sample(boxes, INSTANCES)
         # RoIAlign is linear in the features, so cutting states out is cutting all channels out and projecting then.
         both = crops(torch.cat((student, teacher), dim=1), boxes, CROP).flatten(2)  # (K, 2S, cells)
-        answers = [
+        ours, theirs = (
             standardise(self.unit.reason(nodes + neighbours(nodes, boxes.image))) for nodes in both.chunk(2, dim=1)
-        ]
-        return F.mse_loss(*answers)
+        )
+        return F.mse_loss(ours, theirs)
 
 
 def sample(boxes: Boxes, most: int) -> Boxes:
@@ -86,7 +87,7 @@ def sample(boxes: Boxes, most: int) -> Boxes:
 
 
 def paper_unit(channels: int) -> GraphUnit:
-    """The release's unit for maps of C channels: ``C // 2`` nodes of ``2 (C // 2)`` states, weights as they are drawn."""
+    """The release's unit for maps of C channels: ``C // 2`` nodes of ``2 (C // 2)`` states, weights as drawn."""
     nodes = channels // 2
     return GraphUnit(channels, nodes=nodes, states=2 * nodes)
 

@@ -1,4 +1,4 @@
-"""Graph reasoning: a map is gathered into a few nodes, the nodes exchange what they know, and the result is spread back.
+"""Graph reasoning: a map is gathered into a few nodes, these exchange what they know, the result is spread back.
 
 Source: Chen et al., "Graph-based global reasoning networks" (GloRe), CVPR 2019, used by Wen et al., Computers in
 Industry 166 (2025) 104252 for dual-relation distillation.
@@ -25,7 +25,8 @@ class GraphUnit(nn.Module):
         trained: Whether the weights are parameters (see :meth:`reconstruction`), or drawn once and fixed (buffers).
 
     Shapes:
-        features ``(N, C, H, W)``; nodes ``(N, S, M)``; :meth:`relation` gives ``(N, S, H, W)``, :meth:`forward` ``(N, C, H, W)``.
+        features ``(N, C, H, W)``; nodes ``(N, S, M)``.
+        :meth:`relation` gives ``(N, S, H, W)``, :meth:`forward` ``(N, C, H, W)``.
     """
 
     def __init__(self, channels: int, nodes: int, states: int, trained: bool = False) -> None:
@@ -94,8 +95,8 @@ class GraphUnit(nn.Module):
     def reconstruction(self, features: Tensor) -> Tensor:
         """How badly the graph alone, without the input added, redraws a map: the objective of a trained unit, a scalar.
 
-        The unit learns from the teacher's map only, and the relation losses treat its weights as constants. So it cannot
-        lower those losses by collapsing: a unit that says the same of every map would redraw none of them.
+        The unit learns from the teacher's map only, and the relation losses treat its weights as constants. So it
+        cannot lower those losses by collapsing: a unit that says the same of every map would redraw none of them.
         """
         return F.mse_loss(self.extend(self.relation(features, learn=True), learn=True), features)
 

@@ -58,9 +58,10 @@ def channel_attention(features: Tensor) -> Tensor:
 def standardise(x: Tensor) -> Tensor:
     """Brings every channel (dimension 1) to mean 0 and variance 1 over all other dimensions.
 
-    After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a network's
-    features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson correlation
-    coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being blown up to noise.
+    After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a
+    network's features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson
+    correlation coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being blown up to
+    noise.
     """
     dims = [d for d in range(x.dim()) if d != 1]
     variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
@@ -69,7 +70,8 @@ def standardise(x: Tensor) -> Tensor:
 
 
 def cells(boxes: Boxes, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """First and last cell (inclusive) a box covers on a grid: x1, y1, x2, y2, each ``(K,)`` float, not yet cut to the grid.
+    """First and last cell (inclusive) a box covers on a grid: x1, y1, x2, y2, each ``(K,)`` float, not yet cut to the
+    grid.
 
     ``x1 = floor(x_min W / w_img)``, ``x2 = ceil(x_max W / w_img)``, the same in y.
     """
@@ -81,9 +83,10 @@ def cells(boxes: Boxes, height: int, width: int) -> tuple[Tensor, Tensor, Tensor
 def masks(boxes: Boxes, height: int, width: int) -> Masks:
     """Foreground and background weights on a grid, so that small and large defects weigh the same.
 
-    A box gives each cell it covers ``1 / ((x2 + 1 - x1)(y2 + 1 - y1))``; where boxes overlap the largest weight, that of the
-    smallest box, stands. Background is every cell without foreground, divided by their number per image (0 where there is
-    none). Boxes are handled in slices of a fixed size: there is no loop over boxes, and no host synchronisation.
+    A box gives each cell it covers ``1 / ((x2 + 1 - x1)(y2 + 1 - y1))``; where boxes overlap the largest weight, that
+    of the smallest box, stands. Background is every cell without foreground, divided by their number per image (0
+    where there is none). Boxes are handled in slices of a fixed size: there is no loop over boxes, and no host
+    synchronisation.
     """
     x1, y1, x2, y2 = (edge.unsqueeze(1) for edge in cells(boxes, height, width))
     weight = ((x2 + 1 - x1) * (y2 + 1 - y1)).clamp(min=1).reciprocal()  # (K, 1)
@@ -106,8 +109,8 @@ def masks(boxes: Boxes, height: int, width: int) -> Masks:
 def crops(features: Tensor, boxes: Boxes, output: int) -> Tensor:
     """Cuts every box out of a level by RoIAlign, all boxes in one call: ``(N, C, H, W)`` -> ``(K, C, output, output)``.
 
-    Corners are the cells a box covers, ``(x1, y1, x2 + 1, y2 + 1)``, also where they reach beyond the grid; sampling ratio 2, not
-    aligned.
+    Corners are the cells a box covers, ``(x1, y1, x2 + 1, y2 + 1)``, also where they reach beyond the grid; sampling
+    ratio 2, not aligned.
     """
     height, width = features.shape[2:]
     x1, y1, x2, y2 = cells(boxes, height, width)

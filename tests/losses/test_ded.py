@@ -1,0 +1,211 @@
+"""DED: foreground, background and structure, each felt on its own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.losses.test_drd import SIZE, NoHostSync, pair, random_boxes
+from tskd_yolo.losses.ded import DED, PaperDED, paper_terms, ssim
+from tskd_yolo.losses.regions import Boxes, Masks, channel_attention, masks, spatial_attention, standardise
+
+PARTS = "foreground", "background", "structure"
+
+
+def regions(count: int = 5, images: int = 2, grid: tuple[int, int] = (20, 20), seed: int = 0) -> Masks:
+    return masks(random_boxes(count, images, seed=seed), *grid)
+
+
+def test_the_loss_is_the_sum_of_its_unequal_parts():
+    maps, where = pair(), regions()
+    terms = DED().terms(**maps, masks=where)
+    assert tuple(terms) == PARTS
+    assert len({round(float(value), 4) for value in terms.values()}) == 3 and all(v > 0 for v in terms.values())
+    torch.testing.assert_close(DED()(**maps, masks=where), sum(terms.values()))
+
+
+def reference_terms(student: torch.Tensor, teacher: torch.Tensor, where: Masks) -> dict[str, float]:
+    """The formula of the docstring, cell by cell."""
+    spatial, channel = spatial_attention(teacher), channel_attention(teacher)
+    s, t = standardise(student), standardise(teacher)
+    found = {}
+    for name, mask in zip(("foreground", "background"), where):
+        total = 0.0
+        for n in range(len(t)):
+            for y in range(t.shape[2]):
+                for x in range(t.shape[3]):
+                    error = float((channel[n] * (s[n, :, y, x] - t[n, :, y, x]) ** 2).mean())
+                    total += float(mask[n, y, x] * spatial[n, y, x]) * error
+        found[name] = total / float(mask.sum())
+    return found
+
+
+def test_foreground_and_background_are_the_formula_cell_by_cell():
+    maps, where = pair(c=4, h=5, w=6), regions(grid=(5, 6), count=2)
+    terms = DED().terms(**maps, masks=where)
+    for name, value in reference_terms(maps["student"], maps["teacher"], where).items():
+        assert float(terms[name]) == pytest.approx(value, rel=1e-4)
+
+
+def test_an_error_inside_the_box_is_foreground_and_one_outside_is_background():
+    where = masks(Boxes(torch.tensor([[40.0, 40, 79, 79]]), torch.tensor([0]), 1, SIZE), 20, 20)
+    teacher = pair(n=1)["teacher"]
+    inside = where.foreground.gt(0).unsqueeze(1)
+    for own, other, region in (("foreground", "background", inside), ("background", "foreground", ~inside)):
+        noise = torch.randn_like(teacher) * region
+        terms = DED().terms(student=teacher + noise, teacher=teacher, masks=where)
+        assert terms[own] > 5 * terms[other]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_pulls_at_the_student_through_the_total(part):
+    maps, where = pair(), regions()
+    gradients = {}
+    for name in ("total", *PARTS):
+        student = maps["student"].clone().requires_grad_()
+        terms = DED().terms(student=student, teacher=maps["teacher"], masks=where)
+        (DED()(student=student, teacher=maps["teacher"], masks=where) if name == "total" else terms[name]).backward()
+        gradients[name] = student.grad
+    assert gradients[part].abs().sum() > 0
+    torch.testing.assert_close(gradients["total"], sum(gradients[p] for p in PARTS))
+
+
+def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there():
+    maps, where = pair(), regions()
+    values = []
+    for alpha in (0, 0.5, 0.9, 1):
+        student = torch.lerp(maps["student"], maps["teacher"], alpha)
+        values.append(DED().terms(student=student, teacher=maps["teacher"], masks=where))
+    for part in PARTS:
+        a, b, c, d = (float(v[part]) for v in values)
+        assert a > b > c > d
+        assert d == pytest.approx(0, abs=1e-6)
+
+
+def test_gradient_reaches_student_and_adapter_and_never_the_teacher():
+    adapter = torch.nn.Conv2d(8, 16, 1, bias=False)
+    student, teacher = torch.randn(2, 8, 20, 20, requires_grad=True), torch.randn(2, 16, 20, 20, requires_grad=True)
+    DED()(student=adapter(student), teacher=teacher, masks=regions()).backward()
+    assert student.grad.abs().sum() > 0 and adapter.weight.grad.abs().sum() > 0
+    assert teacher.grad is None
+
+
+def mean_loss(repeats: int = 3, count: int = 12, **shape: int) -> dict[str, float]:
+    values = []
+    for seed in range(repeats):
+        maps = pair(**shape, seed=seed)
+        values.append(DED().terms(**maps, masks=regions(count, len(maps["student"]), maps["student"].shape[2:], seed)))
+    return {part: float(torch.stack([v[part] for v in values]).mean()) for part in PARTS}
+
+
+@pytest.mark.parametrize("shape", [dict(c=64), dict(h=40, w=40), dict(n=8), dict(count=40)], ids=str)
+def test_unrelated_features_give_the_same_value_at_any_width_size_batch_and_number_of_boxes(shape):
+    base, other = mean_loss(), mean_loss(**shape)
+    for part in PARTS:
+        assert other[part] == pytest.approx(base[part], rel=0.1)
+    assert base["background"] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [1e-2, 300.0])
+def test_scaling_or_shifting_the_students_features_changes_nothing(factor):
+    maps, where = pair(), regions()
+    moved = maps["student"] * factor + factor * torch.randn(16).view(1, 16, 1, 1)
+    before, after = (DED().terms(student=s, teacher=maps["teacher"], masks=where) for s in (maps["student"], moved))
+    for part in PARTS:
+        assert float(after[part]) == pytest.approx(float(before[part]), rel=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0])
+def test_scaling_the_teachers_features_moves_only_where_it_looks(factor):
+    """Attention reads the teacher's own magnitudes, as in the paper; its mean stays 1, so the size of the loss does."""
+    maps, where = pair(), regions()
+    before = DED().terms(**maps, masks=where)
+    after = DED().terms(student=maps["student"], teacher=maps["teacher"] * factor, masks=where)
+    assert float(after["structure"]) == pytest.approx(float(before["structure"]), rel=1e-4)
+    assert after["background"] < 4 * before["background"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_half_precision_features_inside_autocast_do_not_overflow(dtype):
+    maps = {name: (value * 300).to(dtype) for name, value in pair().items()}
+    student = maps["student"].requires_grad_()
+    with torch.autocast("cpu", dtype):
+        value = DED()(student=student, teacher=maps["teacher"], masks=regions())
+    value.backward()
+    assert value.dtype == torch.float32 and value.isfinite() and student.grad.isfinite().all()
+
+
+def test_without_a_box_the_foreground_is_exactly_zero_with_a_zero_gradient():
+    maps = pair()
+    student = maps["student"].requires_grad_()
+    terms = DED().terms(student=student, teacher=maps["teacher"], masks=regions(count=0))
+    assert terms["foreground"] == 0 and terms["background"] > 0 and terms["structure"] > 0
+    terms["foreground"].backward(retain_graph=True)
+    assert torch.equal(student.grad, torch.zeros_like(student))
+    sum(terms.values()).backward()
+    assert student.grad.isfinite().all() and student.grad.any()
+
+
+def test_without_background_that_part_is_exactly_zero():
+    where = masks(Boxes(torch.tensor([[-9.0, -9, 400, 400]] * 2), torch.tensor([0, 1]), 2, SIZE), 20, 20)
+    terms = DED().terms(**pair(), masks=where)
+    assert terms["background"] == 0 and terms["foreground"] > 0
+
+
+def test_a_level_of_a_single_pixel_stays_finite():
+    maps = pair(n=1, h=1, w=1)
+    student = maps["student"].requires_grad_()
+    DED()(student=student, teacher=maps["teacher"], masks=regions(1, 1, (1, 1))).backward()
+    assert student.grad.isfinite().all()
+
+
+# Structure --------------------------------------------------------------------------------------------------------------
+
+
+def reference_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """An explicit 11x11 window in a depthwise convolution with zero padding."""
+    line = torch.tensor([math.exp(-((i - 5) ** 2) / (2 * 1.5**2)) for i in range(11)], dtype=a.dtype)
+    line = line / line.sum()
+    window = (line[:, None] * line[None, :]).expand(a.shape[1], 1, 11, 11)
+
+    def blur(x):
+        return F.conv2d(x, window, padding=5, groups=a.shape[1])
+
+    ma, mb = blur(a), blur(b)
+    va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+    c1, c2 = 0.01**2, 0.03**2
+    return ((2 * ma * mb + c1) * (2 * cov + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean()
+
+
+@pytest.mark.parametrize("grid", [(20, 26), (11, 11), (4, 3), (1, 1)])
+def test_ssim_is_what_an_explicit_window_gives(grid):
+    a, b = torch.randn(2, 3, *grid, dtype=torch.float64), torch.randn(2, 3, *grid, dtype=torch.float64)
+    b = 0.7 * a + 0.3 * b
+    torch.testing.assert_close(ssim(a, b), reference_ssim(a, b), rtol=1e-6, atol=1e-8)
+
+
+def test_ssim_is_one_for_identical_maps_and_symmetric_and_negative_for_inverted_contrast():
+    a, b = torch.randn(2, 3, 20, 20), torch.randn(2, 3, 20, 20)
+    assert float(ssim(a, a)) == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(ssim(a, b), ssim(b, a))
+    assert ssim(5 + a, 5 - a) < 0
+
+
+def test_the_papers_form_is_its_sums_with_alpha():
+    maps, where = pair(), regions()
+    terms = paper_terms(**maps, masks=where)
+    assert float(PaperDED()(**maps, masks=where)) == pytest.approx(5e-4 * float(sum(terms.values())), rel=1e-5)
+    twice = paper_terms(
+        **{k: torch.cat((v, v)) for k, v in maps.items()}, masks=Masks(*(torch.cat((m, m)) for m in where))
+    )
+    assert float(twice["background"]) == pytest.approx(float(terms["background"]), rel=1e-4)  # a mean over the batch
+
+
+def test_no_part_of_it_waits_for_the_device():
+    maps, boxes = pair(), random_boxes(30, 2)
+    student = maps["student"].requires_grad_()
+    with NoHostSync():
+        DED()(student=student, teacher=maps["teacher"], masks=masks(boxes, 20, 20)).backward()

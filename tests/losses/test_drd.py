@@ -1,0 +1,213 @@
+"""DRD: what its two parts feel, what they do not feel, and what happens where there is nothing to compare."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tskd_yolo.losses.drd import DRD, INSTANCES, PaperDRD, sample
+from tskd_yolo.losses.regions import Boxes
+
+SIZE = 160, 160
+
+
+class NoHostSync(TorchDispatchMode):
+    """Fails where the host would wait for the device: a value read, a size that depends on values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in {
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "is_nonzero",
+            "unique_dim",
+            "_unique2",
+        }, name
+        if name in {"index", "index_put", "index_put_", "_index_put_impl_"}:
+            assert not any(i is not None and i.dtype in {torch.bool, torch.uint8} for i in args[1]), name
+        return function(*args, **(kwargs or {}))
+
+
+def random_boxes(count: int, images: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Boxes:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 0.6
+    corners = torch.cat((corner, corner + 0.1 + 0.3 * torch.rand(count, 2, generator=generator)), dim=1)
+    height, width = size
+    return Boxes(corners * torch.tensor([width, height, width, height]), torch.arange(count) % images, images, size)
+
+
+def pair(n: int = 2, c: int = 16, h: int = 20, w: int = 20, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(n, c, h, w, generator=generator) for name in ("student", "teacher")}
+
+
+def test_the_loss_is_the_sum_of_its_unequal_parts():
+    loss, maps, boxes = DRD(16), pair(), random_boxes(5, 2)
+    terms = loss.terms(**maps, boxes=boxes)
+    assert terms.keys() == {"pixel", "instance"}
+    assert terms["pixel"] > 0 and terms["instance"] > 0 and terms["pixel"] != terms["instance"]
+    torch.testing.assert_close(loss(**maps, boxes=boxes), terms["pixel"] + terms["instance"])
+
+
+@pytest.mark.parametrize("part", ["pixel", "instance"])
+def test_each_part_pulls_at_the_student_through_the_total(part):
+    loss, maps, boxes = DRD(16), pair(), random_boxes(5, 2)
+    gradients = {}
+    for name in ("total", "pixel", "instance"):
+        student = maps["student"].clone().requires_grad_()
+        terms = loss.terms(student=student, teacher=maps["teacher"], boxes=boxes)
+        value = loss(student=student, teacher=maps["teacher"], boxes=boxes) if name == "total" else terms[name]
+        value.backward()
+        gradients[name] = student.grad
+    assert gradients[part].abs().sum() > 0
+    torch.testing.assert_close(gradients["total"], gradients["pixel"] + gradients["instance"])
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there(trained):
+    loss, maps, boxes = DRD(16, trained=trained), pair(), random_boxes(6, 2)
+    values = []
+    for alpha in (0, 0.5, 0.9, 1):
+        student = torch.lerp(maps["student"], maps["teacher"], alpha)
+        values.append(loss.terms(student=student, teacher=maps["teacher"], boxes=boxes))
+    for part in ("pixel", "instance"):
+        a, b, c, d = (float(v[part]) for v in values)
+        assert a > b > c > d
+        assert d == pytest.approx(0, abs=1e-6)
+
+
+def test_gradient_reaches_student_and_adapter_and_never_the_teacher():
+    adapter = torch.nn.Conv2d(8, 16, 1, bias=False)
+    student, teacher = torch.randn(2, 8, 10, 10, requires_grad=True), torch.randn(2, 16, 10, 10, requires_grad=True)
+    DRD(16)(student=adapter(student), teacher=teacher, boxes=random_boxes(4, 2)).backward()
+    assert student.grad.abs().sum() > 0 and adapter.weight.grad.abs().sum() > 0
+    assert teacher.grad is None
+
+
+def mean_loss(part: str, repeats: int = 4, count: int = 12, **shape: int) -> float:
+    values = []
+    for seed in range(repeats):
+        torch.manual_seed(seed)
+        loss, maps = DRD(shape.get("c", 16)), pair(**shape, seed=seed)
+        values.append(loss.terms(**maps, boxes=random_boxes(count, len(maps["student"]), seed=seed))[part])
+    return float(torch.stack(values).mean())
+
+
+@pytest.mark.parametrize("part", ["pixel", "instance"])
+@pytest.mark.parametrize("shape", [dict(c=64), dict(h=40, w=40), dict(n=8), dict(count=60)], ids=str)
+def test_unrelated_features_give_the_same_value_at_any_width_size_batch_and_number_of_boxes(part, shape):
+    base, other = mean_loss(part), mean_loss(part, **shape)
+    assert other == pytest.approx(base, rel=0.2)
+    assert 1 < base < 2.1  # 2 (1 - correlation), and the reasoning shares some of what both say of any map
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("factor", [1e-2, 300.0])
+def test_scaling_or_shifting_one_networks_features_changes_nothing(who, factor):
+    loss, maps, boxes = DRD(16), pair(), random_boxes(5, 2)
+    moved = {**maps, who: maps[who] * factor + factor * torch.randn(16).view(1, 16, 1, 1)}
+    for part, value in loss.terms(**maps, boxes=boxes).items():
+        assert float(loss.terms(**moved, boxes=boxes)[part]) == pytest.approx(float(value), rel=1e-3)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_half_precision_features_inside_autocast_do_not_overflow(dtype, trained):
+    maps = {name: (value * 300).to(dtype) for name, value in pair(h=40, w=40).items()}
+    student = maps["student"].requires_grad_()
+    with torch.autocast("cpu", dtype):
+        value = DRD(16, trained=trained)(student=student, teacher=maps["teacher"], boxes=random_boxes(4, 2))
+    value.backward()
+    assert value.dtype == torch.float32 and value.isfinite() and student.grad.isfinite().all()
+
+
+def test_without_a_box_the_instance_part_is_exactly_zero_with_a_zero_gradient():
+    loss, maps = DRD(16), pair()
+    student = maps["student"].requires_grad_()
+    terms = loss.terms(student=student, teacher=maps["teacher"], boxes=random_boxes(0, 2))
+    assert terms["instance"] == 0 and terms["pixel"] > 0
+    terms["instance"].backward(retain_graph=True)
+    assert torch.equal(student.grad, torch.zeros_like(student))
+    terms["pixel"].backward()
+    assert student.grad.isfinite().all() and student.grad.any()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_level_of_two_pixels_without_a_box_stays_finite(trained):
+    value = DRD(16, trained=trained)(**pair(n=1, h=1, w=2), boxes=random_boxes(0, 1))
+    assert value.isfinite()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_level_of_a_single_pixel_in_a_batch_of_one_stays_finite(trained):
+    """The last batch of an epoch may hold one image, and 32 pixels at stride 32 are one cell."""
+    maps = pair(n=1, h=1, w=1)
+    student = maps["student"].requires_grad_()
+    DRD(16, trained=trained)(student=student, teacher=maps["teacher"], boxes=random_boxes(1, 1)).backward()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_instance_per_image_is_compared_by_what_it_is(count):
+    loss, maps = DRD(16), pair()
+    student = maps["student"].requires_grad_()
+    value = loss.terms(student=student, teacher=maps["teacher"], boxes=random_boxes(count, 2))["instance"]
+    value.backward()
+    assert 0 < value < 4 and student.grad.isfinite().all() and student.grad.any()
+
+
+def test_the_instance_part_feels_the_other_instances_of_its_image():
+    """Moving one instance's box changes what its neighbour answers, so relations take part and not only contents."""
+    loss, maps, boxes = DRD(16), pair(), random_boxes(3, 1)
+    apart = boxes._replace(image=torch.tensor([0, 0, 1]), images=2)
+    together = boxes._replace(image=torch.tensor([0, 0, 0]), images=2)
+    same = {name: value[:1].expand(2, -1, -1, -1) for name, value in maps.items()}  # the crops are equal either way
+    values = [loss.terms(**same, boxes=b)["instance"] for b in (apart, together)]
+    assert not torch.isclose(*values)
+
+
+def test_more_than_512_instances_are_sampled_evenly_and_without_a_random_number():
+    boxes = random_boxes(1300, 4)
+    before = torch.get_rng_state()
+    kept = sample(boxes, INSTANCES)
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(kept.xyxy) == len(kept.image) == 512 and (kept.images, kept.size) == (4, SIZE)
+    place = [int((boxes.xyxy == row).all(1).nonzero()) for row in kept.xyxy]
+    assert place[0] == 0 and place[-1] == 1299 and len(set(place)) == 512 and place == sorted(place)
+    assert torch.equal(kept.image, boxes.image[place])
+    assert sample(kept, INSTANCES) is kept
+    value = DRD(16)(**pair(n=4), boxes=boxes)
+    assert value.isfinite()
+
+
+def test_no_part_of_it_waits_for_the_device():
+    loss, maps, boxes = DRD(16, trained=True), pair(), random_boxes(600, 2)
+    student = maps["student"].requires_grad_()
+    with NoHostSync():
+        loss(student=student, teacher=maps["teacher"], boxes=boxes).backward()
+    with pytest.raises(AssertionError), NoHostSync():
+        student.grad[student.grad > 0].sum()  # the test can fail
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_the_papers_form_has_no_instance_part_below_two_boxes_and_draws_no_random_number(count):
+    loss, maps = PaperDRD(16), pair()
+    alone = float(loss(**maps, boxes=random_boxes(0, 2)))
+    before = torch.get_rng_state()
+    student = maps["student"].requires_grad_()
+    value = loss(student=student, teacher=maps["teacher"], boxes=random_boxes(count, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    value.backward()
+    assert student.grad.isfinite().all() and student.grad.any()
+    assert (value.item() > alone) if count >= 2 else (value.item() == alone)
+
+
+def test_a_trained_unit_receives_its_own_gradient_without_changing_the_value():
+    loss, maps, boxes = DRD(16, trained=True), pair(), random_boxes(4, 2)
+    value = loss(**maps, boxes=boxes)
+    torch.testing.assert_close(value, sum(loss.terms(**maps, boxes=boxes).values()))
+    assert not list(DRD(16).parameters())
+    value.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())
