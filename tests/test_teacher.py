@@ -99,7 +99,7 @@ def test_it_runs_in_the_dtype_it_is_cast_to_whatever_the_images_are(files, stude
     assert next(teacher.detector().parameters()).dtype == torch.float32
 
 
-# Order of classes -------------------------------------------------------------------------------------------------------
+# Order of classes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["yolo11n.yaml", "yolo26n.yaml"])
@@ -138,7 +138,7 @@ def test_the_tails_make_the_teachers_own_answers_of_its_own_activations(kind, fi
                 torch.testing.assert_close(again, said, rtol=1e-3, atol=1e-3)
 
 
-# What may become a teacher ----------------------------------------------------------------------------------------------
+# What may become a teacher --------------------------------------------------------------------------------------------
 
 
 def problem(path: Path) -> str:

@@ -224,7 +224,7 @@ def test_no_part_of_it_waits_for_the_device():
             loss(**scene.said(student=student)).backward()
 
 
-# The functions ----------------------------------------------------------------------------------------------------------
+# The functions --------------------------------------------------------------------------------------------------------
 
 
 def test_quality_focal_of_two_scores_by_hand():

@@ -162,7 +162,7 @@ def test_a_level_of_a_single_pixel_stays_finite():
     assert student.grad.isfinite().all()
 
 
-# Structure --------------------------------------------------------------------------------------------------------------
+# Structure ------------------------------------------------------------------------------------------------------------
 
 
 def reference_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

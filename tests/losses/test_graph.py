@@ -11,15 +11,6 @@ from tskd_yolo.losses.graph import GraphUnit, neighbours
 from tskd_yolo.losses.regions import Boxes, standardise
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On toy tensors a second thread costs far more than it gives."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def reference_neighbours(nodes: torch.Tensor, image: list[int]) -> torch.Tensor:
     """One pair of instances at a time."""
     heard = torch.zeros_like(nodes)
@@ -121,7 +112,7 @@ def test_the_reconstruction_gradient_reaches_every_weight_of_a_trained_unit():
     assert all(p.grad.abs().sum() > 0 for name, p in unit.named_parameters() if name.endswith("weight"))
 
 
-# A trained unit cannot win by collapsing --------------------------------------------------------------------------------
+# A trained unit cannot win by collapsing ------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""One process of a distributed run on CPUs, for tests: the engine itself distributes over accelerators only.
+
+Started by torchrun with the run's arguments as JSON; writes what its rank holds at the end to ``rank<K>.pt``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tskd_yolo import Trainer
+
+
+class CpuParallel(torch.nn.parallel.DistributedDataParallel):
+    """The engine asks for the device of index None."""
+
+    def __init__(self, module: torch.nn.Module, device_ids: Any = None, **kwargs: Any) -> None:
+        super().__init__(module, **kwargs)
+
+
+class GlooTrainer(Trainer):
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.world_size = int(os.environ["WORLD_SIZE"])
+
+    def _setup_ddp(self) -> None:
+        dist.init_process_group("gloo")
+
+    def teacher_metrics(self, frozen: Any) -> dict[str, float]:
+        return {"metrics/mAP50(B)": 0.0, "metrics/mAP50-95(B)": 0.0}  # the engine's validator wants a CUDA device here
+
+    def final_eval(self) -> None:
+        pass
+
+
+def main() -> None:
+    arguments = json.loads(sys.argv[1])
+    torch.nn.parallel.DistributedDataParallel = CpuParallel  # type: ignore[misc]
+    trainer = GlooTrainer(**arguments)
+    terms: list[dict[str, float]] = []
+    trainer.add_callback("on_train_batch_end", lambda t: terms.append({k: float(v) for k, v in t.loss_items.items()}))
+    trainer.train()
+    rank = int(os.environ["RANK"])
+    state = {
+        "learned": trainer.distiller.learned.state_dict(),
+        "student": trainer.model.module.state_dict(),
+        "terms": terms,
+    }
+    torch.save(state, Path(arguments["project"]) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The command line, in process: every mistake is a sentence on standard error, and nothing is started."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+import tskd_yolo
+from tests.helpers import make_detector, tiny_data
+from tskd_yolo.cli import main, parse
+from tskd_yolo.config import DEFAULTS, ConfigError, folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("files")
+    make_detector(root / "teacher.pt")
+    make_detector(root / "few.pt", names=("a", "b"))
+    make_detector(root / "v8.pt", "yolov8s.yaml")
+    tiny_data(root, train=2, val=2)
+    return root
+
+
+@pytest.fixture
+def train(files, tmp_path, monkeypatch, capsys):
+    """Runs ``train`` with arguments, which must fail, and gives what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, **more: str) -> str:
+        base = dict(data=files / "tiny.yaml", model="yolo11n.yaml", teacher=files / "teacher.pt", epochs=1, imgsz=64)
+        values = {**base, "project": tmp_path / "runs", "device": "cpu", **more}
+        words = [f"{key}={value}" for key, value in values.items() if value is not None]
+        capsys.readouterr()
+        assert main(["train", *words, *arguments]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("tskd-yolo: ") and "Traceback" not in said
+        assert not list(tmp_path.iterdir()), "a run folder was made"
+        return said
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(techer="x.pt"), ["techer: is not an argument", "'teacher'"]),
+        (dict(drdd="1"), ["drdd: is not an argument", "'drd'"]),
+        (dict(epohcs="1"), ["epohcs: is not an argument", "'epochs'"]),
+        (dict(drd="-1"), ["drd: must be a finite number >= 0, got -1"]),
+        (dict(drd="nan"), ["drd: must be a finite number"]),
+        (dict(drd="inf"), ["drd: must be a finite number"]),
+        (dict(crd="word"), ["crd: must be a finite number >= 0, got 'word'"]),
+        (dict(balance="foo"), ["balance: must be one of fixed, got 'foo'"]),
+        (dict(graph="x"), ["graph: must be one of fixed, trained, got 'x'"]),
+        (dict(variant="y"), ["variant: must be one of default, paper, got 'y'"]),
+        (dict(teacher=None), ["teacher: missing"]),
+        (dict(teacher="nowhere.pt"), ["teacher: nowhere.pt was not found"]),
+        (dict(distill_model="yolo11l.pt"), ["distill_model: ", "teacher="]),
+        (dict(compile="True"), ["compile: not supported"]),
+        (dict(quantize="8"), ["quantize: "]),
+        (dict(data=None), ["data: missing"]),
+        (dict(model=None), ["model: missing"]),
+        (dict(task="segment"), ["task: only detect"]),
+        (dict(cfg="nowhere.yaml"), ["cfg: nowhere.yaml was not found"]),
+        (dict(model="yolov8n.yaml"), ["a YOLO11 cannot teach a YOLOv8"]),
+        (dict(data="nowhere.yaml"), ["nowhere.yaml"]),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_a_mistake_is_told_in_a_sentence_and_nothing_is_started(arguments, words, train):
+    said = train(**arguments)
+    assert all(word in said for word in words), said
+
+
+def test_a_teacher_of_other_classes_or_another_family_is_told(files, train):
+    assert "it knows 2 classes (a, b) and the data has 6" in train(teacher=files / "few.pt")
+    assert "a YOLOv8 cannot teach a YOLO11" in train(teacher=files / "v8.pt")
+
+
+def test_a_file_that_is_no_checkpoint_is_told(tmp_path_factory, train):
+    file = tmp_path_factory.mktemp("garbage") / "teacher.pt"
+    file.write_text("garbage")
+    assert "could not be loaded" in train(teacher=file)
+
+
+def test_words_without_a_value_are_told(train):
+    said = train("oops", "teacher", "drd=")
+    assert "drd: has no value" in said and "teacher: is missing its '=' sign" in said and "oops: is not" in said
+    assert said.startswith("tskd-yolo: 3 problems found")
+
+
+def test_all_wrong_values_are_told_at_once(train):
+    said = train(
+        teacher="nowhere.pt", drd="-1", ded="nan", crd="word", balance="foo", graph="x", variant="y",
+        distill_model="a.pt", compile="True", quantize="8",
+    )  # fmt: skip
+    for key in ("teacher", "drd", "ded", "crd", "balance", "graph", "variant", "distill_model", "compile", "quantize"):
+        assert f"\n  {key}: " in said, key
+    assert said.startswith("tskd-yolo: 10 problems found")
+
+
+def test_all_unknown_words_are_told_at_once(train):
+    said = train(techer="x.pt", drdd="1", ebochs="3")
+    assert said.startswith("tskd-yolo: 3 problems found")
+
+
+def test_everything_that_is_missing_is_told_at_once(train):
+    said = train(data=None, model=None, teacher=None)
+    assert said.startswith("tskd-yolo: 3 problems found")
+
+
+def test_an_unknown_word_a_missing_one_and_a_wrong_value_are_told_at_once(train):
+    said = train(techer="x.pt", teacher=None, drd="-1", graph="x")
+    assert all(f"{key}: " in said for key in ("techer", "drd", "graph")), said
+
+
+def test_tuning_is_refused(capsys):
+    assert main(["tune", "data=neu.yaml"]) == 1
+    assert "tune: not supported" in capsys.readouterr().err
+    assert main(["detect", "tune", "data=neu.yaml", "teacher=a.pt"]) == 1
+    assert "tune: " in capsys.readouterr().err
+
+
+def test_resuming_asks_for_the_checkpoint(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "resume"]) == 1
+    assert "last.pt" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["-h"]], ids=str)
+def test_help_names_every_key_with_its_default_and_the_data_sets(arguments, capsys):
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    for key, value in DEFAULTS.items():
+        assert f"  {key}: {value} #" in said or f"  {key}: #" in said
+    assert "neu.yaml" in said and "demo.yaml" in said and "Traceback" not in said
+
+
+def test_version_is_the_packages(capsys):
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.strip() == tskd_yolo.__version__
+
+
+@pytest.mark.parametrize(
+    "words", [["val", "model=a.pt"], ["predict", "source=x"], ["detect", "val"], ["export"]], ids=" ".join
+)
+def test_other_modes_go_to_ultralytics_with_our_data_sets_resolved(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda *_: seen.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["tskd-yolo"])
+    assert main([*words, "data=neu.yaml", "conf=0.5"]) == 0
+    assert seen == [[*words, f"data={folder('datasets') / 'neu.yaml'}", "conf=0.5"]]
+
+
+def test_the_users_own_data_file_of_our_name_is_handed_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "neu.yaml").write_text("names: [a]")
+    monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["tskd-yolo"])
+    assert main(["val", "data=neu.yaml"]) == 0
+    assert sys.argv[1:] == ["val", "data=neu.yaml"]
+
+
+def test_safe_loading_is_switched_on_unless_the_user_says_otherwise(monkeypatch, capsys):
+    import os
+
+    monkeypatch.delenv("ULTRALYTICS_SAFE_LOAD", raising=False)
+    main(["version"])
+    assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "1"
+    monkeypatch.setenv("ULTRALYTICS_SAFE_LOAD", "0")
+    main(["version"])
+    assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "0"
+
+
+def test_arguments_are_read_as_ultralytics_reads_them():
+    values = parse(["epochs=3", "--imgsz=64,", "drd", "=", "0.5", "cos_lr", "detect", "classes=[0,2]", "name=a=b"])
+    assert values == dict(
+        epochs=3, imgsz=64, drd=0.5, cos_lr=True, task="detect", classes=[0, 2], name="a=b"
+    )  # fmt: skip
+
+
+def test_explicit_arguments_win_over_those_of_a_settings_file(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("epochs: 7\ndrd: 0.5\nsave_dir: /elsewhere\nmode: val\nteacher: null\n")
+    assert parse([f"cfg={tmp_path / 'recipe.yaml'}", "drd=2"]) == dict(epochs=7, drd=2)
+    (tmp_path / "wrong.yaml").write_text("drdd: 1\n")
+    with pytest.raises(ConfigError, match="drdd: is not an argument; did you mean 'drd'"):
+        parse([f"cfg={tmp_path / 'wrong.yaml'}"])

@@ -1,0 +1,138 @@
+"""Our keys: documented, apart from Ultralytics' own, and checked without a surprise."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pickle
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from tskd_yolo import config
+from tskd_yolo.config import DEFAULTS, TERMS, Config, ConfigError, build, folder, problems, resolve
+
+GOOD = {**DEFAULTS, "teacher": "teacher.pt"}
+
+
+def test_the_defaults_are_right_but_for_the_teacher_that_only_the_user_can_name():
+    (sentence,) = problems(DEFAULTS)
+    assert sentence.startswith("teacher: missing")
+    built = build(GOOD)
+    assert built == Config("teacher.pt", 1.0, 1.0, 1.0, "fixed", "default", "fixed")
+    assert list(built.weights.items()) == [("drd", 1.0), ("ded", 1.0), ("crd", 1.0)]
+
+
+def test_our_keys_are_the_fields_of_config_and_none_of_ultralytics():
+    assert list(DEFAULTS) == [field.name for field in dataclasses.fields(Config)]
+    assert not set(DEFAULTS) & set(DEFAULT_CFG_DICT)
+
+
+def test_every_key_of_the_default_file_says_its_type_and_meaning():
+    lines = (folder("cfg") / "default.yaml").read_text(encoding="utf-8").splitlines()
+    keys = [line for line in lines if line and not line.startswith("#")]
+    assert len(keys) == len(DEFAULTS)
+    for line in keys:
+        assert re.fullmatch(r"[a-z]+:( \S+)? # \((str|float|int|bool)\) .{20,}", line), line
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("value", [-1, -1e-9, math.nan, math.inf, -math.inf, "word", "1.0", None, True, [1]], ids=repr)
+def test_a_weight_that_is_no_finite_number_from_zero_on_is_named(term, value):
+    (sentence,) = problems({**GOOD, term: value})
+    assert sentence.startswith(f"{term}: must be a finite number") and repr(value) in sentence
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("value", [0, 0.0, 1, 1e-30, 1e30])
+def test_a_weight_from_zero_on_is_taken_as_a_float(term, value):
+    built = build({**GOOD, term: value})
+    assert getattr(built, term) == value and isinstance(getattr(built, term), float)
+
+
+def test_an_integer_beyond_every_float_is_named_like_infinity():
+    (sentence,) = problems({**GOOD, "drd": 10**400})
+    assert sentence.startswith("drd:")
+
+
+@pytest.mark.parametrize("key", ["balance", "variant", "graph"])
+@pytest.mark.parametrize("value", ["foo", None, 1, "Fixed ", ["fixed"]], ids=repr)
+def test_a_word_that_is_no_choice_is_named_with_the_choices(key, value):
+    (sentence,) = problems({**GOOD, key: value})
+    assert sentence.startswith(f"{key}: must be one of {DEFAULTS[key]}") and repr(value) in sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "word"), [(None, "missing"), ("", "missing"), (3, "int"), (True, "bool"), ([], "list")]
+)
+def test_a_teacher_that_is_no_path_is_named(value, word):
+    (sentence,) = problems({**GOOD, "teacher": value})
+    assert sentence.startswith("teacher: ") and word in sentence
+
+
+def test_all_mistakes_are_in_one_error_each_a_sentence_of_its_own():
+    bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x")
+    with pytest.raises(ConfigError) as caught:
+        build(bad)
+    assert {p.split(":")[0] for p in caught.value.problems} == set(bad) and len(caught.value.problems) == len(bad)
+    assert str(caught.value).startswith("7 problems found, nothing was started:\n")
+    assert all(f"\n  {p}" in str(caught.value) for p in caught.value.problems)
+
+
+def test_an_error_survives_the_way_between_processes():
+    error = pickle.loads(pickle.dumps(ConfigError(["a: b.", "c: d."])))
+    assert isinstance(error, ConfigError) and error.problems == ["a: b.", "c: d."]
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(10**300, 10**400) | st.floats() | st.text() | st.binary()
+    | st.sampled_from(["fixed", "paper", "trained", "default", "a.pt"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.fixed_dictionaries({key: anything for key in DEFAULTS}))
+def test_whatever_the_values_the_answer_is_a_list_of_sentences(values):
+    found = problems(values)
+    assert isinstance(found, list) and all(isinstance(p, str) and p.split(":")[0] in DEFAULTS for p in found)
+    if not found:
+        assert build(values).weights.keys() == set(TERMS)
+
+
+# Files by name --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["neu.yaml", "demo.yaml"])
+def test_our_data_sets_are_found_by_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"data": name, "epochs": 3}
+    resolve(arguments)
+    assert arguments == {"data": str(folder("datasets") / name), "epochs": 3}
+
+
+def test_the_users_own_file_of_that_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "neu.yaml").write_text("names: [a]")
+    arguments = {"data": "neu.yaml"}
+    resolve(arguments)
+    assert arguments == {"data": "neu.yaml"}
+
+
+@pytest.mark.parametrize("value", ["coco8.yaml", "else/neu.yaml", "neu", "", ".", None, 3])
+def test_anything_else_is_left_to_ultralytics(value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"data": value, "cfg": value}
+    resolve(arguments)
+    assert arguments == {"data": value, "cfg": value}
+
+
+def test_a_settings_file_is_found_by_name_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"cfg": "default.yaml"}
+    resolve(arguments)
+    assert arguments == {"cfg": str(config.folder("cfg") / "default.yaml")}
