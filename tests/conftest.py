@@ -7,6 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+# Set before torch is imported. With more threads than idle cores a pass of a tiny model takes a hundred times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import matplotlib
 import pytest
 

@@ -29,5 +29,7 @@ def test_two_processes_hold_equal_students_and_adapters_after_training(tmp_path)
         weights = [k for k in ranks[0][part] if "running_" not in k and "num_batches" not in k]
         assert weights and all(torch.equal(ranks[0][part][k], ranks[1][part][k]) for k in weights)
     for rank in ranks:
-        assert rank["terms"] and all(step[f"{term}_loss"] > 0 for step in rank["terms"] for term in ("drd", "ded", "crd"))
+        assert rank["terms"] and all(
+            step[f"{term}_loss"] > 0 for step in rank["terms"] for term in ("drd", "ded", "crd")
+        )
     assert ranks[0]["terms"] != ranks[1]["terms"]  # each saw its own share of the batch

@@ -6,6 +6,7 @@ data sets were resolved.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd_yolo import __version__
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, problems, resolve
 
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
@@ -60,11 +61,7 @@ def _user_errors() -> tuple[type[Exception], ...]:
     """What a mistake in a user's files raises before training; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.voc import VocError
 
-    return VocError, FileNotFoundError, _DataError
-
-
-class _DataError(Exception):
-    """Ultralytics could not make sense of the data set."""
+    return VocError, FileNotFoundError, FileExistsError
 
 
 def _run(arguments: list[str]) -> int:
@@ -79,7 +76,10 @@ def _run(arguments: list[str]) -> int:
     elif first == "demo":
         from tskd_yolo.demo import demo
 
-        demo(**parse(arguments[1:], known=("out", "seed")))
+        values, found = parse(arguments[1:], known=("out", "seed"))
+        if found:
+            raise ConfigError(found)
+        demo(**values)
     elif first == "tune":
         raise ConfigError(
             ["tune: not supported, it would train without the teacher; give several runs the values that you compare."]
@@ -95,52 +95,54 @@ def help_text() -> str:
     """The help page, with our keys as they stand in ``cfg/default.yaml``."""
     lines = (folder("cfg") / "default.yaml").read_text(encoding="utf-8").splitlines()
     keys = "\n".join("  " + line for line in lines if line and not line.startswith("#"))
-    names = {place: ", ".join(sorted(p.name for p in folder(place).glob("*.yaml"))) for place in ("datasets", "cfg")}
+    names = {
+        place: ", ".join(sorted(p.name for p in folder(place).glob("*.yaml") if p.name != "default.yaml"))
+        for place in ("datasets", "cfg")
+    }
     return HELP.format(version=__version__, keys=keys, datasets=names["datasets"], recipes=names["cfg"]).strip("\n")
 
 
-def parse(arguments: list[str], known: tuple[str, ...] | None = None) -> dict[str, Any]:
+def parse(arguments: list[str], known: tuple[str, ...] | None = None) -> tuple[dict[str, Any], list[str]]:
     """``key=value`` arguments as Ultralytics reads them; ``cfg=FILE`` is unfolded beneath the explicit ones.
 
     Args:
         arguments: Words of the command line without the mode.
         known: The keys that are allowed; by default all of Ultralytics' and ours.
 
-    Raises:
-        ConfigError: On every word that is no known argument, each with the nearest one.
+    Returns:
+        The values by key, and a sentence for every word that is no known argument.
     """
     from ultralytics.cfg import DEFAULT_CFG_DICT, TASKS, merge_equals_args, parse_key_value_pair
 
     keys = {**DEFAULT_CFG_DICT, **DEFAULTS} if known is None else dict.fromkeys(known)
     flags = {key for key, value in keys.items() if isinstance(value, bool)} | ({"skip"} & set(keys))
     values: dict[str, Any] = {}
-    problems = []
+    found = []
     for word in merge_equals_args(arguments):
         word = word.removeprefix("--").removesuffix(",")
-        key = word.split("=", 1)[0].strip()
-        if "=" in word and word.split("=", 1)[1].strip():
-            values.__setitem__(*parse_key_value_pair(word))
-        elif "=" in word:
-            problems.append(f"{key}: has no value; write {key}=VALUE.")
+        key, sign, value = word.partition("=")
+        if sign and value.strip():
+            key, value = parse_key_value_pair(word)
+            values[key] = value
+        elif sign:
+            found.append(f"{key}: has no value; write {key}=VALUE.")
         elif word in flags:
             values[word] = True
         elif word in TASKS and known is None:
             values["task"] = word
         elif word in keys:
-            problems.append(f"{word}: is missing its '=' sign; write {word}=VALUE.")
+            found.append(f"{word}: is missing its '=' sign; write {word}=VALUE.")
         else:
-            problems.append(unknown(word, keys))
+            found.append(unknown(word, keys))
     if known is None:
-        values = _unfold(values)
-        problems += _unknown_keys(values, keys)
-    else:
-        problems += [unknown(key, keys) for key in values if key not in keys]
-    if problems:
-        raise ConfigError(problems)
-    return values
+        values = _unfold(values, found)
+        _rename_retired(values, keys)
+    strange = [key for key in values if key not in keys and key not in {"augmentations", "save_dir"}]
+    found += [unknown(key, keys) for key in strange]
+    return {key: value for key, value in values.items() if key not in strange}, found
 
 
-def _unfold(values: dict[str, Any]) -> dict[str, Any]:
+def _unfold(values: dict[str, Any], found: list[str]) -> dict[str, Any]:
     """Puts the settings of ``cfg=FILE`` beneath the explicit ones."""
     resolve(values)
     if not values.get("cfg"):
@@ -149,25 +151,25 @@ def _unfold(values: dict[str, Any]) -> dict[str, Any]:
 
     file = Path(values.pop("cfg"))
     if not file.is_file():
-        raise ConfigError([f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name."])
+        found.append(f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name.")
+        return values
     # A run's args.yaml names its own folder: a repetition must not write there.
     recipe = {k: v for k, v in YAML.load(file).items() if k not in {"cfg", "save_dir", "mode"} and v is not None}
     return {**recipe, **values}
 
 
-def _unknown_keys(values: dict[str, Any], keys: dict[str, Any]) -> list[str]:
+def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Brings keys that Ultralytics has retired to their present names, in place, by Ultralytics' own rules."""
     from ultralytics.cfg import check_dict_alignment
     from ultralytics.utils import LOGGER
 
     level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)  # Ultralytics prints its whole help page before it names the argument
+    LOGGER.setLevel(logging.ERROR)  # on an unknown key it prints its whole help page first
     try:
-        check_dict_alignment(keys, values)  # also brings retired names to their present ones
-    except SyntaxError:
-        return [unknown(key, keys) for key in values if key not in keys and key not in {"augmentations", "save_dir"}]
+        with contextlib.suppress(SyntaxError):  # unknown keys are told by the caller, together with everything else
+            check_dict_alignment(keys, values)
     finally:
         LOGGER.setLevel(level)
-    return []
 
 
 def unknown(word: str, keys: dict[str, Any]) -> str:
@@ -178,45 +180,32 @@ def unknown(word: str, keys: dict[str, Any]) -> str:
 
 
 def _train(arguments: list[str]) -> None:
-    values = parse(arguments)
-    problems = [f"{key}: missing; {hint}" for key, hint in _NEEDED.items() if not values.get(key)]
-    if values.get("task") not in {None, "detect"}:
-        problems.append(f"task: only detect can be distilled, got {values['task']}.")
-    if values.get("resume"):
-        problems = [] if values.get("model") else ["model: missing; write 'resume model=RUN/weights/last.pt'."]
-    if problems:
-        raise ConfigError(problems)
-    from ultralytics import YOLO
-
+    values, found = parse(arguments)
+    if values.get("resume") is True and not values.get("model"):
+        found.append("model: missing; write 'resume model=RUN/weights/last.pt'.")
+    if found:
+        raise ConfigError(found if values.get("resume") else [*found, *problems({**DEFAULTS, **values})])
     from tskd_yolo.trainer import Trainer
 
-    try:
-        YOLO(values.pop("model")).train(trainer=Trainer, **values)
-    except RuntimeError as error:
-        if str(error).startswith("Dataset '"):
-            raise _DataError(str(error)) from error
-        raise
-
-
-_NEEDED = {
-    "data": "give data=FILE.yaml, the data set as Ultralytics takes it.",
-    "model": "give the student, i.e. model=yolo11n.yaml (random weights) or model=yolo11n.pt.",
-    "teacher": "give teacher=FILE.pt, a larger detector trained on the same classes.",
-}
+    Trainer(**values).train()
 
 
 def _voc(arguments: list[str]) -> None:
     from tskd_yolo.data.voc import convert
 
-    values = parse(arguments, known=("images", "annotations", "out", "val", "skip"))
-    if missing := [key for key in ("images", "annotations", "out") if key not in values]:
-        raise ConfigError([f"{key}: missing; write {key}=FOLDER." for key in missing])
+    values, found = parse(arguments, known=("images", "annotations", "out", "val", "skip"))
+    found += [f"{key}: missing; write {key}=FOLDER." for key in ("images", "annotations", "out") if key not in values]
+    share = values.get("val", 0.2)
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        found.append(f"val: must be a share between 0 and 1, got {share!r}.")
+    if found:
+        raise ConfigError(found)
     logging.getLogger("ultralytics").setLevel(logging.INFO)
     convert(
         images=Path(values["images"]),
         annotations=Path(values["annotations"]),
         out=Path(values["out"]),
-        split=float(values.get("val", 0.2)),
+        split=float(share),
         skip=bool(values.get("skip", False)),
     )
 

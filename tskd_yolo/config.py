@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,11 @@ import yaml
 TERMS = "drd", "ded", "crd"
 """The loss terms, in the order of their columns."""
 
+_REFUSED = {
+    "distill_model": "distill_model: Ultralytics' built-in distillation and teacher= exclude each other; drop one.",
+    "compile": "compile: not supported while distilling; leave it off.",
+}
+_MOST = 1e30  # beyond it float32 overflows before the first step
 _CHOICES = {"balance": ("fixed",), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
 
 
@@ -75,12 +79,16 @@ def resolve(arguments: dict[str, Any]) -> None:
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values of our keys, one sentence each."""
-    found = []
+    """What is wrong with the values of our keys, or with Ultralytics' beside them, one sentence each."""
+    found = [sentence for key, sentence in _REFUSED.items() if values.get(key)]
+    if str(values.get("quantize")) == "8":
+        found.append("quantize: training with int8 quantisation (8) is not supported while distilling; leave it off.")
+    if values.get("task") not in {None, "detect"}:
+        found.append(f"task: only detect can be distilled, got {values['task']!r}.")
     for term in TERMS:
         value = values[term]
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0:
+        if not number or not 0 <= value <= _MOST:
             found.append(f"{term}: must be a finite number >= 0, got {value!r} (0 switches the term off).")
     for key, choices in _CHOICES.items():
         if values[key] not in choices:

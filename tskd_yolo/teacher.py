@@ -162,8 +162,12 @@ class Teacher:
 
 def _reorder(model: Any, names: dict[int, str]) -> bool:
     """Brings the teacher's class outputs into the order of ``names``, once, by its last convolutions' rows."""
-    place = {_plain(name): index for index, name in model.names.items()}
-    order = [place[_plain(name)] for _, name in sorted(names.items())]
+    left = dict(model.names)
+    order = []
+    for _, name in sorted(names.items()):  # each output once, the exact spelling first
+        same = [i for i, other in left.items() if other == name] or [i for i in left if _plain(left[i]) == _plain(name)]
+        order.append(same[0])
+        del left[same[0]]
     if order == sorted(order):
         return False
     for _, tower in towers(model.model[-1]).values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import load_checkpoint, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace, colorstr
 from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.checks import check_model_file_from_stem
@@ -27,11 +28,6 @@ from tskd_yolo.teacher import Teacher
 
 SIDE_FILE = "tskd_last.pt"
 """What a run needs beside last.pt to go on: adapters and graph units, tensors only."""
-
-_REFUSED = {
-    "distill_model": "distill_model: Ultralytics' built-in distillation and teacher= exclude each other; drop one.",
-    "compile": "compile: not supported while distilling; leave it off.",
-}
 
 
 class DistillationMixin:
@@ -63,7 +59,7 @@ class DistillationMixin:
         base = {**config.DEFAULTS, **cfg2dict(cfg)}
         self.config: Config
         self.distiller: Distiller | None = None
-        self._teacher: DetectionModel | None = None
+        self._teacher: Any = None
         if not overrides.get("resume"):
             self._teacher = _checked(base, overrides)
         super().__init__(base, overrides, _callbacks)  # type: ignore[call-arg]
@@ -144,7 +140,7 @@ class DistillationMixin:
         frozen.measure(self.args.imgsz)
         trained = [p for p in distiller.learned.parameters()]
         rows = [
-            f"{'':10}{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}",
+            f"{'':10}{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}   at {self.args.imgsz} px",
             f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}"
             f"{metrics['metrics/mAP50(B)']:>9.3f}{metrics['metrics/mAP50-95(B)']:>10.3f}",
             f"{'student':10}{Path(str(self.args.model)).name:<28}{get_num_params(student):>12,}"
@@ -259,32 +255,55 @@ def _level_words(distiller: Distiller, stride: int) -> str:
     return f"stride {stride}: {neck[0]} -> {neck[1]}"
 
 
-def _checked(base: dict[str, Any], overrides: dict[str, Any]) -> DetectionModel | None:
+def _checked(base: dict[str, Any], overrides: dict[str, Any]) -> Any:
     """Loads the teacher and checks that settings, teacher, student and data fit, before anything is written.
 
-    Puts the teacher's absolute path into ``overrides``, so that the run can be resumed from anywhere. Returns the
-    teacher, or None where nothing is distilled.
+    Puts the teacher's absolute path into ``overrides``, so that the run can be resumed from anywhere.
+
+    Raises:
+        ConfigError: Naming everything that is wrong.
     """
-    args = get_cfg(base, overrides)
-    found = config.problems(vars(args))
-    found += [message for key, message in _REFUSED.items() if getattr(args, key, None)]
-    if args.quantize == 8:
-        found.append("quantize: training with int8 quantisation (8) is not supported while distilling; leave it off.")
-    model = None
-    if isinstance(args.teacher, (str, Path)) and args.teacher:
+    found: list[str] = []
+    values = {**base, **overrides}
+    try:
+        values = vars(get_cfg(base, overrides))
+    except (SyntaxError, TypeError, ValueError) as error:  # unknown keys and values of a wrong type
+        found += [line.strip() for line in str(error).splitlines() if line.strip()]
+    found += config.problems(values)
+    model = student_yaml = names = None
+    if isinstance(values["teacher"], (str, Path)) and str(values["teacher"]):
         try:
-            model = teacher.load(args.teacher)
+            model = teacher.load(values["teacher"])
             overrides["teacher"] = str(Path(model.pt_path).resolve())
         except ConfigError as error:
             found += error.problems
+    if LOCAL_RANK == -1:  # a process of a distributed launch: the launching one has checked data and student
+        student_yaml = _told("model", found, lambda: _student_yaml(values["model"]), values["model"])
+        names = _told("data", found, lambda: check_det_dataset(values["data"])["names"], values["data"])
+        names = {0: "item"} if names and values["single_cls"] else names
+    if model is not None and student_yaml and names:
+        found += teacher.mismatches(student_yaml=student_yaml, teacher=model, names=names)
     if found:
         raise ConfigError(found)
-    if LOCAL_RANK == -1 and model is not None:  # a process that our own launch started was checked before
-        names = {0: "item"} if args.single_cls else check_det_dataset(args.data)["names"]
-        found = teacher.mismatches(student_yaml=_student_yaml(args.model), teacher=model, names=names)
-        if found:
-            raise ConfigError(found)
     return model
+
+
+_NEEDED = {
+    "data": "data: missing; give data=FILE.yaml, the data set as Ultralytics takes it.",
+    "model": "model: missing; give the student, i.e. model=yolo11n.yaml (random weights) or model=yolo11n.pt.",
+}
+
+
+def _told(key: str, found: list[str], read: Callable[[], Any], value: Any) -> Any:
+    """What ``read`` gives; or None, with a sentence in ``found``, whatever Ultralytics raises at a user's file."""
+    if not value:
+        found.append(_NEEDED[key])
+        return None
+    try:
+        return read()
+    except Exception as error:  # a missing or broken file ends in many types of exception
+        found.append(f"{key}: {value} could not be read ({' '.join(str(error).split())}).")
+        return None
 
 
 def _student_yaml(name: str | Path) -> dict[str, Any]:

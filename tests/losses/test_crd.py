@@ -18,7 +18,7 @@ CLASSES = 3
 
 
 class Scene:
-    """Two levels of random responses, a teacher's tails of one hidden layer each, and a teacher that is what they say."""
+    """Two levels of random responses, tails of one hidden layer each, and a teacher that answers through them."""
 
     def __init__(self, n=2, c=16, c_student=None, grid=20, bins=8, seed=0, tied=True):
         torch.manual_seed(seed)

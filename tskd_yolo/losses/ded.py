@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tskd_yolo.losses.regions import Masks, channel_attention, spatial_attention, standardise
+from tskd_yolo.losses.regions import Masks, channel_attention, relative_attention, spatial_attention, standardise
 
 _WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
 
@@ -23,7 +23,8 @@ class DED(nn.Module):
         e     = A_s(T) mean_C A_c(T) (s(S) - s(T))^2                       (N, H, W)
         loss  = sum(M_fg e) / sum(M_fg) + sum(M_bg e) / sum(M_bg) + (1 - SSIM(s(S), s(T))) / 2
 
-    with ``s`` the standardisation of every channel. A region without cells gives 0, with a gradient of 0.
+    with ``s`` the standardisation of every channel and SSIM without its luminance factor. A region without cells
+    gives 0, with a gradient of 0.
 
     Shapes:
         student, teacher: ``(N, C, H, W)``, the student after its adapter; masks ``(N, H, W)``; output ``()``, float32.
@@ -38,13 +39,13 @@ class DED(nn.Module):
     def terms(self, *, student: Tensor, teacher: Tensor, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``."""
         student, teacher = student.float(), teacher.detach().float()
-        attention = spatial_attention(teacher), channel_attention(teacher)
+        attention = relative_attention(teacher)
         student, teacher = standardise(student), standardise(teacher)
         error = attended_error(student=student, teacher=teacher, attention=attention) / teacher.shape[1]
         return {
             "foreground": _mean(error, masks.foreground),
             "background": _mean(error, masks.background),
-            "structure": (1 - ssim(student, teacher)) / 2,
+            "structure": (1 - ssim(student, teacher, luminance=False)) / 2,
         }
 
 
@@ -74,18 +75,20 @@ def attended_error(*, student: Tensor, teacher: Tensor, attention: tuple[Tensor,
     return spatial * torch.einsum("nchw,nc->nhw", (student - teacher).square(), channel)
 
 
-def ssim(a: Tensor, b: Tensor) -> Tensor:
+def ssim(a: Tensor, b: Tensor, luminance: bool = True) -> Tensor:
     """Structural similarity of two maps ``(N, C, H, W)``: mean over everything, 1 for identical maps.
 
-    Gaussian window 11x11 with sigma 1.5 and zero padding, C1 = 0.01^2, C2 = 0.03^2.
+    Gaussian window 11x11 with sigma 1.5 and zero padding, C1 = 0.01^2, C2 = 0.03^2. On maps that have negative values
+    the luminance factor has to be left out: for opposite maps it is negative, like the structure, and their product
+    would call them alike.
     """
     n = len(a)
     blurred = _blur(torch.cat((a, b, a * a, b * b, a * b)))
     mean_a, mean_b, aa, bb, ab = blurred.split(n)
     var_a, var_b, cov = aa - mean_a.square(), bb - mean_b.square(), ab - mean_a * mean_b
-    top = (2 * mean_a * mean_b + _C1) * (2 * cov + _C2)
-    bottom = (mean_a.square() + mean_b.square() + _C1) * (var_a + var_b + _C2)
-    similarity = top / bottom
+    similarity = (2 * cov + _C2) / (var_a + var_b + _C2)
+    if luminance:
+        similarity = similarity * (2 * mean_a * mean_b + _C1) / (mean_a.square() + mean_b.square() + _C1)
     return similarity.sum() / max(similarity.numel(), 1)
 
 

@@ -85,8 +85,10 @@ class GraphUnit(nn.Module):
     def extend(self, relation: Tensor, learn: bool = False) -> Tensor:
         """``BN(W_e Y)`` with the batch's own statistics and epsilon 1e-4, ``(N, C, H, W)``."""
         extended = F.conv2d(relation, self._weight("extend_weight", learn)[..., None, None])
-        norm = self._weight("norm_weight", learn), self._weight("norm_bias", learn)
-        return F.batch_norm(extended, None, None, *norm, training=True, eps=1e-4)
+        variance, mean = torch.var_mean(extended, dim=(0, 2, 3), correction=0, keepdim=True)
+        normed = (extended - mean) * (variance + 1e-4).rsqrt()  # unlike F.batch_norm, one value per channel is a case
+        weight, bias = self._weight("norm_weight", learn), self._weight("norm_bias", learn)
+        return normed * weight[:, None, None] + bias[:, None, None]
 
     def forward(self, features: Tensor) -> Tensor:
         """The whole unit as GloRe has it: the input plus what the graph says of it, ``(N, C, H, W)``."""
