@@ -222,7 +222,10 @@ def _delegate(arguments: list[str]) -> None:
             resolve(pair)
         resolved.append(f"{key}{sign}{pair[key]}")
     sys.argv[1:] = resolved
-    entrypoint()
+    try:
+        entrypoint()
+    except SyntaxError as error:  # how Ultralytics names an argument that it does not know
+        raise ConfigError([line for line in str(error).splitlines() if line.strip()]) from error
 
 
 if __name__ == "__main__":

@@ -93,6 +93,8 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             found.append(f"{key}: must be one of {', '.join(choices)}, got {values[key]!r}.")
+    if values["variant"] == "paper" and values["graph"] == "trained":
+        found.append("graph: variant=paper draws its graph units anew, there is nothing to train; leave graph=fixed.")
     teacher = values["teacher"]
     if teacher is None or teacher == "":
         found.append(

@@ -279,7 +279,7 @@ def _checked(base: dict[str, Any], overrides: dict[str, Any]) -> Any:
             found += error.problems
     if LOCAL_RANK == -1:  # a process of a distributed launch: the launching one has checked data and student
         student_yaml = _told("model", found, lambda: _student_yaml(values["model"]), values["model"])
-        names = _told("data", found, lambda: check_det_dataset(values["data"])["names"], values["data"])
+        names = _told("data", found, lambda: _names(values["data"]), values["data"])
         names = {0: "item"} if names and values["single_cls"] else names
     if model is not None and student_yaml and names:
         found += teacher.mismatches(student_yaml=student_yaml, teacher=model, names=names)
@@ -304,6 +304,12 @@ def _told(key: str, found: list[str], read: Callable[[], Any], value: Any) -> An
     except Exception as error:  # a missing or broken file ends in many types of exception
         found.append(f"{key}: {value} could not be read ({' '.join(str(error).split())}).")
         return None
+
+
+def _names(data: Any) -> dict[int, str]:
+    """The classes of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its platform)."""
+    fetched = str(data).startswith("ul://") or str(data).endswith(".ndjson")
+    return {} if fetched else check_det_dataset(data)["names"]
 
 
 def _student_yaml(name: str | Path) -> dict[str, Any]:
