@@ -269,8 +269,8 @@ def test_a_student_from_a_checkpoint_starts_from_its_weights(tmp_path, data, tea
         dict(rect=True, classes=[0, 2]),
         dict(fraction=0.5, batch=2, nbs=2),
         dict(time=0.002, epochs=50),
-        dict(variant="paper", drd=1000),
-        dict(variant="paper", model="yolo26n.yaml", drd=1000),
+        dict(variant="paper", drd=1000, crd=1000),
+        dict(variant="paper", model="yolo26n.yaml", drd=1000, crd=1000),
     ],
     ids=lambda more: " ".join(f"{k}={v}" for k, v in more.items()),
 )
