@@ -346,3 +346,38 @@ def test_tensorboard_receives_the_three_terms(tmp_path, data, teacher):
 
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert {"train/drd_loss", "train/ded_loss", "train/crd_loss"} <= set(events.Tags()["scalars"])
+
+
+def test_the_command_line_resumes_an_interrupted_run(tmp_path, data, teacher):
+    from tskd_yolo import Trainer
+    from tskd_yolo.cli import main
+
+    class Stop(Exception):
+        pass
+
+    def interrupt(trainer):
+        raise Stop
+
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=2))
+    trainer.add_callback("on_model_save", interrupt)
+    with pytest.raises(Stop):
+        trainer.train()
+    assert main(["train", "resume", f"model={tmp_path / 'run' / 'weights' / 'last.pt'}"]) == 0
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_a_bare_official_name_is_fetched_as_ultralytics_fetches_models(tmp_path, data, teacher, monkeypatch):
+    from ultralytics.utils import downloads
+
+    asked = []
+
+    def fetch(file, *args, **kwargs):
+        if str(file) != "yolo11l.pt":
+            return file
+        asked.append(file)
+        return str(teacher)
+
+    monkeypatch.setattr(downloads, "attempt_download_asset", fetch)
+    monkeypatch.chdir(tmp_path)
+    trainer = trained(tmp_path, data, teacher="yolo11l.pt")
+    assert asked and trainer.args.teacher == str(teacher)

@@ -1,0 +1,52 @@
+"""The measuring scripts run and write what they promise; what they measure is no test's business."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import make_detector, tiny_data
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+def run(*arguments: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_step_cost_writes_its_keys_for_every_pair(tmp_path):
+    file = tmp_path / "cost.json"
+    script = ["benchmarks/step_cost.py", "--pairs", "yolo11n:yolo11s,yolo26n:yolo26s", "--imgsz", "64", "--batch", "2"]
+    run(*script, "--repeats", "1", "--device", "cpu", "--json", str(file))
+    rows = json.loads(file.read_text())
+    assert [row["pair"] for row in rows] == ["yolo11n:yolo11s", "yolo26n:yolo26s"]
+    for row in rows:
+        times = [row[f"{name}_s"] for name in ("student_step", "teacher_forward", "distill_step", "builtin_step")]
+        assert all(t > 0 for t in times)
+        assert row["ratio_to_floor"] == pytest.approx(times[2] / (times[0] + times[1]), rel=0.02)
+        assert row["ratio_to_builtin"] == pytest.approx(times[2] / times[3], rel=0.02)
+
+
+def test_screening_compares_the_three_arms_and_names_machine_and_command(tmp_path):
+    data, teacher = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt")
+    out, given = tmp_path / "out.json", ["epochs=1", "imgsz=64", "batch=4", "seeds=0"]
+    run(
+        "benchmarks/screening.py",
+        f"teacher={teacher}",
+        f"data={data}",
+        f"runs={tmp_path / 'runs'}",
+        f"out={out}",
+        *given,
+    )
+    report = json.loads(out.read_text())
+    assert [row["arm"] for row in report["rows"]] == ["plain", "ultralytics", "tskd"]
+    assert str(tmp_path) not in out.read_text()  # no path of the machine it ran on
+    assert {"command", "hardware", "versions", "commit"} <= report.keys()
