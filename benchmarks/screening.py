@@ -21,6 +21,7 @@ import torch
 import ultralytics
 from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
+from ultralytics.utils import NUM_THREADS
 
 from tskd_yolo import Trainer, __version__, config
 
@@ -111,7 +112,7 @@ def machine() -> dict[str, Any]:
     return {
         "hardware": torch.cuda.get_device_name()
         if torch.cuda.is_available()
-        else f"{cpu}, {torch.get_num_threads()} threads",
+        else f"{cpu}, {NUM_THREADS} thread(s), as Ultralytics sets on a CPU",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -22,8 +22,8 @@ def test_the_defaults_are_right_but_for_the_teacher_that_only_the_user_can_name(
     (sentence,) = problems(DEFAULTS)
     assert sentence.startswith("teacher: missing")
     built = build(GOOD)
-    assert built == Config("teacher.pt", 1.0, 1.0, 1.0, "fixed", "default", "fixed")
-    assert list(built.weights.items()) == [("drd", 1.0), ("ded", 1.0), ("crd", 1.0)]
+    assert built == Config("teacher.pt", *(DEFAULTS[term] for term in TERMS), "fixed", "default", "fixed")
+    assert list(built.weights) == ["drd", "ded", "crd"] and all(weight > 0 for weight in built.weights.values())
 
 
 def test_our_keys_are_the_fields_of_config_and_none_of_ultralytics():
