@@ -220,3 +220,14 @@ def test_boxes_of_a_column_of_image_numbers_in_half_precision_are_read():
     batch = {"bboxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]]).half(), "batch_idx": torch.tensor([[1.0]])}
     boxes = boxes_of(batch, images=2, size=(64, 96))
     assert boxes.xyxy.dtype == torch.float32 and boxes.xyxy.tolist() == [[0, 0, 96, 64]] and boxes.image.shape == (1,)
+
+
+def test_a_branch_that_the_teacher_lost_by_fusing_is_named_and_the_other_is_taught(tmp_path):
+    student = DetectionModel("yolo26n.yaml", nc=len(NAMES), verbose=False)
+    fused = DetectionModel("yolo26s.yaml", nc=len(NAMES), verbose=False).eval()
+    fused.fuse(verbose=False)  # keeps one2many only
+    fused.names = dict(enumerate(NAMES))
+    teacher = Teacher(fused, like=student, names=dict(enumerate(NAMES)), responses=True)
+    settings = config.build({**config.DEFAULTS, "teacher": "t.pt"})
+    distiller = Distiller(student=student, teacher=teacher, config=settings, seed=0)
+    assert distiller.branches == ["one2many"] and distiller.untaught == ["one2one"]

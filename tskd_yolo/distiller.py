@@ -57,6 +57,7 @@ class Distiller:
         self.unpaired = sorted(set(strides(head)) ^ set(teacher.reader.strides))
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
+        self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
         self.reader = HeadReader(head, responses="crd" in self.on)
         device = next(student.parameters()).device
         with undisturbed():
@@ -65,7 +66,7 @@ class Distiller:
         self._target: dict[int, Level] = {}
         self._base: Any = None
         self._size = (0, 0)
-        self._positives: list[Tensor] = []
+        self._positives: dict[str, Tensor] = {}
         self._handles: list[Any] = []
 
     def _modules(self, head: Any) -> Any:
@@ -105,20 +106,17 @@ class Distiller:
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
         if self.config.variant == "paper" and "crd" in self.on:
-            for base in (getattr(self._base, b, None) for b in ("one2many", "one2one")):
-                self._count_positives(base)
-            if not self._handles:
-                self._count_positives(self._base)
+            for branch in self.branches:  # a dual head's criterion holds one per branch
+                self._count_positives(branch, getattr(self._base, branch, self._base).assigner)
         student.criterion = _Criterion(self, student)
 
-    def _count_positives(self, criterion: Any) -> None:
+    def _count_positives(self, branch: str, assigner: nn.Module) -> None:
         """The paper divides by the locations assigned to a defect: the detection loss has assigned them already."""
-        if assigner := getattr(criterion, "assigner", None):
 
-            def hook(module: nn.Module, inputs: tuple, output: tuple) -> None:
-                self._positives.append(output[3].sum())
+        def hook(module: nn.Module, inputs: tuple, output: tuple) -> None:
+            self._positives[branch] = output[3].sum()
 
-            self._handles.append(assigner.register_forward_hook(hook))
+        self._handles.append(assigner.register_forward_hook(hook))
 
     def disarm(self, student: Any) -> None:
         """Gives the student its own criterion back and lets go of everything that belongs to the batch."""
@@ -127,7 +125,7 @@ class Distiller:
         for handle in self._handles:
             handle.remove()
         self.reader.disarm()
-        self._target, self._positives, self._handles, self._base = {}, [], [], None
+        self._target, self._positives, self._handles, self._base = {}, {}, [], None
 
     def loss(self, student: Any, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
@@ -172,13 +170,13 @@ class Distiller:
     def _response_term(self, student: list[Level], teacher: list[Level]) -> Tensor:
         """CRD: the sum over branches. Towers of a dual head share no weight, so neither branch dilutes the other."""
         total = []
-        for index, branch in enumerate(self.branches):
+        for branch in self.branches:
             total.append(
                 self.learned["crd"][branch](
                     student=[level.responses[branch] for level in student],
                     teacher=[level.responses[branch] for level in teacher],
                     tails=[self.teacher.tails(stride, branch) for stride in self.strides],
-                    positives=self._positives[index] if self._positives else None,
+                    positives=self._positives.get(branch),
                 )
             )
         return torch.stack(total).sum()

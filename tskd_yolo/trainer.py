@@ -155,6 +155,8 @@ class DistillationMixin:
             rows.append(
                 f"unpaired  levels of stride {distiller.unpaired} exist in one network only and are not distilled"
             )
+        if distiller.untaught:
+            rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher has lost this branch by fusing")
         if frozen.reordered:
             rows.append("classes   the teacher's are in another order; they are matched by name")
         LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
