@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 
 TEACHER, STUDENT = "yolo11s.yaml", "yolo11n.yaml"
-IMGSZ, BATCH, TRAIN, VAL = 96, 16, 480, 80
-EPOCHS = {"teacher": 24, "plain": 20, "distilled": 20}
+IMGSZ, BATCH, TRAIN, VAL = 96, 8, 288, 80
+EPOCHS = {"teacher": 18, "plain": 14, "distilled": 14}
 
 
 def demo(out: str | Path = "runs/demo", seed: int = 0) -> Path:
