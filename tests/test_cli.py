@@ -189,3 +189,15 @@ def test_explicit_arguments_win_over_those_of_a_settings_file(tmp_path):
     assert parse([f"cfg={tmp_path / 'recipe.yaml'}", "drd=2"]) == (dict(epochs=7, drd=2), [])
     (tmp_path / "wrong.yaml").write_text("drdd: 1\n")
     assert parse([f"cfg={tmp_path / 'wrong.yaml'}"]) == ({}, ["drdd: is not an argument; did you mean 'drd'?"])
+
+
+def test_trained_graph_units_are_refused_where_the_paper_draws_them_anew(capsys):
+    assert main(["train", "data=a.yaml", "model=b.yaml", "teacher=c.pt", "variant=paper", "graph=trained"]) == 1
+    assert capsys.readouterr().err.count("graph: variant=paper draws its graph units anew") == 1
+
+
+def test_voc_names_what_is_missing_and_a_share_that_is_none(capsys, tmp_path):
+    assert main(["voc", f"images={tmp_path}", "val=2", "skipp"]) == 1
+    told = capsys.readouterr().err
+    for sentence in ("annotations: missing", "out: missing", "val: must be a share", "skipp: is not an argument"):
+        assert told.count(sentence) == 1

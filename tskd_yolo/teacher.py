@@ -46,8 +46,9 @@ def load(path: str | Path) -> Any:
     if isinstance(model, DistillationModel):
         LOGGER.warning(f"teacher {path} is an interrupted run of distill_model=; its student is used.")
         model = model.student_model
-    if getattr(model, "__class__", None) is not DetectionModel or not isinstance(model.model[-1], Detect):
-        found = f"{type(model).__name__} for '{getattr(model, 'task', 'unknown')}'"
+    kind: Any = type(model)
+    if kind is not DetectionModel or not isinstance(model.model[-1], Detect):
+        found = f"{kind.__name__} for '{getattr(model, 'task', 'unknown')}'"
         raise ConfigError([f"teacher: {path} holds a {found}; give a YOLOv8, 11, 12 or 26 detector."])
     return model
 
