@@ -16,12 +16,19 @@ MODULES = {
     ".".join(["tskd_yolo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-ROOMS = ("cli", "trainer", "distiller", "teacher", "features", "balance", "losses", "data", "config")
+ROOMS = (
+    "cli", "trainer", "inputs", "distiller", "teacher", "host", "features", "gate", "balance", "losses", "data",
+    "files", "config",
+)  # fmt: skip
 MAY_IMPORT = {
-    "cli": {"trainer", "teacher", "data", "config", "demo", "check", "compare", "report"},
-    "trainer": {"distiller", "teacher", "config"},
-    "distiller": {"teacher", "features", "balance", "losses", "config"},
-    "teacher": {"features", "losses", "config"},
+    "cli": {"trainer", "teacher", "data", "config", "demo", "check", "compare", "report", "host", "inputs"},
+    "trainer": {"distiller", "teacher", "inputs", "host", "files", "config"},
+    "inputs": {"teacher", "host", "config"},
+    "distiller": {"teacher", "features", "gate", "balance", "losses", "config"},
+    "teacher": {"features", "losses", "host", "config"},
+    "host": {"files", "config"},
+    "files": set(),
+    "gate": set(),
     "features": {"losses", "config"},
     "balance": {"losses", "config"},
     "losses": set(),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from tskd_yolo.balance import Fixed
 from tskd_yolo.config import TERMS, Config
 from tskd_yolo.features import HeadReader, Level, strides, towers
+from tskd_yolo.gate import MOST, Gate
 from tskd_yolo.losses import CRD, DED, DRD
-from tskd_yolo.losses.crd import adapter
+from tskd_yolo.losses.crd import Response, adapter
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
 from tskd_yolo.losses.regions import Boxes, masks
@@ -63,6 +65,9 @@ class Distiller:
         with undisturbed():
             torch.manual_seed(seed)
             self.learned = self._modules(head).to(device)
+        self.gates = {term: Gate() for term in self.on}
+        for term in {"drd", "crd"} & set(self.on):  # DED has no parameters
+            self.gates[term].watch(self.learned[term].parameters())
         self._target: dict[int, Level] = {}
         self._base: Any = None
         self._size = (0, 0)
@@ -101,7 +106,7 @@ class Distiller:
     def arm(self, student: Any, images: Tensor) -> None:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``."""
         self.disarm(student)
-        self._target = self.teacher(images)
+        self._target = self.teacher(images) if self.on else {}
         self._size = (images.shape[2], images.shape[3])
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
@@ -130,7 +135,8 @@ class Distiller:
     def loss(self, student: Any, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
         vector, items = self._base(predictions, batch)
-        weighted = self.balance(self.terms(predictions, batch))
+        terms = self.terms(predictions, batch)
+        weighted = self.balance({name: self.gates[name].leave(term) for name, term in terms.items()})
         zero = vector.new_zeros(())
         parts = torch.stack([weighted.get(term, zero) for term in TERMS])
         self.disarm(student)
@@ -140,13 +146,37 @@ class Distiller:
 
     def terms(self, predictions: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The unweighted terms that are on, by name, each a float32 scalar."""
+        if not self.on:
+            return {}
         levels = self.reader.read(predictions)
         student = [levels[s] for s in self.strides]
         teacher = [self._target[s] for s in self.strides]
         terms = self._feature_terms(student, teacher, batch)
         if "crd" in self.on:
-            terms["crd"] = self._response_term(student, teacher)
+            terms["crd"] = self._response_term(self._gated_responses(student), teacher)
         return terms
+
+    def trial(self, student: Any, images: Tensor) -> tuple[Any, ...]:
+        """Predictions and terms of a copy of the student on images without boxes."""
+        reader, self.reader = self.reader, HeadReader(student.model[-1], responses="crd" in self.on)
+        try:
+            self._target, self._size = self.teacher(images.detach()), (images.shape[2], images.shape[3])
+            self.reader.arm()
+            predictions = student(images)
+            none = images.new_zeros(0)
+            terms = self.terms(predictions, {"img": images, "bboxes": none.view(0, 4), "batch_idx": none})
+            return predictions, [self.gates[name].leave(term) for name, term in terms.items()]
+        finally:
+            self.reader.disarm()
+            self.reader, self._target = reader, {}
+            for gate in self.gates.values():
+                gate.collect()
+
+    def _gated_responses(self, levels: list[Level]) -> list[Level]:
+        keys = [(i, branch) for i in range(len(levels)) for branch in self.branches]
+        behind = iter(self.gates["crd"].enter([t for i, branch in keys for t in levels[i].responses[branch]]))
+        gated = {key: Response(*(next(behind) for _ in Response._fields)) for key in keys}
+        return [Level(level.features, {b: gated[i, b] for b in self.branches}) for i, level in enumerate(levels)]
 
     def _feature_terms(self, student: list[Level], teacher: list[Level], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """DRD and DED: the mean over levels (the paper's form: the sum)."""
@@ -154,16 +184,21 @@ class Distiller:
         if not names:
             return {}
         boxes = boxes_of(batch, images=len(batch["img"]), size=self._size)
+        adapted = [
+            self.learned["neck"][str(stride)](level.features)
+            for stride, level in zip(self.strides, student, strict=True)
+        ]
+        gated = {name: self.gates[name].enter(adapted) for name in names}
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for stride, s, t in zip(self.strides, student, teacher, strict=True):
-            adapted = self.learned["neck"][str(stride)](s.features)
-            with torch.autocast(adapted.device.type, enabled=False):
-                pair = {"student": adapted, "teacher": t.features}
+        with torch.autocast(adapted[0].device.type, enabled=False):
+            for i, (stride, level) in enumerate(zip(self.strides, teacher, strict=True)):
                 if "drd" in found:
-                    found["drd"].append(self.learned["drd"][str(stride)](**pair, boxes=boxes))
+                    drd = self.learned["drd"][str(stride)]
+                    found["drd"].append(drd(student=gated["drd"][i], teacher=level.features, boxes=boxes))
                 if "ded" in found:
-                    regions = masks(boxes, *t.features.shape[2:])
-                    found["ded"].append(self.learned["ded"](**pair, masks=regions))
+                    regions = masks(boxes, *level.features.shape[2:])
+                    ded = self.learned["ded"]
+                    found["ded"].append(ded(student=gated["ded"][i], teacher=level.features, masks=regions))
         paper = self.config.variant == "paper"
         return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
 
@@ -180,6 +215,62 @@ class Distiller:
                 )
             )
         return torch.stack(total).sum()
+
+    # Once per epoch ---------------------------------------------------------------------------------------------------
+
+    def sick(self, total: Callable[[list[float]], list[float]]) -> dict[str, tuple[int, int, bool]]:
+        """Terms that were not finite in some steps since the last call: steps left out, steps taken, switched off now.
+
+        A term that was left out of more than a tenth of them is switched off: it has nothing to teach.
+
+        Args:
+            total: Sums a list of numbers over all processes.
+        """
+        counts = [n for gate in self.gates.values() for n in gate.collect()]
+        sums = iter(total([float(n) for n in counts]))
+        found = {}
+        for term in self.gates:
+            left_out, steps = int(next(sums)), int(next(sums))
+            if left_out:
+                off = term in self.on and left_out > MOST * steps
+                found[term] = (left_out, steps, off)
+                if off:
+                    del self.on[term]
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""
+        learned = {k: v.detach().cpu().clone() for k, v in self.learned.state_dict().items()}
+        return {"learned": learned, "on": list(self.on)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state`.
+
+        Raises:
+            RuntimeError: If it was made for another teacher or student.
+        """
+        self.learned.load_state_dict(state["learned"])
+        self.on = {term: weight for term, weight in self.on.items() if term in state["on"]}
+
+
+class Trial(nn.Module):
+    """A student with its teacher and losses behind it, for measuring what memory a step takes.
+
+    Its answer is every tensor of the student's, and the terms. It can be copied: the teacher is shared, not copied.
+    """
+
+    def __init__(self, student: Any, distiller: Distiller) -> None:
+        super().__init__()
+        self.student = student
+        self.stride, self.names, self.yaml = student.stride, student.names, student.yaml
+        self._distiller = [distiller]  # in a list: not a part of this module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trial:
+        return Trial(deepcopy(self.student, memo), self._distiller[0])
+
+    def forward(self, images: Tensor) -> tuple[Any, ...]:
+        """``(N, 3, H, W)`` images -> predictions and terms, without boxes."""
+        return self._distiller[0].trial(self.student, images)
 
 
 class _Criterion:
