@@ -401,12 +401,12 @@ class DistillationMixin:
 
         The side file comes first and holds two epochs, so it has the right one whichever last.pt a kill leaves.
         """
-        with self._saving(self.last):
-            self.wdir.mkdir(parents=True, exist_ok=True)
-            if self.distiller is not None:
+        if self.distiller is not None:
+            with self._saving(self.wdir / SIDE_FILE):
                 states = {**self._before, self.epoch: self.distiller.state()}
                 files.save(self.wdir / SIDE_FILE, {"states": states})
                 self._before = {self.epoch: states[self.epoch]}
+        with self._saving(self.last):
             files.keep(self.last, self.wdir / PREVIOUS)
             return super().save_model()  # type: ignore[misc]
 
