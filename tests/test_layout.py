@@ -22,7 +22,7 @@ ROOMS = (
 )  # fmt: skip
 MAY_IMPORT = {
     "cli": {"trainer", "teacher", "data", "config", "demo", "check", "compare", "report", "host", "inputs"},
-    "trainer": {"distiller", "teacher", "inputs", "host", "files", "config"},
+    "trainer": {"distiller", "teacher", "balance", "inputs", "host", "files", "config"},
     "inputs": {"teacher", "host", "config"},
     "distiller": {"teacher", "features", "gate", "balance", "losses", "config"},
     "teacher": {"features", "losses", "host", "config"},

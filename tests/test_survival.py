@@ -349,7 +349,7 @@ def test_ultralytics_recovery_from_nan_brings_the_adapters_back_too(tmp_path, da
         if trainer.epoch == 1 and "spoiled" in seen and "back" not in seen:
             seen["back"] = trainer.distiller.state()["learned"]
 
-    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=2, lr0=0.0, optimizer="SGD"))
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=2))
     trainer.add_callback("on_model_save", lambda t: seen.setdefault("saved", t.distiller.state()["learned"]))
     trainer.add_callback("on_train_epoch_end", spoil)
     trainer.add_callback("on_train_epoch_start", look)

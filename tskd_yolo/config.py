@@ -17,7 +17,7 @@ _REFUSED = {
     "compile": "compile: not supported while distilling; leave it off.",
 }
 _MOST = 1e30  # beyond it float32 overflows before the first step
-_CHOICES = {"balance": ("fixed",), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
+_CHOICES = {"balance": ("fixed", "share"), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
 
 
 class ConfigError(ValueError):
@@ -41,6 +41,10 @@ class Config:
     ded: float
     crd: float
     balance: str
+    cap: float
+    floor: float
+    ramp: float
+    fade: float
     variant: str
     graph: str
     trust: bool = False
@@ -93,6 +97,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             found.append(f"{key}: must be one of {', '.join(choices)}, got {values[key]!r}.")
+    found += _limits(values)
     if not isinstance(values["trust"], bool):
         found.append(f"trust: must be True or False, got {values['trust']!r}.")
     found += _lengths(values)
@@ -106,6 +111,19 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         )
     elif not isinstance(teacher, (str, Path)):
         found.append(f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first.")
+    return found
+
+
+def _limits(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the balance's numbers."""
+    most = {"cap": _MOST, "floor": _MOST, "ramp": _MOST, "fade": 1.0}
+    found = []
+    for key, limit in most.items():
+        if not _number(values[key]) or not 0 <= values[key] <= limit:
+            words = "a share between 0 and 1" if limit == 1 else "a finite number >= 0"
+            found.append(f"{key}: must be {words}, got {values[key]!r}.")
+    if not found and not values["floor"] <= values["cap"]:
+        found.append(f"floor: must not be above cap={values['cap']!r}, got {values['floor']!r}.")
     return found
 
 
@@ -143,6 +161,7 @@ def build(values: Mapping[str, Any]) -> Config:
     return Config(
         teacher=str(values["teacher"]),
         balance=values["balance"],
+        **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade")},
         variant=values["variant"],
         graph=values["graph"],
         trust=values["trust"],

@@ -23,8 +23,10 @@ class Gate:
     def __init__(self) -> None:
         self.scaled = False
         """float16 with a loss scaler: gradients that overflow are its business, it skips the step and scales down."""
+        self.watching = True
+        """Off while gradients are only measured: what is found then is not counted."""
         self.steps = 0
-        self._finite: Any = None
+        self._finite: Any = True
         self._left_out: Tensor | None = None
 
     def enter(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -53,13 +55,14 @@ class Gate:
         return torch.where(finite, gradient, torch.zeros_like(gradient))
 
     def _back(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        finite = self._finite
+        present = [g for g in gradients if g is not None]
+        finite = self._finite & torch.ones((), dtype=torch.bool, device=present[0].device)
         if not self.scaled:
-            for gradient in gradients:
-                if gradient is not None:  # a sum is finite only where all of it is
-                    finite = finite & gradient.sum(dtype=torch.float32).isfinite()
-        left_out = (~finite).long()
-        self._left_out = left_out if self._left_out is None else self._left_out + left_out
+            for gradient in present:  # a sum is finite only where all of it is
+                finite = finite & gradient.sum(dtype=torch.float32).isfinite()
+        if self.watching:
+            left_out = (~finite).long()
+            self._left_out = left_out if self._left_out is None else self._left_out + left_out
         return [None if g is None else torch.where(finite, g, torch.zeros_like(g)) for g in gradients]
 
 

@@ -122,10 +122,19 @@ class Teacher:
         head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
         self.head = head
         self.reader = HeadReader(head, responses=responses)
+        self._print = self._fingerprint()
 
     def cast(self, dtype: torch.dtype) -> None:
         """Holds the weights in the dtype that autocast would bring them to at every pass."""
         self.model.to(dtype)
+        self._print = self._fingerprint()
+
+    def unmoved(self) -> bool:
+        """Whether every weight and statistic is what it was."""
+        return self._fingerprint() == self._print
+
+    def _fingerprint(self) -> list[float]:
+        return torch.stack([v.double().abs().sum() for v in self.model.state_dict().values()]).tolist()
 
     def __call__(self, images: Tensor) -> dict[int, Level]:
         """Levels by stride for a batch of images ``(N, 3, H, W)``."""

@@ -26,6 +26,7 @@ from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
 
 from tskd_yolo import config, files, host, inputs, teacher
+from tskd_yolo.balance import schedule
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.distiller import Distiller, Trial, undisturbed
 from tskd_yolo.inputs import PREVIOUS
@@ -71,6 +72,9 @@ class DistillationMixin:
     device: Any
     amp: Any
     scaler: Any
+    metrics: Any
+    epochs: Any
+    train_loader: Any
     plot_metrics: Any
     run_callbacks: Any
     add_callback: Any
@@ -85,6 +89,8 @@ class DistillationMixin:
         self._teacher: Any = None
         self._before: dict[int, Any] = {}  # what the side file held last, by epoch
         self._complete = self._fresh = self._knows = False
+        self._batch = 0
+        self._stepped = self._alive = False
         with host.guarded(trust=overrides.get("trust") is True):
             if overrides.get("resume"):
                 self._find_checkpoint(overrides)
@@ -279,6 +285,9 @@ class DistillationMixin:
         self._cast_teacher(self.distiller)
         for gate in self.distiller.gates.values():
             gate.scaled = self.scaler.is_enabled()
+        self.distiller.meter.scale = 2.0**10 if self.scaler.is_enabled() else 1.0
+        self.distiller.meter.total = dist.all_reduce if self.world_size > 1 else None
+        self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._look_after)
         with undisturbed():
             self._introduce(self.distiller)
@@ -289,6 +298,9 @@ class DistillationMixin:
             for tensor in distiller.learned.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
+    def _begin_epoch(self) -> None:
+        self._batch = 0
+
     def _look_after(self) -> None:
         """After each epoch: says which terms were left out of steps, and switches off those that were too often."""
         if self.distiller is None:
@@ -296,6 +308,26 @@ class DistillationMixin:
         for term, (left_out, steps, off) in self.distiller.sick(self._total).items():
             end = "It is switched off for the rest of the run." if off else "The detection loss went on."
             LOGGER.warning(f"{term} was not finite in {left_out} of {steps} steps and left out of them. {end}")
+        if RANK in {-1, 0}:  # validation, where there is one, makes the metrics anew
+            self.metrics.update(self.distiller.pulls())
+        if self._stepped and not self._alive:
+            self._say_that_it_is_alive(self.distiller)
+            self._alive = True
+
+    def _say_that_it_is_alive(self, distiller: Distiller) -> None:
+        """Once, after the first epoch with a step of the optimizer in it.
+
+        Raises:
+            RunError: If nothing is being taught, with the reason.
+        """
+        if found := distiller.dead(self._total, max(self.world_size, 1)):
+            raise RunError(f"after the first epoch the distillation is dead, the run was stopped: {'; '.join(found)}.")
+        shares = {k: v for k, v in distiller.pulls().items() if k.startswith("share/")}
+        words = "   ".join(f"{key.split('/')[1]} {value:.1%}" for key, value in shares.items())
+        LOGGER.info(
+            f"{colorstr('tskd-yolo:')} alive: every term reaches the student on {max(self.world_size, 1)} process(es), "
+            f"adapters have moved, the teacher has not. Gradient beside the detection loss's: {words}."
+        )
 
     def _total(self, numbers: list[float]) -> list[float]:
         """Sums over all processes."""
@@ -357,8 +389,15 @@ class DistillationMixin:
         """The last moment before the student's forward pass: the teacher sees the images that the student will see."""
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
         if self.distiller is not None:
+            self.distiller.factor = self._schedule()
             self.distiller.arm(unwrap_model(self.model), batch["img"])
         return batch
+
+    def _schedule(self) -> float:
+        """The terms' common factor at this batch."""
+        progress = self.epoch + self._batch / len(self.train_loader)
+        self._batch += 1
+        return schedule(progress, epochs=self.epochs, ramp=self.config.ramp, fade=self.config.fade)
 
     def optimizer_step(self) -> None:
         """Averages the adapters' gradients over ranks as DDP does the student's."""
@@ -369,6 +408,7 @@ class DistillationMixin:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
         super().optimizer_step()  # type: ignore[misc]
+        self._stepped = True
 
     def _clear_memory(self, *args: Any, **kwargs: Any) -> None:
         """Between steps; after one that ran out of memory, what the teacher said to it is in the way."""
@@ -390,6 +430,13 @@ class DistillationMixin:
         if isinstance(labelled, dict):
             return {key: value for key, value in labelled.items() if key not in ours}
         return [key for key in labelled if key not in ours]
+
+    def validate(self) -> Any:
+        """The engine's validation; each term's share and cosine stand beside its metrics, in every logger."""
+        metrics, fitness = super().validate()  # type: ignore[misc]
+        if metrics is not None and self.distiller is not None:
+            metrics = {**metrics, **self.distiller.pulls()}
+        return metrics, fitness
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """A line of results.csv."""
