@@ -18,6 +18,7 @@ from tskd_yolo.losses import CRD, DED, DRD
 from tskd_yolo.losses.crd import adapter
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
+from tskd_yolo.losses.maps import standardised
 from tskd_yolo.losses.regions import Boxes, masks
 from tskd_yolo.teacher import Teacher
 
@@ -156,9 +157,9 @@ class Distiller:
         boxes = boxes_of(batch, images=len(batch["img"]), size=self._size)
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         for stride, s, t in zip(self.strides, student, teacher, strict=True):
-            adapted = self.learned["neck"][str(stride)](s.features)
-            with torch.autocast(adapted.device.type, enabled=False):
-                pair = {"student": adapted, "teacher": t.features}
+            adapter = self.learned["neck"][str(stride)]
+            with torch.autocast(s.features.device.type, enabled=False):
+                pair = self._pair(adapter, s.features, t.features)
                 if "drd" in found:
                     found["drd"].append(self.learned["drd"][str(stride)](**pair, boxes=boxes))
                 if "ded" in found:
@@ -166,6 +167,13 @@ class Distiller:
                     found["ded"].append(self.learned["ded"](**pair, masks=regions))
         paper = self.config.variant == "paper"
         return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
+
+    def _pair(self, adapter: Any, student: Tensor, teacher: Tensor) -> dict[str, Any]:
+        """Both maps as the losses take them: standardised once for both losses, but for the paper's form."""
+        if self.config.variant == "paper":
+            return {"student": adapter(student.float()), "teacher": teacher}
+        weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
+        return {"student": standardised(student, weight), "teacher": standardised(teacher)}
 
     def _response_term(self, student: list[Level], teacher: list[Level]) -> Tensor:
         """CRD: the sum over branches. Towers of a dual head share no weight, so neither branch dilutes the other."""

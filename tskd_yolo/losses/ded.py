@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tskd_yolo.losses.regions import Masks, channel_attention, relative_attention, spatial_attention, standardise
+from tskd_yolo.losses.maps import Map, pair
+from tskd_yolo.losses.regions import Masks, channel_attention, relative_attention, spatial_attention
 
 _WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
 
@@ -27,25 +28,28 @@ class DED(nn.Module):
     gives 0, with a gradient of 0.
 
     Shapes:
-        student, teacher: ``(N, C, H, W)``, the student after its adapter; masks ``(N, H, W)``; output ``()``, float32.
+        student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); masks
+        ``(N, H, W)``; output ``()``, float32.
     Units:
         Weighted means of 2 (1 - correlation); nothing grows with width, size, batch or number of boxes.
     """
 
-    def forward(self, *, student: Tensor, teacher: Tensor, masks: Masks) -> Tensor:
+    def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> Tensor:
         """Returns the sum of :meth:`terms`."""
         return torch.stack(list(self.terms(student=student, teacher=teacher, masks=masks).values())).sum()
 
-    def terms(self, *, student: Tensor, teacher: Tensor, masks: Masks) -> dict[str, Tensor]:
+    def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``."""
-        student, teacher = student.float(), teacher.detach().float()
-        attention = relative_attention(teacher)
-        student, teacher = standardise(student), standardise(teacher)
-        error = attended_error(student=student, teacher=teacher, attention=attention) / teacher.shape[1]
+        student, teacher = pair(student, teacher)
+        ours, size = student.full(), teacher.source.shape[2:]
+        spatial, channel = relative_attention(teacher.source.float())
+        # (N, 1, C) @ (N, C, P): the sum over weighted channels
+        error = channel.unsqueeze(1) @ (ours - teacher.rows).square().transpose(0, 1)
+        error = spatial * error.view(spatial.shape) / channel.shape[1]
         return {
             "foreground": _mean(error, masks.foreground),
             "background": _mean(error, masks.background),
-            "structure": (1 - ssim(student, teacher, luminance=False)) / 2,
+            "structure": (1 - ssim(ours.unflatten(2, size), teacher.rows.unflatten(2, size), luminance=False)) / 2,
         }
 
 

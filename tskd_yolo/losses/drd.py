@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tskd_yolo.losses.graph import GraphUnit, neighbours
+from tskd_yolo.losses.maps import Map, inverse_deviation, pair
 from tskd_yolo.losses.regions import Boxes, channel_attention, crops, spatial_attention, standardise
 
 NODES, STATES, CROP, INSTANCES = 32, 64, 3, 512
@@ -45,34 +46,50 @@ class DRD(nn.Module):
         self.unit = GraphUnit(channels, nodes=min(NODES, channels), states=min(STATES, channels), trained=trained)
         self.trained = trained
 
-    def forward(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
+    def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
         """Returns the sum of :meth:`terms`; a trained unit gets its own gradient besides, the value is unchanged."""
+        student, teacher = pair(student, teacher)
         terms = self.terms(student=student, teacher=teacher, boxes=boxes)
         total = terms["pixel"] + terms["instance"]
         if self.trained:
-            own = self.unit.reconstruction(standardise(teacher.detach().float()))
+            own = self.unit.reconstruction(teacher.images.unflatten(2, teacher.source.shape[2:]))
             total = total + (own - own.detach())
         return total
 
-    def terms(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> dict[str, Tensor]:
+    def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> dict[str, Tensor]:
         """Returns the parts ``pixel`` and ``instance``."""
-        student, teacher = standardise(student.float()), standardise(teacher.detach().float())
-        states = self.unit.states(student), self.unit.states(teacher)
-        pixel = F.mse_loss(
-            standardise(self.unit.relation(student, states[0])), standardise(self.unit.relation(teacher, states[1]))
-        )
-        return {"pixel": pixel, "instance": self._instance(*states, boxes)}
+        student, teacher = pair(student, teacher)
+        pixel = relation_error(self.unit.answer(student), self.unit.answer(teacher))
+        return {"pixel": pixel, "instance": self._instance(student, teacher, boxes)}
 
-    def _instance(self, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
+    def _instance(self, student: Map, teacher: Map, boxes: Boxes) -> Tensor:
         if len(boxes.xyxy) == 0:
-            return student.sum() * 0.0
+            return student.rows.sum() * 0.0
         boxes = sample(boxes, INSTANCES)
         # RoIAlign is linear in the features, so cutting states out is cutting all channels out and projecting then.
-        both = crops(torch.cat((student, teacher), dim=1), boxes, CROP).flatten(2)  # (K, 2S, cells)
-        ours, theirs = (
-            standardise(self.unit.reason(nodes + neighbours(nodes, boxes.image))) for nodes in both.chunk(2, dim=1)
-        )
+        weight, bias = self.unit._weight("state_weight"), self.unit._weight("state_bias").view(-1, 1, 1)
+        states = [(m.read(weight) + bias).transpose(0, 1).unflatten(2, m.source.shape[2:]) for m in (student, teacher)]
+        cut = [crops(x, boxes, CROP).flatten(2) for x in states]  # (K, S, cells)
+        ours, theirs = (standardise(self.unit.reason(nodes + neighbours(nodes, boxes.image))) for nodes in cut)
         return F.mse_loss(ours, theirs)
+
+
+def relation_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """``mean (s(Y_S) - s(Y_T))^2`` of two answers ``Y = V B`` given as ``(V, B)``, without forming either Y.
+
+    Moments of Y are moments of B, seen through V:  ``sum_p Y Z^T = V (B D^T) W^T``  for another answer ``Z = W D``.
+    """
+    means = [(nodes @ project.mean(dim=2, keepdim=True)).mean(dim=(0, 2)) for nodes, project in (student, teacher)]
+
+    def covariance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
+        gram = a[1] @ b[1].transpose(1, 2) / a[1].shape[2]
+        return (a[0] @ gram * b[0]).sum(dim=2).mean(dim=0) - mean
+
+    ours = covariance(student, student, means[0].square())
+    theirs = covariance(teacher, teacher, means[1].square())
+    shared = covariance(student, teacher, means[0] * means[1])
+    a, b = inverse_deviation(ours), inverse_deviation(theirs)
+    return (ours * a * a + theirs * b * b - 2 * shared * a * b).mean().clamp(min=0)  # rounding may fall below
 
 
 def sample(boxes: Boxes, most: int) -> Boxes:

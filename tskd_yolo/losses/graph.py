@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tskd_yolo.losses.maps import Map
+
 
 class GraphUnit(nn.Module):
     """One graph reasoning unit, shared by teacher and student.
@@ -52,7 +54,7 @@ class GraphUnit(nn.Module):
         else:
             self.register_buffer(name, value)
 
-    def _weight(self, name: str, learn: bool) -> Tensor:
+    def _weight(self, name: str, learn: bool = False) -> Tensor:
         weight = getattr(self, name)
         return weight if learn else weight.detach()
 
@@ -81,6 +83,19 @@ class GraphUnit(nn.Module):
         between, bias = self._weight("between_nodes_weight", learn), self._weight("between_nodes_bias", learn)
         nodes = self.reason(nodes + F.linear(nodes, between, bias), learn)
         return (nodes @ project).unflatten(2, (height, width))
+
+    def answer(self, features: Map) -> tuple[Tensor, Tensor]:
+        """The two factors of :meth:`relation`, nodes V' ``(N, S, M)`` and projection B ``(N, M, P)``: ``Y = V' B``.
+
+        Neither states nor relation are spread over the positions. Weights are constants here.
+        """
+        project = features.read(self._weight("project_weight")) + self._weight("project_bias").view(-1, 1, 1)
+        project = project.transpose(0, 1)
+        gathered = features.images @ project.transpose(1, 2) / project.shape[2]
+        nodes = features.through(self._weight("state_weight")) @ gathered
+        nodes = nodes + self._weight("state_bias")[:, None] * project.mean(dim=2).unsqueeze(1)
+        between = F.linear(nodes, self._weight("between_nodes_weight"), self._weight("between_nodes_bias"))
+        return self.reason(nodes + between), project
 
     def extend(self, relation: Tensor, learn: bool = False) -> Tensor:
         """``BN(W_e Y)`` with the batch's own statistics and epsilon 1e-4, ``(N, C, H, W)``."""

@@ -12,6 +12,8 @@ import torch
 import torchvision  # noqa: F401, registers torch.ops.torchvision
 from torch import Tensor
 
+from tskd_yolo.losses.maps import inverse_deviation
+
 TEMPERATURE = 0.5
 """Temperature of both attentions in the paper, for feature maps as they are."""
 
@@ -64,22 +66,22 @@ def relative_attention(features: Tensor) -> tuple[Tensor, Tensor]:
     Shapes:
         features ``(N, C, H, W)``; output ``(N, H, W)`` and ``(N, C)``, each with mean 1.
     """
-    features = features / (features.abs().mean(dim=(1, 2, 3), keepdim=True) + 1e-12)
-    return spatial_attention(features, temperature=1.0), channel_attention(features, temperature=1.0)
+    magnitude = features.abs()
+    n, c, h, w = features.shape
+    channels = magnitude.mean(dim=(2, 3))
+    size = channels.mean(dim=1, keepdim=True) + 1e-12
+    spatial = h * w * (magnitude.mean(dim=1).flatten(1) / size).softmax(dim=1)
+    return spatial.view(n, h, w), c * (channels / size).softmax(dim=1)
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Brings every channel (dimension 1) to mean 0 and variance 1 over all other dimensions.
+    """Brings every channel (dimension 1) of a small map to mean 0 and variance 1 over all other dimensions.
 
-    After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a
-    network's features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson
-    correlation coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being blown up to
-    noise.
+    The same as :func:`tskd_yolo.losses.maps.standardised`, which says why, for a tensor of any shape.
     """
     dims = [d for d in range(x.dim()) if d != 1]
     variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
-    # The floor is relative, so that scaling a whole map changes nothing.
-    return (x - mean) * (variance + 0.01 * variance.mean() + 1e-12).rsqrt()
+    return (x - mean) * inverse_deviation(variance)
 
 
 def cells(boxes: Boxes, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
