@@ -38,6 +38,12 @@ class Map(NamedTuple):
         """The map itself, ``(C, N, P)``."""
         return self.rows if self.lift is None else self._product(self.lift)
 
+    def some(self, most: int) -> Tensor:
+        """An even share of at most ``most`` channels, as maps ``(channels, N, H, W)``."""
+        step = -(-len(self.rows if self.lift is None else self.lift) // most)
+        part = self.rows[::step] if self.lift is None else self._product(self.lift[::step])
+        return part.unflatten(2, self.source.shape[2:])
+
     def _product(self, weight: Tensor) -> Tensor:
         return (weight @ self.rows.flatten(1)).unflatten(1, self.rows.shape[1:])
 
