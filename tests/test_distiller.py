@@ -89,6 +89,14 @@ def test_a_term_of_weight_zero_is_not_computed_and_its_column_stays_zero(off, fi
     assert sum(items[f"{t}_loss"] > 0 for t in ("drd", "ded", "crd")) == 2
 
 
+@pytest.mark.parametrize(("settings", "layers"), [({}, 1), (dict(variant="paper"), 2)], ids=["default", "paper"])
+def test_the_cross_response_runs_through_the_last_layer_or_in_the_papers_form_two(settings, layers, files):
+    distiller = make(make_student(), files["11s"], **settings)
+    for stride in distiller.strides:
+        assert [len(tail) for tail in distiller.teacher.tails(stride, "one2many")] == [layers, layers]
+    assert distiller.reader.stage == distiller.teacher.reader.stage == 2 - layers
+
+
 def test_responses_alone_need_no_adapter_on_the_neck(files):
     distiller = make(make_student(), files["11s"], drd=0, ded=0)
     assert set(distiller.learned) == {"crd"}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tskd_yolo.balance import Fixed
 from tskd_yolo.config import TERMS, Config
-from tskd_yolo.features import HeadReader, Level, strides, towers
+from tskd_yolo.features import STAGE, HeadReader, Level, strides, towers
 from tskd_yolo.losses import CRD, DED, DRD
 from tskd_yolo.losses.crd import adapter
 from tskd_yolo.losses.ded import PaperDED
@@ -59,7 +59,9 @@ class Distiller:
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
         self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
-        self.reader = HeadReader(head, responses="crd" in self.on)
+        stage = 0 if config.variant == "paper" else STAGE
+        self.reader = HeadReader(head, responses="crd" in self.on, stage=stage)
+        teacher.reader.stage = stage
         device = next(student.parameters()).device
         with undisturbed():
             torch.manual_seed(seed)
@@ -93,7 +95,7 @@ class Distiller:
         """(student, teacher) width of the box and of the class tower, per level."""
         widths = []
         for stride in self.strides:
-            ours, theirs = (_stage_widths(h, branch, stride) for h in (head, self.teacher.head))
+            ours, theirs = (_stage_widths(h, branch, stride, self.reader.stage) for h in (head, self.teacher.head))
             widths.append(((ours[0], theirs[0]), (ours[1], theirs[1])))
         return widths
 
@@ -215,12 +217,12 @@ def _neck_width(head: Any, stride: int) -> int:
     return first.conv.in_channels
 
 
-def _stage_widths(head: Any, branch: str, stride: int) -> tuple[int, int]:
-    """Channels that come out of the first stage of the box and of the class tower on a level."""
+def _stage_widths(head: Any, branch: str, stride: int, index: int) -> tuple[int, int]:
+    """Channels that come out of a stage of the box and of the class tower on a level."""
     level = strides(head).index(stride)
 
     def width(tower: Any) -> int:
-        stage: Any = tower[level][0]
+        stage: Any = tower[level][index]
         last: Any = stage[-1] if isinstance(stage, nn.Sequential) else stage
         return last.conv.out_channels
 
