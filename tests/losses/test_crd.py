@@ -11,7 +11,7 @@ from torch import nn
 from torchvision.ops import generalized_box_iou
 
 from tests.losses.test_drd import NoHostSync
-from tskd_yolo.losses.crd import CRD, Response, Tails, adapter, box_distance, quality_focal, renormalise, through
+from tskd_yolo.losses.crd import CRD, SHARE, Response, Tails, adapter, box_distance, quality_focal, renormalise, through
 
 PARTS = "cross_class", "cross_box", "own_class", "own_box"
 CLASSES = 3
@@ -68,7 +68,8 @@ def test_the_loss_is_the_sum_of_its_unequal_parts(scene):
 def test_the_parts_are_the_formula_location_by_location():
     scene = Scene(n=1, grid=4)
     terms = CRD(scene.widths).terms(**scene.said())
-    own_class = own_box = divisor = 0.0
+    own_class = divisor = 0.0
+    boxes = []
     for s, t in zip(scene.student, scene.teacher):
         for y in range(t.scores.shape[2]):
             for x in range(t.scores.shape[3]):
@@ -78,7 +79,11 @@ def test_the_parts_are_the_formula_location_by_location():
                 bce = -(confidence * p.log() + (1 - confidence) * (1 - p).log())
                 own_class += float(((p - confidence).abs() * bce).sum())
                 sides = [r.boxes[0, :, y, x].view(4, -1).softmax(1) for r in (t, s)]
-                own_box += float(confidence.max() * (sides[0] * (sides[0] / sides[1]).log()).sum(1).mean())
+                distance = float((sides[0] * (sides[0] / sides[1]).log()).sum(1).mean())
+                boxes.append((float(confidence.max()), distance))
+    most_confident = sorted(boxes, reverse=True)[: -(-len(boxes) // SHARE)]
+    own_box = sum(w * distance for w, distance in most_confident)
+    assert len(boxes) > len(most_confident) == 3
     assert float(terms["own_class"]) == pytest.approx(own_class / divisor, rel=1e-4)
     assert float(terms["own_box"]) == pytest.approx(own_box / divisor, rel=1e-4)
 

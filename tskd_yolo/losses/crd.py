@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from tskd_yolo.losses.maps import centred
 
+SHARE = 8
+"""One in so many locations of an image has its box compared: those where the teacher is most confident."""
+
 
 class Response(NamedTuple):
     """What one branch of a head says on one level, and the tower activations it says it from.
@@ -48,12 +51,13 @@ class CRD(nn.Module):
     Two student responses are compared: the cross response, through the teacher's head, and the student's own.
 
         class  = sum |sig(p) - sig(t)| BCE(p, sig(t)) / max(sum_i w_i, 1)
-        box    = sum_i w_i D_i / max(sum_i w_i, 1),         w_i = the teacher's best class probability at location i
+        box    = sum_top w_i D_i / max(sum_i w_i, 1),       w_i = the teacher's best class probability at location i
         loss   = class(cross) + box(cross) + class(own) + box(own)
 
     ``D`` is the KL divergence of the distance distributions (mean over the four sides) for heads with DFL, and 1 -
-    GIoU of the decoded boxes for heads without. The own response teaches the layers of the student's head which the
-    detour leaves out.
+    GIoU of the decoded boxes for heads without. Of each image the eighth of its locations is compared where ``w`` is
+    largest (the paper's form: all of them); the others have next to no weight. The own response teaches the layers of
+    the student's head which the detour leaves out.
 
     Args:
         widths: Per level, (student, teacher) width of the box tower and of the class tower.
@@ -101,22 +105,25 @@ class CRD(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
         target_scores = torch.cat([_flat(t.scores) for t in teacher], dim=2).detach()
-        target_boxes = torch.cat([_flat(t.boxes) for t in teacher], dim=2).detach()
         confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
         divisor = confidence.sum().clamp(min=1) if positives is None else positives.float().clamp(min=1)
         cross: list[tuple[Tensor, Tensor]] = []
         for level, (s, t, tail) in enumerate(zip(student, teacher, tails, strict=True)):
-            scores = through(tail.score, self.class_adapters[level], s.class_features, t.class_features)
-            boxes = through(tail.box, self.box_adapters[level], s.box_features, t.box_features)
-            cross.append((scores, boxes))
+            score = through(tail.score, self.class_adapters[level], s.class_features, t.class_features)
+            box = through(tail.box, self.box_adapters[level], s.box_features, t.box_features)
+            cross.append((score, box))
+        share = 1 if self.variant == "paper" else SHARE
+        confident, place = confidence.topk(-(-confidence.shape[1] // share), dim=1, sorted=False)
+        target_boxes = _at(place, [t.boxes for t in teacher]).detach()
         responses = {"cross": cross}
         if self.variant != "paper":
             responses["own"] = [(s.scores, s.boxes) for s in student]
         terms = {}
         for name, levels in responses.items():
-            all_scores, all_boxes = (torch.cat([_flat(x) for x in part], dim=2) for part in zip(*levels, strict=True))
-            terms[f"{name}_class"] = quality_focal(all_scores, target_scores) / divisor
-            terms[f"{name}_box"] = (box_distance(all_boxes, target_boxes) * confidence).sum() / divisor
+            scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
+            boxes = _at(place, [box for _, box in levels])
+            terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
+            terms[f"{name}_box"] = (box_distance(boxes, target_boxes) * confident).sum() / divisor
         return terms
 
 
@@ -225,6 +232,12 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
 
 def _area(sides: Tensor) -> Tensor:
     return (sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1)
+
+
+def _at(place: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    """What all levels say at ``place`` ``(N, K)``, counted over the cells of all levels: ``(N, R, K)``."""
+    joined = torch.cat([x.flatten(2) for x in levels], dim=2)
+    return joined.gather(2, place.unsqueeze(1).expand(-1, joined.shape[1], -1)).float()
 
 
 def _flat(x: Tensor) -> Tensor:
