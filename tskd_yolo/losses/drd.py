@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from tskd_yolo.losses.graph import GraphUnit, neighbours
 from tskd_yolo.losses.maps import Map, inverse_deviation, pair
-from tskd_yolo.losses.regions import Boxes, channel_attention, crops, spatial_attention, standardise
+from tskd_yolo.losses.regions import Boxes, channel_attention, crops, slots, spatial_attention, windows
 
-NODES, STATES, CROP, INSTANCES = 32, 64, 3, 512
-"""Graph nodes, node width, cells per side of an instance, and most instances of a batch that are compared."""
+NODES, STATES, CROP, INSTANCES = 32, 64, 3, 8
+"""Graph nodes, node width, cells per side of an instance, and most instances of an image that are compared."""
 
 
 class DRD(nn.Module):
@@ -28,7 +28,7 @@ class DRD(nn.Module):
 
     with ``s`` the standardisation of every state channel and ``Y`` the answers of one graph unit, shared by both
     networks. Instances are RoIAlign crops of the unit's states (all channels take part), the nodes of a graph per
-    image; with more than 512 in a batch an even share of them is compared. No instance in the batch: that part is 0,
+    image; of an image with more than eight an even share is compared. No instance in the batch: that part is 0,
     with a gradient of 0.
 
     Args:
@@ -63,15 +63,25 @@ class DRD(nn.Module):
         return {"pixel": pixel, "instance": self._instance(student, teacher, boxes)}
 
     def _instance(self, student: Map, teacher: Map, boxes: Boxes) -> Tensor:
-        if len(boxes.xyxy) == 0:
-            return student.rows.sum() * 0.0
-        boxes = sample(boxes, INSTANCES)
-        # RoIAlign is linear in the features, so cutting states out is cutting all channels out and projecting then.
-        weight, bias = self.unit._weight("state_weight"), self.unit._weight("state_bias").view(-1, 1, 1)
-        states = [(m.read(weight) + bias).transpose(0, 1).unflatten(2, m.source.shape[2:]) for m in (student, teacher)]
-        cut = [crops(x, boxes, CROP).flatten(2) for x in states]  # (K, S, cells)
-        ours, theirs = (standardise(self.unit.reason(nodes + neighbours(nodes, boxes.image))) for nodes in cut)
-        return F.mse_loss(ours, theirs)
+        boxes, taken = slots(boxes, INSTANCES)
+        height, width = teacher.source.shape[2:]
+        cut = windows(boxes, height, width, CROP).unflatten(0, taken.shape).flatten(1, 2)  # (N, I cells, P)
+        weight = taken.unsqueeze(2).expand(-1, -1, CROP**2).flatten(1).unsqueeze(1)  # (N, 1, I cells)
+        ours, theirs = (_weighted_standardise(self._answers(m, cut, taken), weight) for m in (student, teacher))
+        return ((ours - theirs).square() * weight).sum() / (weight.sum() * ours.shape[1]).clamp(min=1)
+
+    def _answers(self, features: Map, cut: Tensor, taken: Tensor) -> Tensor:
+        """What the graph says of the instances, ``(N, S, I cells)``, of which ``cut`` holds the RoIAlign weights."""
+        nodes = self.unit.gather(features, cut)
+        apart = nodes.unflatten(2, (taken.shape[1], -1)).transpose(1, 2)  # (N, I, S, cells)
+        return self.unit.reason(nodes + neighbours(apart, taken).transpose(1, 2).flatten(2))
+
+
+def _weighted_standardise(x: Tensor, weight: Tensor) -> Tensor:
+    """Channels (dimension 1) of ``(N, S, K)`` to mean 0 and variance 1 where ``weight`` ``(N, 1, K)`` is 1."""
+    count = weight.sum().clamp(min=1)
+    x = x - (x * weight).sum(dim=(0, 2), keepdim=True) / count
+    return x * inverse_deviation((x.square() * weight).sum(dim=(0, 2), keepdim=True) / count)
 
 
 def relation_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
@@ -90,14 +100,6 @@ def relation_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor
     shared = covariance(student, teacher, means[0] * means[1])
     a, b = inverse_deviation(ours), inverse_deviation(theirs)
     return (ours * a * a + theirs * b * b - 2 * shared * a * b).mean().clamp(min=0)  # rounding may fall below
-
-
-def sample(boxes: Boxes, most: int) -> Boxes:
-    """An even share of at most ``most`` boxes, drawn by position: no random number is used, no device is asked."""
-    if len(boxes.xyxy) <= most:
-        return boxes
-    keep = torch.linspace(0, len(boxes.xyxy) - 1, most, device=boxes.xyxy.device).long()
-    return boxes._replace(xyxy=boxes.xyxy[keep], image=boxes.image[keep])
 
 
 # The paper's form -----------------------------------------------------------------------------------------------------
