@@ -14,6 +14,7 @@ from ultralytics.nn.tasks import DetectionModel
 from tests.helpers import make_detector
 from tskd_yolo import config
 from tskd_yolo.distiller import Distiller, boxes_of
+from tskd_yolo.losses import crd
 from tskd_yolo.teacher import Teacher, load
 
 NAMES = "crack", "pit", "scale"
@@ -139,7 +140,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, files):
 
 @pytest.mark.parametrize("graph", ["fixed", "trained"])
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
-def test_gradient_reaches_student_and_every_adapter_and_no_teacher_parameter(model, kind, graph, files):
+def test_gradient_reaches_student_and_every_adapter_and_no_teacher_parameter(model, kind, graph, files, monkeypatch):
+    monkeypatch.setattr(crd, "SHARE", 1)  # where a teacher with random weights is most confident may be one level only
     student = make_student(model)
     distiller = make(student, files[kind], graph=graph)
     vector, _ = step(distiller, student, make_batch())
