@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from tskd_yolo.balance import Fixed, Meter, Share
 from tskd_yolo.config import TERMS, Config
-from tskd_yolo.features import HeadReader, Level, strides, towers
+from tskd_yolo.features import STAGE, HeadReader, Level, strides, towers
 from tskd_yolo.gate import MOST, Gate
 from tskd_yolo.losses import CRD, DED, DRD
 from tskd_yolo.losses.crd import Response, adapter
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
+from tskd_yolo.losses.maps import Map, standardised
 from tskd_yolo.losses.regions import Boxes, masks
 from tskd_yolo.teacher import Teacher
 
@@ -62,7 +63,9 @@ class Distiller:
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
         self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
-        self.reader = HeadReader(head, responses="crd" in self.on)
+        stage = 0 if config.variant == "paper" else STAGE
+        self.reader = HeadReader(head, responses="crd" in self.on, stage=stage)
+        teacher.reader.stage = stage
         device = next(student.parameters()).device
         with undisturbed():
             torch.manual_seed(seed)
@@ -105,7 +108,7 @@ class Distiller:
         """(student, teacher) width of the box and of the class tower, per level."""
         widths = []
         for stride in self.strides:
-            ours, theirs = (_stage_widths(h, branch, stride) for h in (head, self.teacher.head))
+            ours, theirs = (_stage_widths(h, branch, stride, self.reader.stage) for h in (head, self.teacher.head))
             widths.append(((ours[0], theirs[0]), (ours[1], theirs[1])))
         return widths
 
@@ -193,7 +196,10 @@ class Distiller:
 
     def trial(self, student: Any, images: Tensor) -> tuple[Any, ...]:
         """Predictions and terms of a copy of the student on images without boxes."""
-        reader, self.reader = self.reader, HeadReader(student.model[-1], responses="crd" in self.on)
+        reader, self.reader = (
+            self.reader,
+            HeadReader(student.model[-1], responses="crd" in self.on, stage=self.reader.stage),
+        )
         try:
             self._target, self._size = self.teacher(images.detach()), (images.shape[2], images.shape[3])
             self.reader.arm()
@@ -213,23 +219,30 @@ class Distiller:
         if not names:
             return {}
         boxes = boxes_of(batch, images=len(batch["img"]), size=self._size)
-        adapted = [
-            self.learned["neck"][str(stride)](level.features)
-            for stride, level in zip(self.strides, student, strict=True)
-        ]
-        gated = {name: self.gates[name].enter(adapted) for name in names}
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        with torch.autocast(adapted[0].device.type, enabled=False):
-            for i, (stride, level) in enumerate(zip(self.strides, teacher, strict=True)):
+        with torch.autocast(boxes.xyxy.device.type, enabled=False):
+            pairs = [
+                self._pair(stride, ours.features, theirs.features)
+                for stride, ours, theirs in zip(self.strides, student, teacher, strict=True)
+            ]
+            behind = {name: _behind(self.gates[name], [ours for ours, _ in pairs]) for name in names}
+            for i, (stride, (_, theirs)) in enumerate(zip(self.strides, pairs, strict=True)):
                 if "drd" in found:
                     drd = self.learned["drd"][str(stride)]
-                    found["drd"].append(drd(student=gated["drd"][i], teacher=level.features, boxes=boxes))
+                    found["drd"].append(drd(student=behind["drd"][i], teacher=theirs, boxes=boxes))
                 if "ded" in found:
-                    regions = masks(boxes, *level.features.shape[2:])
-                    ded = self.learned["ded"]
-                    found["ded"].append(ded(student=gated["ded"][i], teacher=level.features, masks=regions))
+                    regions = masks(boxes, *teacher[i].features.shape[2:])
+                    found["ded"].append(self.learned["ded"](student=behind["ded"][i], teacher=theirs, masks=regions))
         paper = self.config.variant == "paper"
         return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
+
+    def _pair(self, stride: int, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
+        """Both maps as the losses take them: standardised once for both losses, but for the paper's form."""
+        adapter = self.learned["neck"][str(stride)]
+        if self.config.variant == "paper":
+            return adapter(student.float()), teacher
+        weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
+        return standardised(student, weight), standardised(teacher)
 
     def _response_term(self, branch: str, student: list[Level], teacher: list[Level]) -> Tensor:
         """CRD of one branch."""
@@ -345,6 +358,18 @@ class _Criterion:
         return self._distiller.loss(self._student, predictions, batch)
 
 
+def _behind(gate: Gate, maps: list[Any]) -> list[Any]:
+    """The maps, standardised or plain, with the gradients of their tensors under control."""
+    tensors = [t for m in maps for t in ((m.rows, m.lift) if isinstance(m, Map) else (m,)) if t is not None]
+    after = iter(gate.enter(tensors))
+    return [
+        m._replace(rows=next(after), lift=None if m.lift is None else next(after))
+        if isinstance(m, Map)
+        else next(after)
+        for m in maps
+    ]
+
+
 def _term(name: str) -> str:
     """``crd`` of ``crd:one2many``."""
     return name.split(":")[0]
@@ -365,12 +390,12 @@ def _neck_width(head: Any, stride: int) -> int:
     return first.conv.in_channels
 
 
-def _stage_widths(head: Any, branch: str, stride: int) -> tuple[int, int]:
-    """Channels that come out of the first stage of the box and of the class tower on a level."""
+def _stage_widths(head: Any, branch: str, stride: int, index: int) -> tuple[int, int]:
+    """Channels that come out of a stage of the box and of the class tower on a level."""
     level = strides(head).index(stride)
 
     def width(tower: Any) -> int:
-        stage: Any = tower[level][0]
+        stage: Any = tower[level][index]
         last: Any = stage[-1] if isinstance(stage, nn.Sequential) else stage
         return last.conv.out_channels
 

@@ -17,7 +17,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import host
 from tskd_yolo.config import ConfigError
-from tskd_yolo.features import STAGE, HeadReader, Level, towers
+from tskd_yolo.features import HeadReader, Level, towers
 from tskd_yolo.losses.crd import Tails
 
 FAMILIES = {"YOLOv8": "yolov8.yaml", "YOLO11": "yolo11.yaml", "YOLO12": "yolo12.yaml", "YOLO26": "yolo26.yaml"}
@@ -152,7 +152,7 @@ class Teacher:
     def tails(self, stride: int, branch: str) -> Tails:
         """The rest of the head after the stage where the student's activations enter, on one level."""
         level = self.reader.strides.index(stride)
-        box, score = (tower[level][STAGE + 1 :] for tower in towers(self.head)[branch])
+        box, score = (tower[level][self.reader.stage + 1 :] for tower in towers(self.head)[branch])
         return Tails(box, score)
 
     def detector(self) -> Any:
