@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tskd_yolo.losses.across import everywhere, processes
-from tskd_yolo.losses.maps import centred
+from tskd_yolo.losses.maps import adapted_variance, centred
 
 SHARE = 8
 """One in so many locations of an image has its box compared: those where the teacher is most confident."""
@@ -162,8 +162,7 @@ def _adapted(rows: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(adapter, nn.Identity):
         return (everywhere(torch.linalg.vector_norm(rows, dim=1).square() / count) + 1e-12).sqrt(), None
     lift = adapter.weight.flatten(1)
-    variance = everywhere(((lift @ (rows @ rows.T / count)) * lift).sum(dim=1))
-    return (variance.clamp(min=0) + 1e-12).sqrt(), lift
+    return (everywhere(adapted_variance(rows, lift, count)) + 1e-12).sqrt(), lift
 
 
 def _unbiased(count: int) -> float:
