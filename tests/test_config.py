@@ -74,11 +74,11 @@ def test_a_teacher_that_is_no_path_is_named(value, word):
 
 
 def test_all_mistakes_are_in_one_error_each_a_sentence_of_its_own():
-    bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x")
+    bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x", trust=1)
     with pytest.raises(ConfigError) as caught:
         build(bad)
     assert {p.split(":")[0] for p in caught.value.problems} == set(bad) and len(caught.value.problems) == len(bad)
-    assert str(caught.value).startswith("7 problems found, nothing was started:\n")
+    assert str(caught.value).startswith("8 problems found, nothing was started:\n")
     assert all(f"\n  {p}" in str(caught.value) for p in caught.value.problems)
 
 

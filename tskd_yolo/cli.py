@@ -7,7 +7,6 @@ data sets were resolved.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tskd_yolo import __version__
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve, unknown
 
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
@@ -170,22 +169,12 @@ def _unfold(values: dict[str, Any], found: list[str]) -> dict[str, Any]:
 def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:
     """Brings keys that Ultralytics has retired to their present names, in place, by Ultralytics' own rules."""
     from ultralytics.cfg import check_dict_alignment
-    from ultralytics.utils import LOGGER
 
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)  # on an unknown key it prints its whole help page first
-    try:
-        with contextlib.suppress(SyntaxError):  # unknown keys are told by the caller, together with everything else
-            check_dict_alignment(keys, values)
-    finally:
-        LOGGER.setLevel(level)
+    from tskd_yolo import host
 
-
-def unknown(word: str, keys: dict[str, Any]) -> str:
-    """The sentence for a word that is no argument."""
-    near = difflib.get_close_matches(word, [*keys, "train", "val", "predict", "export"], n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "see 'tskd-yolo help'."
-    return f"{word}: is not an argument; {hint}"
+    # On an unknown key it prints its whole help page; those are told by the caller, together with everything else.
+    with host.silent(), contextlib.suppress(SyntaxError, TypeError):
+        check_dict_alignment(keys, values)
 
 
 def _train(arguments: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     elif not isinstance(teacher, (str, Path)):
         found.append(f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first.")
     return found
+
+
+def unknown(word: str, keys: Iterable[str]) -> str:
+    """The sentence for a word that is no argument."""
+    near = difflib.get_close_matches(word, [*keys, "train", "val", "predict", "export"], n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "see 'tskd-yolo help'."
+    return f"{word}: is not an argument; {hint}"
 
 
 def _number(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import re
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any
 
 import matplotlib
 from ultralytics.nn import tasks
-from ultralytics.utils import ONLINE, USER_CONFIG_DIR, checks
+from ultralytics.utils import LOGGER, ONLINE, USER_CONFIG_DIR, checks
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import strip_optimizer
 
@@ -29,6 +30,11 @@ def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def silent() -> contextlib.AbstractContextManager[None]:
+    """Inside, Ultralytics says nothing."""
+    return swapped(LOGGER, "disabled", True)
 
 
 @contextlib.contextmanager
@@ -102,18 +108,25 @@ def why(error: BaseException) -> str:
         )
     if "TorchScript" in text:
         return "is a TorchScript export, which cannot be trained"
-    if "not a loadable checkpoint" in text:
+    if "not a loadable checkpoint" in text or isinstance(error.__cause__, pickle.UnpicklingError):
         return "is empty, cut short or no checkpoint at all"
-    if isinstance(error, (KeyError, AttributeError)):
-        return f"holds no model ({type(error).__name__}: {error})"
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return f"could not be loaded ({first[0]})"
+    if isinstance(error, (KeyError, AttributeError)) or "references types outside" in text:
+        return "holds no model"
+    return f"could not be loaded ({plain(error)})"
+
+
+def plain(error: BaseException, *, about: Any = None) -> str:
+    """What an exception says, in one line: its first two sentences, without colours, signs and the name in front."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]", "", str(error) or type(error).__name__)
+    text = text.strip().removeprefix(f"{about} ")
+    parts = [part.strip(" .") for part in re.split(r"\.\s+|\n", text.replace("i.e. ", "such as "))]
+    return "; ".join([" ".join(part.split()) for part in parts if part][:2])
 
 
 def refused_global(error: BaseException) -> str | None:
     """The name that a refused checkpoint asked for, i.e. ``posix.system``; None if it was not refused for one."""
     text = f"{error} {error.__cause__ or ''}"
-    found = re.search(r"GLOBAL (\S+) was not an allowed|unsafe (getattr\([^)]*\))|[Ff]orbidden (\S+)", text)
+    found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)|unsafe (getattr\([^)]*\))", text)
     return next((name for name in found.groups() if name), None) if found else None
 
 
@@ -122,6 +135,7 @@ def strip(file: Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:
     load(file, key="model")  # the engine's own function loads whatever a pickle asks for
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         part = Path(folder, file.name)
-        content = strip_optimizer(file, s=str(part), updates=updates)
+        with silent():  # it would name the file in the folder that is gone in a moment
+            content = strip_optimizer(file, s=str(part), updates=updates)
         files.replace(file, part.read_bytes())
     return content
