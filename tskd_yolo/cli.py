@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when Ultralytics is imported. A checkpoint is a pickle: only known classes are loaded, and nothing that one
     # asks for is installed.
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if any(map(_trusting, arguments)) else "1"
-    os.environ.setdefault("YOLO_AUTOINSTALL", "0")
+    os.environ["YOLO_AUTOINSTALL"] = "0"
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -232,14 +233,18 @@ def _delegate(arguments: list[str]) -> None:
     host.place_fonts()
     sys.argv[1:] = resolved
     try:
-        with host.safe(trust=any(map(_trusting, arguments))):
+        with host.forced(trust=any(map(_trusting, arguments))):
             entrypoint()
     except SyntaxError as error:  # how Ultralytics names an argument that it does not know
         raise ConfigError([line for line in str(error).splitlines() if line.strip()]) from error
-    except TypeError as error:
+    except (TypeError, pickle.UnpicklingError) as error:
         if not host.refused_global(error):
             raise
         raise ConfigError([f"model: the checkpoint {host.why(error)}."]) from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            [f"{error.name}: this needs the package, which is not installed; install it with pip install {error.name}."]
+        ) from error
 
 
 if __name__ == "__main__":

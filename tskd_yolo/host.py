@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from ultralytics.data import dataset as scanner
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, ONLINE, USER_CONFIG_DIR, checks
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
@@ -48,8 +51,48 @@ def safe(*, trust: bool = False) -> Iterator[None]:
     """
     if not trust and not tasks._SafeLoad.SUPPORTED:
         raise ConfigError(["torch: 2.6 or newer is needed to load checkpoints safely; update it, or say trust=True."])
-    with swapped(tasks, "SAFE_LOAD", not trust):
+    read = scanner.load_dataset_cache_file if trust else read_cache
+    with swapped(tasks, "SAFE_LOAD", not trust), swapped(scanner, "load_dataset_cache_file", read):
         yield
+
+
+@contextlib.contextmanager
+def forced(*, trust: bool = False) -> Iterator[None]:
+    """:func:`guarded`, also where Ultralytics reads other kinds of model without asking: torch itself refuses."""
+    force, never = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # both set is an error
+    before = {name: os.environ.pop(name, None) for name in (force, never)}
+    os.environ[force] = "0" if trust else "1"
+    try:
+        with guarded(trust=trust):
+            yield
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads plain values and NumPy arrays, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function that the pickle asks for, if an array needs it."""
+        if module in {"numpy", "numpy._core.multiarray", "numpy.core.multiarray"} and name in _OF_ARRAYS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not needed for an array")
+
+
+_OF_ARRAYS = {"ndarray", "dtype", "scalar", "_reconstruct"}
+
+
+def read_cache(path: Path) -> dict[str, Any]:
+    """What Ultralytics has kept of a data set's labels: a pickle too, and it travels with the data.
+
+    Raises:
+        pickle.UnpicklingError: If it asks for more than arrays; Ultralytics then reads the labels themselves.
+    """
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return _Arrays(file).load().item()
 
 
 @contextlib.contextmanager
@@ -126,7 +169,9 @@ def plain(error: BaseException, *, about: Any = None) -> str:
 def refused_global(error: BaseException) -> str | None:
     """The name that a refused checkpoint asked for, i.e. ``posix.system``; None if it was not refused for one."""
     text = f"{error} {error.__cause__ or ''}"
-    found = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)|unsafe (getattr\([^)]*\))", text)
+    found = re.search(
+        r"GLOBAL (\S+) (?:was not an allowed|whose module)|unsafe (getattr\([^)]*\))|activation '(.*)' blocked", text
+    )
     return next((name for name in found.groups() if name), None) if found else None
 
 

@@ -194,6 +194,12 @@ def resumable(resume: Any) -> tuple[Path, dict[str, Any]]:
         last = before
     if content.get("epoch", -1) == -1:
         raise ConfigError([f"model: {last} is the end of a finished run, there is nothing to resume; start a new run."])
+    best = last.with_name("best.pt")
+    if best.is_file():  # read when the run ends
+        try:
+            host.load(best, key="best.pt")
+        except ConfigError as error:
+            raise ConfigError([f"{problem[:-1]}, or remove it." for problem in error.problems]) from error
     if "teacher" not in (content.get("train_args") or {}):
         raise ConfigError(
             [f"model: {last} belongs to a run without a teacher; resume it with Ultralytics' own 'yolo train resume'."]

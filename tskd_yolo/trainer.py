@@ -268,6 +268,10 @@ class DistillationMixin:
     def _setup_train(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._setup_train(*args, **kwargs)  # type: ignore[misc]
+        except TypeError as error:
+            if not host.refused_global(error):
+                raise
+            raise ConfigError([f"model: {self.args.model} {host.why(error)}."]) from error
         except NotImplementedError as error:
             raise ConfigError([f"optimizer: {host.plain(error)}."]) from error
         except RuntimeError as error:
