@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tskd_yolo import __version__
 from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve, unknown
 
@@ -127,7 +129,12 @@ def parse(arguments: list[str], known: tuple[str, ...] | None = None) -> tuple[d
     flags = {key for key, value in keys.items() if isinstance(value, bool)} | ({"skip"} & set(keys))
     values: dict[str, Any] = {}
     found = []
-    for word in merge_equals_args(arguments):
+    try:
+        words = merge_equals_args(arguments)
+    except (SyntaxError, IndexError):
+        words = [word for word in arguments if not set("[]") & set(word)]
+        found.append("brackets: some are not closed; quote a list, such as 'classes=[0, 2]'.")
+    for word in words:
         word = word.removeprefix("--").removesuffix(",")
         key, sign, value = word.partition("=")
         if sign and value.strip():
@@ -158,13 +165,19 @@ def _unfold(values: dict[str, Any], found: list[str]) -> dict[str, Any]:
         return values
     from ultralytics.utils import YAML
 
-    file = Path(values.pop("cfg"))
+    file = Path(str(values.pop("cfg")))
     if not file.is_file():
         found.append(f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name.")
         return values
+    try:
+        recipe = YAML.load(file)
+    except (OSError, ValueError, SyntaxError, yaml.YAMLError, AssertionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        found.append(f"cfg: {file} is no YAML file of settings; give one with lines such as 'epochs: 100'.")
+        return values
     # A run's args.yaml names its own folder: a repetition must not write there.
-    recipe = {k: v for k, v in YAML.load(file).items() if k not in {"cfg", "save_dir", "mode"} and v is not None}
-    return {**recipe, **values}
+    return {**{k: v for k, v in recipe.items() if k not in {"cfg", "save_dir", "mode"} and v is not None}, **values}
 
 
 def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:

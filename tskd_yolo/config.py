@@ -85,7 +85,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     found = [sentence for key, sentence in _REFUSED.items() if values.get(key)]
     if str(values.get("quantize")) == "8":
         found.append("quantize: training with int8 quantisation (8) is not supported while distilling; leave it off.")
-    if values.get("task") not in {None, "detect"}:
+    if values.get("task") not in (None, "detect"):
         found.append(f"task: only detect can be distilled, got {values['task']!r}.")
     for term in TERMS:
         value = values[term]
@@ -112,7 +112,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
 
 def unknown(word: str, keys: Iterable[str]) -> str:
     """The sentence for a word that is no argument."""
-    near = difflib.get_close_matches(word, [*keys, "train", "val", "predict", "export"], n=1)
+    near = difflib.get_close_matches(str(word), [*keys, "train", "val", "predict", "export"], n=1)
     hint = f"did you mean '{near[0]}'?" if near else "see 'tskd-yolo help'."
     return f"{word}: is not an argument; {hint}"
 
