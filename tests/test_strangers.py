@@ -93,8 +93,11 @@ def test_the_attacks_work_on_who_does_not_look(tmp_path, nothing_ran):
         sys.modules.pop("ran_mark", None)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("key", ["teacher", "model", "pretrained"])
+@pytest.mark.parametrize(
+    ("key", "attack"),
+    [*(("teacher", attack) for attack in ATTACKS), ("model", "a socket"), ("pretrained", "a command")],
+    ids="-".join,
+)
 def test_what_a_run_begins_with_is_refused(key, attack, good, tmp_path, nothing_ran, capsys):
     build, name = ATTACKS[attack]
     file = stranger(tmp_path / "stranger.pt", build(nothing_ran))
@@ -118,8 +121,11 @@ def test_what_a_resumed_run_reads_is_refused(which, tmp_path, nothing_ran, capsy
     assert f"{weights / which} asks for {name}, " in said and "trust=True" in said
 
 
-@pytest.mark.parametrize("attack", ["a command", "code"])
-@pytest.mark.parametrize("mode", ["val", "predict", "export", "track"])
+@pytest.mark.parametrize(
+    ("mode", "attack"),
+    [("val", "a command"), ("predict", "a socket"), ("export", "a module"), ("track", "code")],
+    ids="-".join,
+)
 def test_what_other_modes_load_is_refused(mode, attack, good, tmp_path, nothing_ran, capsys):
     build, name = ATTACKS[attack]
     file = stranger(tmp_path / "stranger.pt", build(nothing_ran))
