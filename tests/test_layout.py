@@ -23,7 +23,7 @@ ROOMS = (
 MAY_IMPORT = {
     "cli": {"trainer", "teacher", "data", "config", "demo", "check", "compare", "report", "host", "inputs"},
     "trainer": {"distiller", "teacher", "balance", "inputs", "host", "files", "config"},
-    "inputs": {"teacher", "host", "config"},
+    "inputs": {"teacher", "host", "data", "config"},
     "distiller": {"teacher", "features", "gate", "balance", "losses", "config"},
     "teacher": {"features", "losses", "host", "config"},
     "host": {"files", "config"},

@@ -79,7 +79,7 @@ def standardised(features: Tensor | Map, adapter: Tensor | None = None) -> Map:
     return Map(rows, adapter * inverse_deviation(variance).unsqueeze(1), features)
 
 
-def adapted_variance(rows: Tensor, adapter: Tensor, count: int) -> Tensor:
+def adapted_variance(rows: Tensor, adapter: Tensor, count: float) -> Tensor:
     """Variance of each row of ``adapter @ rows``, ``(C,)``, for centred rows ``(B, cells)``: ``diag(A K A^T)``."""
     covariance = _Gram.apply(rows) / count
     return ((adapter @ covariance) * adapter).sum(dim=1).clamp(min=0)  # rounding may fall below
