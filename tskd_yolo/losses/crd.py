@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd_yolo.losses.maps import centred
+from tskd_yolo.losses.maps import adapted_variance, centred
 
 SHARE = 8
 """One in so many locations of an image has its box compared: those where the teacher is most confident."""
@@ -160,8 +160,7 @@ def _adapted(rows: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(adapter, nn.Identity):
         return (torch.linalg.vector_norm(rows, dim=1).square() / count + 1e-12).sqrt(), None
     lift = adapter.weight.flatten(1)
-    variance = ((lift @ (rows @ rows.T / count)) * lift).sum(dim=1)
-    return (variance.clamp(min=0) + 1e-12).sqrt(), lift
+    return (adapted_variance(rows, lift, count) + 1e-12).sqrt(), lift
 
 
 @torch.no_grad()

@@ -72,9 +72,14 @@ def standardised(features: Tensor | Map, adapter: Tensor | None = None) -> Map:
     if adapter is None:
         variance = torch.linalg.vector_norm(rows.flatten(1), dim=1).square() / count
         return Map(rows * inverse_deviation(variance).view(-1, 1, 1), None, features)
-    covariance = rows.flatten(1) @ rows.flatten(1).T / count
-    variance = ((adapter @ covariance) * adapter).sum(dim=1)
+    variance = adapted_variance(rows.flatten(1), adapter, count)
     return Map(rows, adapter * inverse_deviation(variance).unsqueeze(1), features)
+
+
+def adapted_variance(rows: Tensor, adapter: Tensor, count: int) -> Tensor:
+    """Variance of each row of ``adapter @ rows``, ``(C,)``, for centred rows ``(B, cells)``: ``diag(A K A^T)``."""
+    covariance = _Gram.apply(rows) / count
+    return ((adapter @ covariance) * adapter).sum(dim=1).clamp(min=0)  # rounding may fall below
 
 
 def pair(student: Tensor | Map, teacher: Tensor | Map) -> tuple[Map, Map]:
@@ -92,6 +97,20 @@ def inverse_deviation(variance: Tensor) -> Tensor:
 def centred(features: Tensor) -> Tensor:
     """``(N, C, H, W)`` -> ``(C, N, P)`` with mean 0 per channel, in one pass either way."""
     return _Centred.apply(features)
+
+
+class _Gram(torch.autograd.Function):
+    """``R R^T``, whose gradient is one product where autograd, blind to the symmetry, takes two."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return rows @ rows.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return (gradient + gradient.T) @ ctx.saved_tensors[0]
 
 
 class _Centred(torch.autograd.Function):
