@@ -71,7 +71,8 @@ def standardised(features: Tensor | Map, adapter: Tensor | None = None) -> Map:
     count = rows.shape[1] * rows.shape[2]
     if adapter is None:
         variance = torch.linalg.vector_norm(rows.flatten(1), dim=1).square() / count
-        return Map(rows * inverse_deviation(variance).view(-1, 1, 1), None, features)
+        scale = inverse_deviation(variance).view(-1, 1, 1)
+        return Map(rows * scale if rows.requires_grad else rows.mul_(scale), None, features)
     variance = adapted_variance(rows.flatten(1), adapter, count)
     return Map(rows, adapter * inverse_deviation(variance).unsqueeze(1), features)
 
