@@ -37,7 +37,7 @@ def test_every_key_of_the_default_file_says_its_type_and_meaning():
     keys = [line for line in lines if line and not line.startswith("#")]
     assert len(keys) == len(DEFAULTS)
     for line in keys:
-        assert re.fullmatch(r"[a-z]+:( \S+)? # \((str|float|int|bool)\) .{20,}", line), line
+        assert re.fullmatch(r"[a-z_]+:( \S+)? # \((str|float|int|bool)\) .{20,}", line), line
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -17,14 +17,15 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 ROOMS = (
-    "cli", "trainer", "inputs", "distiller", "teacher", "host", "features", "gate", "balance", "losses", "data",
-    "files", "config",
+    "cli", "trainer", "inputs", "distiller", "cache", "teacher", "host", "features", "gate", "balance", "losses",
+    "data", "files", "config",
 )  # fmt: skip
 MAY_IMPORT = {
     "cli": {"trainer", "teacher", "data", "config", "demo", "check", "compare", "report", "host", "inputs"},
-    "trainer": {"distiller", "teacher", "balance", "inputs", "host", "files", "config"},
+    "trainer": {"distiller", "cache", "teacher", "balance", "inputs", "host", "files", "data", "config"},
     "inputs": {"teacher", "host", "data", "config"},
     "distiller": {"teacher", "features", "gate", "balance", "losses", "config"},
+    "cache": {"features", "losses", "config"},
     "teacher": {"features", "losses", "host", "config"},
     "host": {"files", "config"},
     "files": set(),

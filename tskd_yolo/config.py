@@ -18,6 +18,7 @@ _REFUSED = {
     "compile": "compile: not supported while distilling; leave it off.",
 }
 _MOST = 1e30  # beyond it float32 overflows before the first step
+MOST_VIEWS = 1000
 _CHOICES = {"balance": ("fixed", "share"), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
 
 
@@ -48,6 +49,9 @@ class Config:
     fade: float
     variant: str
     graph: str
+    teacher_cache: str | None = None
+    views: int = 4
+    cache_limit: float = 20.0
     trust: bool = False
 
     @property
@@ -99,6 +103,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         if values[key] not in choices:
             found.append(f"{key}: must be one of {', '.join(choices)}, got {values[key]!r}.")
     found += _limits(values)
+    found += _caching(values)
     if not isinstance(values["trust"], bool):
         found.append(f"trust: must be True or False, got {values['trust']!r}.")
     found += _lengths(values)
@@ -126,6 +131,29 @@ def _limits(values: Mapping[str, Any]) -> list[str]:
     if not found and not values["floor"] <= values["cap"]:
         found.append(f"floor: must not be above cap={values['cap']!r}, got {values['floor']!r}.")
     return found
+
+
+def _caching(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the teacher's cache, or with what stands beside it."""
+    where, views, limit = (values[key] for key in ("teacher_cache", "views", "cache_limit"))
+    found = []
+    if not isinstance(views, int) or isinstance(views, bool) or not 1 <= views <= MOST_VIEWS:
+        found.append(f"views: must be a whole number from 1 to {MOST_VIEWS}, got {views!r}.")
+    if not _number(limit) or not 0 < limit <= _MOST:
+        found.append(f"cache_limit: must be a finite number of GB above 0, got {limit!r}.")
+    if where not in (None, False, "", "ram", "disk"):
+        return [*found, f"teacher_cache: must be ram, disk or empty, got {where!r}."]
+    if where:
+        found += [f"teacher_cache: {words}." for key, words in _UNCACHED.items() if values.get(key)]
+        if values["variant"] == "paper":
+            found.append("teacher_cache: variant=paper reads the teacher's maps as they are; leave it off.")
+    return found
+
+
+_UNCACHED = {
+    "multi_scale": "views are of one size and multi_scale changes it in every step; drop one of the two",
+    "rect": "views are square and rect=True makes batches of many shapes; drop one of the two",
+}
 
 
 def unknown(word: str, keys: Iterable[str]) -> str:
@@ -172,6 +200,9 @@ def build(values: Mapping[str, Any]) -> Config:
         **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade")},
         variant=values["variant"],
         graph=values["graph"],
+        teacher_cache=values["teacher_cache"] or None,
+        views=values["views"],
+        cache_limit=float(values["cache_limit"]),
         trust=values["trust"],
         **{term: float(values[term]) for term in TERMS},
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tskd_yolo.balance import Fixed, Meter, Share
 from tskd_yolo.config import TERMS, Config
-from tskd_yolo.features import STAGE, HeadReader, Level, strides, towers
+from tskd_yolo.features import STAGE, Answer, HeadReader, Level, strides, towers
 from tskd_yolo.gate import MOST, Gate
 from tskd_yolo.losses import CRD, DED, DRD
 from tskd_yolo.losses.crd import Response, adapter
@@ -79,7 +79,9 @@ class Distiller:
         self._places: dict[str, list[Tensor]] = {}
         self._seen: dict[str, Any] = {}
         self._first = [p.detach().clone() for p in self.learned.parameters()]
-        self._target: dict[int, Level] = {}
+        self.cache: Callable[[Tensor, Sequence[int], Callable[[Tensor], Answer]], Answer] | None = None
+        """Stands between the teacher and batches of numbered views, where the run keeps what the teacher says."""
+        self._target: Answer | None = None
         self._base: Any = None
         self._size = (0, 0)
         self._positives: dict[str, Tensor] = {}
@@ -114,10 +116,16 @@ class Distiller:
 
     # One step ---------------------------------------------------------------------------------------------------------
 
-    def arm(self, student: Any, images: Tensor) -> None:
-        """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``."""
+    def arm(self, student: Any, images: Tensor, views: Sequence[int] | None = None) -> None:
+        """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``.
+
+        With a cache the teacher runs for those only of which it has not seen these ``views`` yet.
+        """
         self.disarm(student)
-        self._target = self.teacher(images) if self.on else {}
+        if self.on and self.cache is not None and views is not None:
+            self._target = self.cache(images, views, self.ask)
+        elif self.on:
+            self._target = self.ask(images)
         self._size = (images.shape[2], images.shape[3])
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
@@ -125,6 +133,13 @@ class Distiller:
             for branch in self.branches:  # a dual head's criterion holds one per branch
                 self._count_positives(branch, getattr(self._base, branch, self._base).assigner)
         student.criterion = _Criterion(self, student)
+
+    def ask(self, images: Tensor) -> Answer:
+        """What the teacher says of images ``(N, 3, H, W)``, as far as the terms read it."""
+        levels = self.teacher(images)
+        said = [levels[stride] for stride in self.strides]
+        maps = [level.features for level in said] if "neck" in self.learned else []
+        return Answer(maps, {branch: [level.responses[branch] for level in said] for branch in self.branches})
 
     def _count_positives(self, branch: str, assigner: nn.Module) -> None:
         """The paper divides by the locations assigned to a defect: the detection loss has assigned them already."""
@@ -141,7 +156,7 @@ class Distiller:
         for handle in self._handles:
             handle.remove()
         self.reader.disarm()
-        self._target, self._positives, self._handles, self._base, self._places = {}, {}, [], None, {}
+        self._target, self._positives, self._handles, self._base, self._places = None, {}, [], None, {}
 
     def loss(self, student: Any, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
@@ -179,16 +194,15 @@ class Distiller:
 
         Towers of a dual head share no weight, so neither branch dilutes the other.
         """
-        if not self.on:
+        if not self.on or self._target is None:
             return {}
         levels = self.reader.read(predictions)
         student = [levels[s] for s in self.strides]
-        teacher = [self._target[s] for s in self.strides]
-        terms = self._feature_terms(student, teacher, batch)
+        terms = self._feature_terms(student, self._target.maps, batch)
         self._places = dict.fromkeys(terms, [level.features for level in student])
         for branch in self.branches if "crd" in self.on else []:
             name = f"crd:{branch}"
-            terms[name] = self._response_term(branch, student, teacher)
+            terms[name] = self._response_term(branch, student, self._target.responses[branch])
             # The second branch of a dual head sees the neck's features cut off from their graph.
             towers_ = [t for level in student for t in level.responses[branch][2:]]
             self._places[name] = towers_ if branch == "one2one" else [level.features for level in student]
@@ -201,7 +215,7 @@ class Distiller:
             HeadReader(student.model[-1], responses="crd" in self.on, stage=self.reader.stage),
         )
         try:
-            self._target, self._size = self.teacher(images.detach()), (images.shape[2], images.shape[3])
+            self._target, self._size = self.ask(images.detach()), (images.shape[2], images.shape[3])
             self.reader.arm()
             predictions = student(images)
             none = images.new_zeros(0)
@@ -209,11 +223,13 @@ class Distiller:
             return predictions, [self._leave(name, term) for name, term in terms.items()]
         finally:
             self.reader.disarm()
-            self.reader, self._target = reader, {}
+            self.reader, self._target = reader, None
             for gate in self.gates.values():
                 gate.collect()
 
-    def _feature_terms(self, student: list[Level], teacher: list[Level], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _feature_terms(
+        self, student: Sequence[Level], teacher: Sequence[Tensor | Map], batch: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """DRD and DED: the mean over levels (the paper's form: the sum)."""
         names = [term for term in ("drd", "ded") if term in self.on]
         if not names:
@@ -222,7 +238,7 @@ class Distiller:
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         with torch.autocast(boxes.xyxy.device.type, enabled=False):
             pairs = [
-                self._pair(stride, ours.features, theirs.features)
+                self._pair(stride, ours.features, theirs)
                 for stride, ours, theirs in zip(self.strides, student, teacher, strict=True)
             ]
             behind = {name: _behind(self.gates[name], [ours for ours, _ in pairs]) for name in names}
@@ -231,12 +247,12 @@ class Distiller:
                     drd = self.learned["drd"][str(stride)]
                     found["drd"].append(drd(student=behind["drd"][i], teacher=theirs, boxes=boxes))
                 if "ded" in found:
-                    regions = masks(boxes, *teacher[i].features.shape[2:])
+                    regions = masks(boxes, *student[i].features.shape[2:])
                     found["ded"].append(self.learned["ded"](student=behind["ded"][i], teacher=theirs, masks=regions))
         paper = self.config.variant == "paper"
         return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
 
-    def _pair(self, stride: int, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
+    def _pair(self, stride: int, student: Tensor, teacher: Tensor | Map) -> tuple[Any, Any]:
         """Both maps as the losses take them: standardised once for both losses, but for the paper's form."""
         adapter = self.learned["neck"][str(stride)]
         if self.config.variant == "paper":
@@ -244,13 +260,13 @@ class Distiller:
         weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
         return standardised(student, weight), standardised(teacher)
 
-    def _response_term(self, branch: str, student: list[Level], teacher: list[Level]) -> Tensor:
+    def _response_term(self, branch: str, student: Sequence[Level], teacher: Any) -> Tensor:
         """CRD of one branch."""
         ours = [level.responses[branch] for level in student]
         behind = iter(self.gates[f"crd:{branch}"].enter([t for response in ours for t in response]))
         return self.learned["crd"][branch](
             student=[Response(*(next(behind) for _ in Response._fields)) for _ in ours],
-            teacher=[level.responses[branch] for level in teacher],
+            teacher=teacher,
             tails=[self.teacher.tails(stride, branch) for stride in self.strides],
             positives=self._positives.get(branch),
         )

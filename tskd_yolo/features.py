@@ -6,11 +6,14 @@ joined along A; a dual head (YOLO26) with one such dict per branch, ``one2many``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tskd_yolo.losses import Response
+from tskd_yolo.losses.crd import Target
+from tskd_yolo.losses.maps import Map
 
 STAGE = 1
 """The head stage (0 or 1, before the last 1x1 convolution) after which activations enter the teacher's head.
@@ -25,6 +28,13 @@ class Level(NamedTuple):
 
     features: Tensor
     responses: dict[str, Response]
+
+
+class Answer(NamedTuple):
+    """What a teacher says of a batch: a map per level that both networks have, and per branch what CRD reads."""
+
+    maps: Sequence[Tensor | Map]
+    responses: dict[str, Sequence[Response] | Target]
 
 
 def towers(head: Any) -> dict[str, tuple[Any, Any]]:

@@ -24,11 +24,12 @@ from ultralytics.engine import trainer as engine
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, IterableSimpleNamespace, colorstr
 from ultralytics.utils.callbacks import get_default_callbacks
-from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
+from ultralytics.utils.torch_utils import get_flops, get_num_params, torch_distributed_zero_first, unwrap_model
 
-from tskd_yolo import config, files, host, inputs, teacher
+from tskd_yolo import cache, config, files, host, inputs, teacher
 from tskd_yolo.balance import schedule
 from tskd_yolo.config import Config, ConfigError
+from tskd_yolo.data.views import Passes, Views, of_views
 from tskd_yolo.distiller import Distiller, Trial, undisturbed
 from tskd_yolo.inputs import PREVIOUS
 from tskd_yolo.teacher import Teacher
@@ -92,6 +93,7 @@ class DistillationMixin:
         self._complete = self._fresh = self._knows = False
         self._batch = 0
         self._stepped = self._alive = False
+        self._passes: Passes | None = None
         with host.guarded(trust=overrides.get("trust") is True):
             if overrides.get("resume"):
                 self._find_checkpoint(overrides)
@@ -181,7 +183,23 @@ class DistillationMixin:
     def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """The engine's data set; what its scan finds wrong is refused or counted."""
         mode = kwargs.get("mode") or (args[1] if len(args) > 1 else "train")
-        return inputs.scanned(mode, partial(super().build_dataset, *args, **kwargs))  # type: ignore[misc]
+        dataset = inputs.scanned(mode, partial(super().build_dataset, *args, **kwargs))  # type: ignore[misc]
+        keeps = mode == "train" and self.distiller is not None and self.config.teacher_cache
+        return Views(dataset, self.config.views, self.args.seed) if keeps else dataset
+
+    def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The engine's loader; where the teacher's answers are kept it goes through views, each image in another one
+        in each epoch.
+        """
+        loader = super().get_dataloader(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(loader.dataset, Views):
+            self._passes = of_views(loader)
+        return loader
+
+    def _close_dataloader_mosaic(self) -> None:
+        super()._close_dataloader_mosaic()  # type: ignore[misc]
+        if self._passes is not None:
+            self._passes.restart(self.epoch)
 
     def _do_train(self) -> None:
         if not self._complete:
@@ -296,7 +314,19 @@ class DistillationMixin:
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._look_after)
         with undisturbed():
+            if self.config.teacher_cache:
+                self._keep_answers(self.distiller, self.train_loader.dataset)
             self._introduce(self.distiller)
+
+    def _keep_answers(self, distiller: Distiller, views: Views) -> None:
+        """Puts the cache between teacher and training."""
+        shared = f"tskd-{os.getppid()}" if self.world_size > 1 else ""  # processes of a machine have one parent
+        with torch_distributed_zero_first(LOCAL_RANK):  # the first of them makes the file
+            found = cache.prepare(distiller=distiller, views=views, args=self.args, epochs=self.epochs, shared=shared)
+        if self.world_size > 1:
+            dist.barrier()
+        cache.release(self.args, found)
+        distiller.cache = found
 
     def _share(self, distiller: Distiller) -> None:
         """Adapters and graph units of the first process, on all of them."""
@@ -306,6 +336,8 @@ class DistillationMixin:
 
     def _begin_epoch(self) -> None:
         self._batch = 0
+        if self._passes is not None:
+            self._passes.begin(self.epoch)
 
     def _look_after(self) -> None:
         """After each epoch: says which terms were left out of steps, and switches off those that were too often."""
@@ -396,7 +428,7 @@ class DistillationMixin:
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
         if self.distiller is not None:
             self.distiller.factor = self._schedule()
-            self.distiller.arm(unwrap_model(self.model), batch["img"])
+            self.distiller.arm(unwrap_model(self.model), batch["img"], batch.get("view"))
         return batch
 
     def _schedule(self) -> float:

@@ -39,6 +39,32 @@ class Response(NamedTuple):
     class_features: Tensor
 
 
+class Moments(NamedTuple):
+    """What is read of a tower activation ``(N, C, H, W)``: per image and channel its mean and its sum of squares.
+
+    Shapes:
+        mean, squares: ``(N, C)``.
+    """
+
+    mean: Tensor
+    squares: Tensor
+
+
+class Target(NamedTuple):
+    """All that CRD reads of the teacher's branch, over the A locations of all levels.
+
+    Shapes:
+        scores: ``(N, classes, A)`` logits.
+        place: ``(N, K)`` the locations whose boxes are compared; boxes: ``(N, 4 R, K)`` what is said there.
+        towers: Per level, box and class tower activations.
+    """
+
+    scores: Tensor
+    place: Tensor
+    boxes: Tensor
+    towers: Sequence[tuple[Tensor | Moments, Tensor | Moments]]
+
+
 class Tails(NamedTuple):
     """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out."""
 
@@ -80,14 +106,15 @@ class CRD(nn.Module):
         self,
         *,
         student: Sequence[Response],
-        teacher: Sequence[Response],
+        teacher: Sequence[Response] | Target,
         tails: Sequence[Tails],
         positives: Tensor | None = None,
     ) -> Tensor:
         """Returns the sum of :meth:`terms`.
 
         Args:
-            student, teacher: One response per level, in the same order.
+            student, teacher: One response per level, in the same order; of the teacher also what :func:`target` finds
+            in them.
             tails: The rest of the teacher's head, per level.
             positives: Number of locations assigned to a defect, ``()``; the paper's divisor, needed by
             ``variant=paper``.
@@ -100,23 +127,24 @@ class CRD(nn.Module):
         self,
         *,
         student: Sequence[Response],
-        teacher: Sequence[Response],
+        teacher: Sequence[Response] | Target,
         tails: Sequence[Tails],
         positives: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
-        target_scores = torch.cat([_flat(t.scores) for t in teacher], dim=2).detach()
+        if not isinstance(teacher, Target):
+            teacher = target(teacher, share=1 if self.variant == "paper" else SHARE)
+        target_scores = teacher.scores.float()
         confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
         total = everywhere(confidence.sum()) * processes() if positives is None else positives.float()
         divisor = total.clamp(min=1) / (processes() if positives is None else 1)
         cross: list[tuple[Tensor, Tensor]] = []
-        for level, (s, t, tail) in enumerate(zip(student, teacher, tails, strict=True)):
-            score = through(tail.score, self.class_adapters[level], s.class_features, t.class_features)
-            box = through(tail.box, self.box_adapters[level], s.box_features, t.box_features)
+        for level, (s, towers, tail) in enumerate(zip(student, teacher.towers, tails, strict=True)):
+            score = through(tail.score, self.class_adapters[level], s.class_features, towers[1])
+            box = through(tail.box, self.box_adapters[level], s.box_features, towers[0])
             cross.append((score, box))
-        share = 1 if self.variant == "paper" else SHARE
-        confident, place = confidence.topk(-(-confidence.shape[1] // share), dim=1, sorted=False)
-        target_boxes = _at(place, [t.boxes for t in teacher]).detach()
+        place = teacher.place
+        confident = confidence.gather(1, place)
         responses = {"cross": cross}
         if self.variant != "paper":
             responses["own"] = [(s.scores, s.boxes) for s in student]
@@ -125,8 +153,18 @@ class CRD(nn.Module):
             scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
             boxes = _at(place, [box for _, box in levels])
             terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
-            terms[f"{name}_box"] = (box_distance(boxes, target_boxes) * confident).sum() / divisor
+            terms[f"{name}_box"] = (box_distance(boxes, teacher.boxes) * confident).sum() / divisor
         return terms
+
+
+@torch.no_grad()
+def target(teacher: Sequence[Response], share: int = SHARE) -> Target:
+    """What CRD reads of the teacher's responses; boxes at one in ``share`` locations, where it is most confident."""
+    scores = torch.cat([_flat(t.scores) for t in teacher], dim=2)
+    confidence = scores.sigmoid().amax(dim=1)
+    place = confidence.topk(-(-confidence.shape[1] // share), dim=1, sorted=False).indices
+    boxes = _at(place, [t.boxes for t in teacher])
+    return Target(scores, place, boxes, [(t.box_features, t.class_features) for t in teacher])
 
 
 def adapter(student: int, teacher: int, bias: bool = False) -> nn.Module:
@@ -137,18 +175,19 @@ def adapter(student: int, teacher: int, bias: bool = False) -> nn.Module:
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=bias)
 
 
-def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor | Moments) -> Tensor:
     """What the teacher's layers ``tail`` say of the student's activations, brought to the teacher's width and
     statistics: ``tail(renormalise(adapter(student), teacher))``.
 
     Where the tail is a single 1x1 convolution all of this is one matrix, and nothing is formed at the teacher's width.
     """
     if len(tail) > 1:
+        assert isinstance(teacher, Tensor)
         return tail(renormalise(adapter(student), teacher))
     with torch.autocast(student.device.type, enabled=False):
         last: Any = tail[0]
         rows, weight = centred(student.float()), last.weight.flatten(1).float()
-        to_deviation, to_mean = _channels(teacher)
+        to_deviation, to_mean = _channels(teacher, rows.shape[1] * rows.shape[2])
         deviation, lift = _adapted(rows.flatten(1), adapter)
         bias = last.bias.float() + weight @ to_mean
         weight = weight * (to_deviation / (deviation + 1e-6))
@@ -171,12 +210,18 @@ def _unbiased(count: int) -> float:
 
 
 @torch.no_grad()
-def _channels(teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Unbiased deviation and mean per channel of ``(N, C, H, W)``, by sums and sums of squares: no copy is made."""
-    teacher = teacher.float().flatten(2)
-    count = teacher.shape[0] * teacher.shape[2]
-    mean = everywhere(teacher.mean(dim=(0, 2)))
-    squares = everywhere(torch.linalg.vector_norm(teacher, dim=2).square().sum(dim=0))
+def moments(features: Tensor) -> Moments:
+    """Of tower activations ``(N, C, H, W)``; no copy is made."""
+    features = features.float().flatten(2)
+    return Moments(features.mean(dim=2), torch.linalg.vector_norm(features, dim=2).square())
+
+
+@torch.no_grad()
+def _channels(teacher: Tensor | Moments, count: int) -> tuple[Tensor, Tensor]:
+    """Unbiased deviation and mean per channel over the ``count`` cells of the batch."""
+    if isinstance(teacher, Tensor):
+        teacher = moments(teacher)
+    mean, squares = everywhere(teacher.mean.mean(dim=0)), everywhere(teacher.squares.sum(dim=0))
     variance = (squares - count * mean.square()).clamp(min=0) / _unbiased(count)
     return (variance + 1e-12).sqrt(), mean
 

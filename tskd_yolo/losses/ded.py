@@ -49,7 +49,7 @@ class DED(nn.Module):
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``."""
         student, teacher = pair(student, teacher)
-        attention = relative_attention(teacher.source.float())
+        attention = teacher.attention or relative_attention(teacher.source.float())
         error = difference_error(student=student, teacher=teacher, attention=attention)
         return {
             "foreground": _mean(error, masks.foreground),

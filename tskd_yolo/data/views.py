@@ -1,0 +1,136 @@
+"""Views: every training image in K augmented forms that are drawn by seed, the same in every epoch, run and process."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+KINDS = 2
+"""Views with mosaic and its like, and views of the last epochs, which Ultralytics trains without (``close_mosaic``)."""
+
+
+@contextlib.contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Inside, random numbers depend on ``numbers`` only; afterwards they go on as if nothing had happened."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = [int(n) for n in np.random.SeedSequence(numbers).generate_state(3)]
+    random.seed(seeds[0])
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would change those of every device, too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class Views:
+    """An Ultralytics training set whose items are views: item ``slot * len(set) + i`` is a view of image i.
+
+    A slot is one of K views of one of two kinds. Mosaic takes its partners from the whole set, as with ``cache=ram``,
+    and not from the images read last, and no image is changed in place: a view does not depend on what was read before
+    it, or by which process.
+
+    Args:
+        dataset: As Ultralytics builds it for training; it is changed in place.
+        views: K.
+        seed: What the views are drawn by.
+    """
+
+    def __init__(self, dataset: Any, views: int, seed: int) -> None:
+        self.dataset, self.views, self.seed = dataset, views, seed
+        self.closed = False
+        dataset.load_image = partial(_untouched, dataset)
+        self._spread()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # asked for by pickle before anything is set
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        slot, i = divmod(int(number), len(self.dataset))
+        with seeded(self.seed % 2**63, slot // self.views, slot % self.views, i):
+            return {**self.dataset[i], "view": int(number)}
+
+    @property
+    def slots(self) -> int:
+        """How many views an image can have."""
+        return KINDS * self.views
+
+    def slot(self, epoch: int) -> int:
+        """Where an epoch's views stand."""
+        return self.closed * self.views + epoch % self.views
+
+    def close_mosaic(self, hyp: Any) -> None:
+        """From now on views are of the other kind."""
+        self.dataset.close_mosaic(hyp)
+        self.closed = True
+        self._spread()
+
+    def _spread(self) -> None:
+        """Lets every mosaic take its partners from the whole set."""
+        waiting = [self.dataset.transforms]
+        while waiting:
+            transform = waiting.pop()
+            if hasattr(transform, "buffer_enabled"):
+                transform.buffer_enabled = False
+            waiting += [t for t in (getattr(transform, "pre_transform", None),) if t is not None]
+            waiting += getattr(transform, "transforms", None) or []
+
+
+def _untouched(dataset: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """The set's own ``load_image``, as a copy: what it keeps of images read last, some augmentations would draw on."""
+    image, *shapes = type(dataset).load_image(dataset, *args, **kwargs)
+    return image.copy(), *shapes
+
+
+class Passes:
+    """A sampler's images as numbers of views, another view in each pass.
+
+    The view travels with the number: processes that read ahead, into the next epoch, read the next epoch's view.
+
+    Args:
+        sampler: Gives the images of each pass, in its order.
+        views: The set that they belong to.
+    """
+
+    def __init__(self, sampler: Any, views: Views) -> None:
+        self.sampler, self.views = sampler, views
+        self._epoch, self._fresh = 0, True
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.views.slot(self._epoch) * len(self.views)
+        self._epoch, self._fresh = self._epoch + 1, False
+        for i in self.sampler:
+            yield start + i
+
+    def begin(self, epoch: int) -> None:
+        """The next pass is this epoch's, unless passes are under way: they count for themselves."""
+        if self._fresh:
+            self._epoch = epoch
+
+    def restart(self, epoch: int) -> None:
+        """The loader begins anew: what was read ahead is dropped, the next pass is this epoch's."""
+        self._fresh = True
+        self.begin(epoch)
+
+
+def of_views(loader: Any) -> Passes:
+    """Lets an Ultralytics loader of a set of views go through them; returns what counts its passes."""
+    passes = Passes(loader.sampler, loader.dataset)
+    loader.batch_sampler.sampler.sampler = passes  # a batch sampler inside the one that Ultralytics repeats for ever
+    return passes
