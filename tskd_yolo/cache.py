@@ -1,7 +1,8 @@
 """What the teacher says of every view of every training image, kept: the teacher sees each once.
 
-A record holds what the terms read of the teacher and no more, for one view of one image:
+A record holds a view of an image, so that it is drawn only once, and what the terms read of the teacher and no more:
 
+- image and boxes of the view (:class:`tskd_yolo.data.views.Kept`);
 - neck features as 8-bit codes, per channel ``value = code * step + low``, with the mean and variance of each channel,
   by which a batch is standardised, and DED's attention;
 - per branch of the head: class logits, the box logits at the locations that CRD compares, and of the tower activations
@@ -135,23 +136,21 @@ class Layout:
 
     Args:
         sample: Parts of any answer.
+        start: Bytes before them.
     """
 
-    def __init__(self, sample: Mapping[str, Tensor]) -> None:
+    def __init__(self, sample: Mapping[str, Tensor], start: int = 0) -> None:
         self.fields: list[tuple[str, tuple[int, ...], torch.dtype, int, int]] = []
-        self.size = 0
+        self.size = start
         for name, part in sample.items():
             size = part[0].numel() * part.element_size()
             self.fields.append((name, tuple(part.shape[1:]), part.dtype, self.size, self.size + size))
             self.size += -(-size // _ALIGN) * _ALIGN
 
-    def join(self, kept: Mapping[str, Tensor]) -> Tensor:
-        """Parts as records, ``(N, size)`` bytes on the CPU."""
-        count = len(next(iter(kept.values())))
-        table = torch.zeros(count, self.size, dtype=torch.uint8)
+    def join(self, kept: Mapping[str, Tensor], table: Tensor) -> None:
+        """Puts parts into records ``(N, size)``."""
         for name, _, _, start, end in self.fields:
-            table[:, start:end] = kept[name].cpu().contiguous().view(count, -1).view(torch.uint8)
-        return table
+            table[:, start:end] = kept[name].contiguous().view(len(table), -1).view(torch.uint8)
 
     def split(self, table: Tensor) -> dict[str, Tensor]:
         """Records as parts, not copied."""
@@ -173,49 +172,52 @@ class Store:
     Args:
         count, size: How many, of how many bytes each.
         file: Where they lie; made where it is missing or not what it should be. None: in this process's memory.
-        header: What is written down about them, in plain values.
+        header: What is written down about them, in plain values; None: the file is there.
 
     Raises:
         OSError: If the file cannot be made.
     """
 
-    def __init__(self, count: int, size: int, file: Path | None, header: Mapping[str, Any]) -> None:
+    def __init__(self, count: int, size: int, file: Path | None, header: Mapping[str, Any] | None) -> None:
         self._start = -(-(_HEADER + 8 * count) // mmap.PAGESIZE) * mmap.PAGESIZE
         self.file = file
         total = self._start + count * size
-        head = json.dumps(header).encode().ljust(_HEADER)
         self._file: Any = None
         if file is None:
             self._bytes: Any = mmap.mmap(-1, total)
         else:
-            _make(file, head, total)
+            if header is not None:
+                _make(file, json.dumps(header).encode().ljust(_HEADER), total)
             self._file = open(file, "r+b", buffering=0)
             self._bytes = mmap.mmap(self._file.fileno(), total, access=mmap.ACCESS_READ)
         self._sums = np.frombuffer(self._bytes, np.uint64, count, _HEADER)
         self._records = np.frombuffer(self._bytes, np.uint8, count * size, self._start).reshape(count, size)
 
-    def read(self, numbers: Sequence[int]) -> tuple[Tensor, list[int], int]:
-        """Records ``(N, size)``, the places in them that are not whole, and how many of these are torn."""
-        table = np.empty((len(numbers), self._records.shape[1]), np.uint8)
-        missing, torn = [], 0
-        for place, number in enumerate(numbers):
-            expected = self._sums[number]
-            if expected:
-                table[place] = self._records[number]
-            if not expected or expected != _WHOLE | zlib.crc32(table[place]):
-                missing.append(place)
-                torn += bool(expected)
-        return torch.from_numpy(table), missing, torn
+    def read(self, number: int) -> tuple[np.ndarray, int]:
+        """A copy of a record, and 1 if it is whole; zeros and 0 where there is none yet, and -1 where it is torn."""
+        expected = self._sums[number]
+        record = self._records[number].copy() if expected else np.zeros(self._records.shape[1], np.uint8)
+        if not expected or expected == _sum(record):
+            return record, int(expected > 0)
+        record[:] = 0
+        return record, -1
 
-    def write(self, numbers: Sequence[int], table: Tensor) -> None:
-        """Writes records, each before its checksum.
+    def write(self, number: int, record: np.ndarray) -> None:
+        """Writes a record before its checksum.
 
         Raises:
             OSError: If the disk is full.
         """
-        for number, record in zip(numbers, table.numpy(), strict=True):
-            self._put(self._start + number * len(record), record.tobytes())
-            self._put(_HEADER + 8 * number, np.uint64(_WHOLE | zlib.crc32(record)).tobytes())
+        self._put(self._start + number * len(record), record.tobytes())
+        self._put(_HEADER + 8 * number, np.uint64(_sum(record)).tobytes())
+
+    @property
+    def lasting(self) -> bool:
+        """Whether another process can open it by its name."""
+        return self.file is not None and self.file.exists()
+
+    def __reduce__(self) -> Any:
+        return Store, (*self._records.shape, self.file, None)
 
     def _put(self, place: int, data: bytes) -> None:
         if self._file is None:
@@ -228,6 +230,10 @@ class Store:
     def whole(self) -> int:
         """How many records there are."""
         return int(np.count_nonzero(self._sums))
+
+
+def _sum(record: np.ndarray) -> int:
+    return _WHOLE | zlib.crc32(memoryview(record))
 
 
 def _make(file: Path, head: bytes, total: int) -> None:
@@ -266,28 +272,42 @@ class Cache:
         """Views that the teacher was shown."""
         self._torn = self._full = False
 
-    def __call__(self, images: Tensor, numbers: Sequence[int], teacher: Callable[[Tensor], Answer]) -> Answer:
-        """The answer to images ``(N, 3, H, W)``, the views of these numbers."""
-        table, missing, torn = self.store.read(numbers)
-        if torn and not self._torn:
-            LOGGER.warning(
-                f"{torn} records of the teacher's cache are damaged and made anew, as are any more."
-            )
-            self._torn = True
+    def __call__(self, images: Tensor, batch: Mapping[str, Any], teacher: Callable[[Tensor], Answer]) -> Answer:
+        """The answer to images ``(N, 3, H, W)`` of a batch of :class:`tskd_yolo.data.views.Views`."""
+        table, missing = self._table(batch, images.device)
         if missing:
-            fresh = self.layout.join(parts(teacher(images[missing] if len(missing) < len(images) else images)))
+            fresh = table[missing]
+            self.layout.join(parts(teacher(images[missing] if len(missing) < len(images) else images)), fresh)
             table[missing] = fresh
             self.asked += len(missing)
-            self._keep([numbers[place] for place in missing], fresh)
-        return answer(self.layout.split(table.to(images.device)))
+            self._keep([batch["view"][place] for place in missing], fresh.cpu())
+        return answer(self.layout.split(table))
 
-    def _keep(self, numbers: Sequence[int], fresh: Tensor) -> None:
+    def _table(self, batch: Mapping[str, Any], device: torch.device) -> tuple[Tensor, list[int]]:
+        """The batch's records on the device, and which of them are to be made."""
+        numbers = batch["view"]
+        table, states = batch.get("record"), list(batch.get("state", ()))
+        if table is None:  # the loader could not read them
+            table, states = torch.zeros(len(numbers), self.layout.size, dtype=torch.uint8), [0] * len(numbers)
+        table = table.to(device)
+        for place in [place for place, state in enumerate(states) if state <= 0]:
+            record, state = self.store.read(numbers[place])
+            if state > 0:  # written since the loader looked
+                table[place] = torch.from_numpy(record)
+            states[place] = min(states[place], state) if state <= 0 else state
+        if min(states) < 0 and not self._torn:
+            LOGGER.warning("some records of what the teacher says are damaged, they are made anew.")
+            self._torn = True
+        return table, [place for place, state in enumerate(states) if state <= 0]
+
+    def _keep(self, numbers: Sequence[int], records: Tensor) -> None:
         if self._full:
             return
         try:
-            self.store.write(numbers, fresh)
+            for number, record in zip(numbers, records.numpy(), strict=True):
+                self.store.write(number, record)
         except OSError as error:
-            LOGGER.warning(f"the teacher's cache cannot grow any more ({error.strerror}); the teacher answers instead.")
+            LOGGER.warning(f"what the teacher says cannot be kept any more ({error.strerror}): it is asked every time.")
             self._full = True
 
 
@@ -307,9 +327,15 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
     """
     device = next(distiller.teacher.model.parameters()).device
     sample = parts(distiller.ask(torch.zeros(1, 3, args.imgsz, args.imgsz, device=device)))
-    layout = Layout(sample)
+    layout = Layout(sample, views.kept.size)
     folder = _folder(views.dataset)
-    header = {"format": FORMAT, "fields": layout.words(), "images": len(views), "views": args.views}
+    header = {
+        "format": FORMAT,
+        "fields": layout.words(),
+        "start": views.kept.size,
+        "images": len(views),
+        "views": args.views,
+    }
     header["key"] = key(header, teacher=distiller.teacher, dataset=views.dataset, args=args, folder=folder)
     name = f"{folder.name}.{header['key'][:16]}{SUFFIX}"
     file = folder.parent / name if args.teacher_cache == "disk" else _in_memory(name, shared)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -35,6 +35,10 @@ def undisturbed() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], Answer]], Answer]
+"""Images, the batch they are from and the teacher, to the teacher's answer: see :mod:`tskd_yolo.cache`."""
 
 
 class Distiller:
@@ -79,8 +83,8 @@ class Distiller:
         self._places: dict[str, list[Tensor]] = {}
         self._seen: dict[str, Any] = {}
         self._first = [p.detach().clone() for p in self.learned.parameters()]
-        self.cache: Callable[[Tensor, Sequence[int], Callable[[Tensor], Answer]], Answer] | None = None
-        """Stands between the teacher and batches of numbered views, where the run keeps what the teacher says."""
+        self.cache: Cache | None = None
+        """Stands between the teacher and batches of views, where the run keeps what the teacher says."""
         self._target: Answer | None = None
         self._base: Any = None
         self._size = (0, 0)
@@ -116,14 +120,14 @@ class Distiller:
 
     # One step ---------------------------------------------------------------------------------------------------------
 
-    def arm(self, student: Any, images: Tensor, views: Sequence[int] | None = None) -> None:
+    def arm(self, student: Any, images: Tensor, batch: Mapping[str, Any] | None = None) -> None:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``.
 
-        With a cache the teacher runs for those only of which it has not seen these ``views`` yet.
+        With a cache, and a batch of views, the teacher runs for those only that it has not seen yet.
         """
         self.disarm(student)
-        if self.on and self.cache is not None and views is not None:
-            self._target = self.cache(images, views, self.ask)
+        if self.on and self.cache is not None and batch is not None:
+            self._target = self.cache(images, batch, self.ask)
         elif self.on:
             self._target = self.ask(images)
         self._size = (images.shape[2], images.shape[3])

@@ -94,6 +94,7 @@ class DistillationMixin:
         self._batch = 0
         self._stepped = self._alive = False
         self._passes: Passes | None = None
+        self._answers: cache.Cache | None = None
         with host.guarded(trust=overrides.get("trust") is True):
             if overrides.get("resume"):
                 self._find_checkpoint(overrides)
@@ -185,7 +186,12 @@ class DistillationMixin:
         mode = kwargs.get("mode") or (args[1] if len(args) > 1 else "train")
         dataset = inputs.scanned(mode, partial(super().build_dataset, *args, **kwargs))  # type: ignore[misc]
         keeps = mode == "train" and self.distiller is not None and self.config.teacher_cache
-        return Views(dataset, self.config.views, self.args.seed) if keeps else dataset
+        if not keeps:
+            return dataset
+        views = Views(dataset, self.config.views, self.args.seed)
+        if self._answers is not None:  # after one that ran out of memory, a smaller batch has a new set
+            views.store = self._answers.store
+        return views
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """The engine's loader; where the teacher's answers are kept it goes through views, each image in another one
@@ -326,7 +332,8 @@ class DistillationMixin:
         if self.world_size > 1:
             dist.barrier()
         cache.release(self.args, found)
-        distiller.cache = found
+        self._answers = distiller.cache = found
+        views.store = found.store
 
     def _share(self, distiller: Distiller) -> None:
         """Adapters and graph units of the first process, on all of them."""
@@ -428,7 +435,7 @@ class DistillationMixin:
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
         if self.distiller is not None:
             self.distiller.factor = self._schedule()
-            self.distiller.arm(unwrap_model(self.model), batch["img"], batch.get("view"))
+            self.distiller.arm(unwrap_model(self.model), batch["img"], batch)
         return batch
 
     def _schedule(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -31,12 +32,62 @@ def seeded(*numbers: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
+class Kept:
+    """A view as the first bytes of a record: image, boxes and shapes, as Ultralytics' training set gives them.
+
+    A view with more boxes than fit, or with anything else in it, is not kept but drawn again.
+
+    Args:
+        imgsz, channels: Of the image.
+    """
+
+    def __init__(self, imgsz: int, channels: int) -> None:
+        self.shape = channels, imgsz, imgsz
+        self._boxes, self._image = 32, 32 + BOXES * 20
+        self.size = -(-(self._image + math.prod(self.shape)) // 16) * 16
+
+    def put(self, view: dict[str, Any], record: np.ndarray) -> None:
+        """Writes a view into a record, whose bytes are 0; they stay so where it is not kept."""
+        boxes = torch.cat((view["cls"], view["bboxes"]), dim=1).float().numpy()
+        if set(view) != _ITEM or len(boxes) > BOXES or tuple(view["img"].shape) != self.shape:
+            return
+        numbers = [len(boxes) + 1, *view["ori_shape"], *view["resized_shape"]]
+        record[: 4 * len(numbers)] = np.array(numbers, np.int32).view(np.uint8)
+        record[self._boxes : self._boxes + boxes.nbytes] = boxes.reshape(-1).view(np.uint8)
+        record[self._image : self._image + math.prod(self.shape)] = view["img"].numpy().reshape(-1)
+
+    def get(self, record: np.ndarray, file: str) -> dict[str, Any] | None:
+        """The view in a record, the record's own memory; None if it was not kept."""
+        count, *shapes = record[:20].view(np.int32).tolist()
+        if not count:
+            return None
+        boxes = record[self._boxes : self._boxes + (count - 1) * 20].view(np.float32).reshape(-1, 5)
+        image = record[self._image : self._image + math.prod(self.shape)].reshape(self.shape)
+        return {
+            "im_file": file,
+            "ori_shape": tuple(shapes[:2]),
+            "resized_shape": tuple(shapes[2:]),
+            "img": torch.from_numpy(image),
+            "cls": torch.from_numpy(boxes[:, :1].copy()),
+            "bboxes": torch.from_numpy(boxes[:, 1:].copy()),
+            "batch_idx": torch.zeros(len(boxes)),
+        }
+
+
+BOXES = 300
+"""Most boxes of a view that is kept."""
+
+_ITEM = {"im_file", "ori_shape", "resized_shape", "img", "cls", "bboxes", "batch_idx"}
+
+
 class Views:
     """An Ultralytics training set whose items are views: item ``slot * len(set) + i`` is a view of image i.
 
     A slot is one of K views of one of two kinds. Mosaic takes its partners from the whole set, as with ``cache=ram``,
     and not from the images read last, and no image is changed in place: a view does not depend on what was read before
     it, or by which process.
+
+    With a store of records, views come out of these, and each item carries its record, which begins with the view.
 
     Args:
         dataset: As Ultralytics builds it for training; it is changed in place.
@@ -47,6 +98,8 @@ class Views:
     def __init__(self, dataset: Any, views: int, seed: int) -> None:
         self.dataset, self.views, self.seed = dataset, views, seed
         self.closed = False
+        self.store: Any = None
+        self.kept = Kept(dataset.imgsz, dataset.channels)
         dataset.load_image = partial(_untouched, dataset)
         self._spread()
 
@@ -58,10 +111,34 @@ class Views:
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is no fork; memory that it cannot open is read by the process that trains."""
+        return {**self.__dict__, "store": self.store if self.store is not None and self.store.lasting else None}
+
     def __getitem__(self, number: int) -> dict[str, Any]:
-        slot, i = divmod(int(number), len(self.dataset))
+        number = int(number)
+        if self.store is None:
+            return {**self.draw(number), "view": number}
+        record, state = self.store.read(number)
+        view = self.kept.get(record, self.dataset.im_files[number % len(self)]) if state > 0 else None
+        if view is None:
+            view = self.draw(number)
+            if state <= 0:
+                self.kept.put(view, record)
+        return {**view, "view": number, "record": torch.from_numpy(record), "state": state}
+
+    def draw(self, number: int) -> dict[str, Any]:
+        """A view through Ultralytics' transforms."""
+        slot, i = divmod(number, len(self.dataset))
         with seeded(self.seed % 2**63, slot // self.views, slot % self.views, i):
-            return {**self.dataset[i], "view": int(number)}
+            return self.dataset[i]
+
+    def collate_fn(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Ultralytics' batch; records are stacked."""
+        batch = self.dataset.collate_fn(items)
+        if "record" in batch:
+            batch["record"] = torch.stack(batch["record"])
+        return batch
 
     @property
     def slots(self) -> int:
