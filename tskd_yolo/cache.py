@@ -233,7 +233,7 @@ class Store:
 
 
 def _sum(record: np.ndarray) -> int:
-    return _WHOLE | zlib.crc32(memoryview(record))
+    return _WHOLE | zlib.crc32(record.data)
 
 
 def _make(file: Path, head: bytes, total: int) -> None:
