@@ -17,7 +17,7 @@ from tskd_yolo.config import TERMS, Config
 from tskd_yolo.features import STAGE, HeadReader, Level, strides, towers
 from tskd_yolo.gate import MOST, Gate, at_once
 from tskd_yolo.losses import CRD, DED, DRD
-from tskd_yolo.losses.crd import Response, adapter
+from tskd_yolo.losses.crd import Response, adapter, channels
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
 from tskd_yolo.losses.maps import Map, standardised
@@ -117,7 +117,7 @@ class Distiller:
     def arm(self, student: Any, images: Tensor) -> None:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``."""
         self.disarm(student)
-        self._target = self.teacher(images) if self.on else {}
+        self._target = self._ask(images) if self.on else {}
         self._size = (images.shape[2], images.shape[3])
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
@@ -125,6 +125,13 @@ class Distiller:
             for branch in self.branches:  # a dual head's criterion holds one per branch
                 self._count_positives(branch, getattr(self._base, branch, self._base).assigner)
         student.criterion = _Criterion(self, student)
+
+    def _ask(self, images: Tensor) -> dict[int, Level]:
+        """The teacher's levels; of its head's activations no more than CRD reads, before the student needs memory."""
+        levels = self.teacher(images)
+        if self.config.variant == "paper":
+            return levels
+        return {s: level._replace(responses=_brief(level.responses)) for s, level in levels.items()}
 
     def _count_positives(self, branch: str, assigner: nn.Module) -> None:
         """The paper divides by the locations assigned to a defect: the detection loss has assigned them already."""
@@ -206,7 +213,7 @@ class Distiller:
             HeadReader(student.model[-1], responses="crd" in self.on, stage=self.reader.stage),
         )
         try:
-            self._target, self._size = self.teacher(images.detach()), (images.shape[2], images.shape[3])
+            self._target, self._size = self._ask(images.detach()), (images.shape[2], images.shape[3])
             self.reader.arm()
             predictions = student(images)
             none = images.new_zeros(0)
@@ -366,6 +373,14 @@ class _Criterion:
 
     def __call__(self, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._distiller.loss(self._student, predictions, batch)
+
+
+def _brief(responses: dict[str, Response]) -> dict[str, Response]:
+    """A teacher's responses with the statistics of their activations in the activations' place."""
+    return {
+        branch: r._replace(box_features=channels(r.box_features), class_features=channels(r.class_features))
+        for branch, r in responses.items()
+    }
 
 
 def _behind(gate: Gate, maps: list[Any]) -> list[Any]:
