@@ -299,6 +299,7 @@ CASES = [
     Case("teacher no better", WARN, SAME, ("no better than the student already is", "there is little to learn")),
     Case("teacher the student", WARN, SAME, ("is the student itself: it can teach nothing new",)),
     # Student
+    Case("student fused", REFUSE, {"model": "{f}/fused.pt"}, ("model: the batch norms of", "are folded")),
     Case("student missing", REFUSE, {"model": "{f}/nowhere.pt"}, ("model: ", "nowhere.pt was not found", "give a")),
     Case("student YAML missing", REFUSE, {"model": "nowhere.yaml"}, ("model: nowhere.yaml", "give a detector's")),
     Case("student left out", REFUSE, {"model": None}, ("model: missing; give the student",)),
@@ -353,7 +354,7 @@ CASES = [
     Case("infinite", REFUSE, {"crd": "inf"}, ("crd: must be a finite number >= 0, got",)),
     Case("beyond float32", REFUSE, {"crd": "1e39"}, ("crd: must be a finite number >= 0, got",)),
     Case("empty list", REFUSE, {"crd": "[]"}, ("crd: must be a finite number >= 0, got []",)),
-    Case("no choice", REFUSE, {"balance": "foo"}, ("balance: must be one of fixed, got 'foo'.",)),
+    Case("no choice", REFUSE, {"balance": "foo"}, ("balance: must be one of fixed, share, got 'foo'.",)),
     Case("no bool", REFUSE, {"trust": "maybe"}, ("trust: must be True or False, got 'maybe'.",)),
     Case("distill_model", REFUSE, {"distill_model": "{f}/teacher.pt"}, ("distill_model: Ultralytics' built-in",)),
     Case("quantize=8", REFUSE, {"quantize": 8}, ("quantize: training with int8",)),
