@@ -16,9 +16,19 @@ MODULES = {
     ".".join(["tskd_yolo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-ROOMS = ("cli", "trainer", "distiller", "teacher", "features", "balance", "losses", "data", "config")
+ROOMS = (
+    "cli", "compare", "report", "arm", "pictures", "judge", "verdict", "charts",
+    "trainer", "distiller", "teacher", "features", "balance", "losses", "data", "config",
+)  # fmt: skip
 MAY_IMPORT = {
     "cli": {"trainer", "teacher", "data", "config", "demo", "check", "compare", "report"},
+    "compare": {"arm", "report", "pictures", "judge", "verdict", "trainer", "config"},
+    "report": {"pictures", "judge", "verdict", "charts", "config"},
+    "arm": {"trainer", "teacher", "judge", "config"},
+    "pictures": {"teacher", "losses"},
+    "judge": set(),
+    "verdict": set(),
+    "charts": set(),
     "trainer": {"distiller", "teacher", "config"},
     "distiller": {"teacher", "features", "balance", "losses", "config"},
     "teacher": {"features", "losses", "config"},

@@ -155,7 +155,7 @@ def _ticks_x(xs: Sequence[float], log: bool) -> list[float]:
     if log:
         first, last = math.ceil(math.log10(min(xs)) - 1e-9), math.floor(math.log10(max(xs)) + 1e-9)
         return [10.0**i for i in range(first, last + 1)]
-    return [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs)]
+    return [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs) and t == int(t)]  # epochs are whole
 
 
 def _grid(

@@ -62,7 +62,10 @@ def recovered(treated: Mapping[int, float], plain: Mapping[int, float], teacher:
 
 def points(value: float | None, sign: bool = False) -> str:
     """A share of 1 in points: 0.179 is 17.9; a dash for None."""
-    return "–" if value is None else f"{100 * value:{'+' if sign else ''}.1f}".replace("-", "−")
+    if value is None:
+        return "–"
+    rounded = round(100 * value, 1) + 0.0  # no minus before a zero
+    return f"{rounded:{'+' if sign and rounded else ''}.1f}".replace("-", "−")
 
 
 def interval(effect: Effect | None) -> str:
