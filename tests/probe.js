@@ -1,10 +1,10 @@
-// Added to a copy of a page by tests/test_report.py: what a reader would see of it, written into its title.
+// Added to a copy of a page by tests/test_report.py: what a reader would see of it, written into the title around it.
 addEventListener("load", () => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   all("details").forEach((e) => { e.open = true; });
   const drawn = all("svg.chart, svg.tile, img");
   const reached = all("a, summary, [tabindex='0']");
-  document.title = JSON.stringify({
+  top.document.title = JSON.stringify({
     inner: innerWidth,
     wide: document.documentElement.scrollWidth,
     drawn: drawn.length,

@@ -70,6 +70,14 @@ def test_bars_start_at_zero_and_whiskers_span_the_interval():
     assert (left + right) / 2 == pytest.approx(zero + float(up.get("width")), abs=0.2)
 
 
+def test_a_whisker_that_is_too_long_is_cut_with_an_arrow():
+    svg = parsed(charts.bars("l", [("a", [Bar(0, 1.0, -50.0, 52.0), Bar(1, 0.5, 0.2, 0.8)])], x_label="points"))
+    cut, whole = (p.get("d") for p in svg.iter("path") if p.get("class") == "whisker")
+    assert cut.count("l") == 4 and "l" not in whole
+    assert max(float(r.get("width")) for r in svg.iter("rect")) > charts.WIDTH / 10, "the bar can be seen"
+    assert charts.bars("l", [("a", [Bar(0, 0.0, -1.0, 1.0)])], x_label="")
+
+
 def test_every_text_is_escaped():
     evil = '</svg><script>alert("x")</script>&'
     made = [

@@ -167,6 +167,12 @@ def test_the_attention_shown_is_the_factor_of_ded(out, tmp_path):
         assert shown.strongest == pytest.approx(float(relative_attention(features)[0].max()), rel=1e-3)
 
 
+def test_labels_in_an_image_do_not_hide_each_other():
+    taken: list = []
+    heights = [report._free(taken, 10, 50, 20, 8) for _ in range(3)] + [report._free(taken, 70, 50, 20, 8)]
+    assert heights == [20, 28, 36, 20]
+
+
 def test_the_page_of_a_comparison_without_terms_teacher_or_pictures_is_whole(out):
     summary = json.loads((out / "compare.json").read_text())
     curves = summary.pop("curves")
@@ -219,8 +225,11 @@ def test_a_browser_shows_the_page_without_scrolling_it_sideways(width, out, tmp_
     text = (out / "compare.html").read_text(encoding="utf-8")
     probe = f"<script>{Path(__file__).with_name('probe.js').read_text()}</script></body>"
     page = tmp_path / "page.html"
-    page.write_text(re.sub(r"<meta http-equiv[^>]+>", "", text).replace("</body>", probe), encoding="utf-8")
-    dom = chromium(tmp_path, f"--window-size={width},900", "--dump-dom", page.as_uri()).decode("utf-8")
+    inner = html.escape(re.sub(r"<meta http-equiv[^>]+>", "", text).replace("</body>", probe))
+    # A window is never as narrow as a telephone; a frame is.
+    frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{inner}"></iframe>'
+    page.write_text(f"<!doctype html><meta charset='utf-8'><title></title>{frame}", encoding="utf-8")
+    dom = chromium(tmp_path, "--window-size=1300,1000", "--dump-dom", page.as_uri()).decode("utf-8")
     found = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom, re.S)[1]))
     assert found["inner"] == width and found["wide"] <= width, found
     assert found["seen"] == found["drawn"] > 10 and found["small"] == 0, found

@@ -14,6 +14,8 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 216
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 34
+LONGEST = 3
+"""Length of a whisker, in longest bars, from which it is cut."""
 DASHES = "", "6 3", "2 2", "8 3 2 3", "12 4", "4 2 1 2", "1 3", "10 2 2 2 2 2"
 COLOURS = len(DASHES)
 
@@ -64,11 +66,15 @@ def lines(label: str, series: Sequence[Series], *, x_label: str, y_label: str, l
     return _svg(label, HEIGHT, parts)
 
 
-def bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, x_label: str, digits: int = 1) -> Markup:
-    """Horizontal bars from 0, in named groups, with whiskers for intervals and the value beside each."""
-    values = [v for _, group in groups for bar in group for v in (bar.value, bar.low, bar.high) if v is not None]
-    if not values:
+def bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, x_label: str) -> Markup:
+    """Horizontal bars from 0, in named groups, with whiskers for intervals; one that is cut ends in an arrow."""
+    drawn = [bar for _, group in groups for bar in group]
+    if not drawn:
         return Markup('<p class="note">Nothing to draw.</p>')
+    # Whiskers of two seeds are so long that beside them no bar could be seen.
+    most = LONGEST * max(abs(bar.value) for bar in drawn) or math.inf
+    values = [v for bar in drawn for v in (bar.value, bar.low, bar.high) if v is not None]
+    values = [min(max(v, -most), most) for v in values]
     marks = ticks(min(0.0, *values), max(0.0, *values))
     place = _Scale(min(marks[0], *values), max(marks[-1], *values), 12, WIDTH - 12)
     parts: list[Markup] = []
@@ -78,7 +84,7 @@ def bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, x_label: st
         parts.append(Markup('<text x="4" y="{}" class="name">{}</text>').format(y + 11, shown))
         y += 16
         for bar in group:
-            parts.append(_bar(bar, place, y, digits))
+            parts.append(_bar(bar, place, y, most))
             y += 13
         y += 8
     axis = [
@@ -90,14 +96,17 @@ def bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, x_label: st
     return _svg(label, y + 34, [*axis, *parts, zero, title])
 
 
-def _bar(bar: Bar, place: _Scale, y: int, digits: int) -> Markup:
+def _bar(bar: Bar, place: _Scale, y: int, most: float) -> Markup:
     start, end = sorted((place(0), place(bar.value)))
     parts = Markup('<rect class="s{}" x="{}" y="{}" width="{}" height="9"/>').format(
         bar.style, _px(start), y, _px(max(end - start, 0.5))
     )
     if bar.low is not None and bar.high is not None:
-        parts += Markup('<path class="whisker" d="M{0} {2}v6m0 -3H{1}m0 -3v6"/>').format(
-            _px(place(bar.low)), _px(place(bar.high)), y + 1.5
+        left, right = place(max(bar.low, -most)), place(min(bar.high, most))
+        start_cap = "m4 0l-4 3l4 3m-4 -3" if bar.low < -most else "v6m0 -3"
+        end_cap = "m-4 -3l4 3l-4 3" if bar.high > most else "m0 -3v6"
+        parts += Markup('<path class="whisker" d="M{} {}{}H{}{}"/>').format(
+            _px(left), y + 1.5, start_cap, _px(right), end_cap
         )
     return parts
 

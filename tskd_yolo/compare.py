@@ -412,7 +412,7 @@ class _Progress:
         done = [run for run in self.plan.runs if result(self.plan.out, str(run)) is not None]
         working = [f"{run} epoch {spent[run][0]}" for run in self.left if run not in done and spent[run][0]]
         seconds = time_left(spent, done=done, epochs=self.plan.common.get("epochs", DEFAULT_CFG_DICT["epochs"]))
-        rest = "" if seconds is None else f", about {_duration(seconds / self.plan.jobs)} left"
+        rest = "" if not seconds else f", about {_duration(seconds / self.plan.jobs)} left"
         at_work = f"; at work: {', '.join(working)}" if working else ""
         print(f"{len(done)} of {len(self.plan.runs)} runs done{rest}{at_work}", flush=True)
 

@@ -87,6 +87,7 @@ def _page(template: str, **values: Any) -> str:
         css=lambda verdict: verdict if verdict in {"helps", "hurts"} else "open",
         first_word=lambda text: str(text).split(" (sha256")[0],
         number=charts.number,
+        percent=lambda v: "–" if v is None else f"{100 * v:.0f} %".replace("-", "−"),
         signed=lambda n: f"{n:+d}".replace("-", "−"),
         mean=lambda values, digits, unit=1: f"{np.mean(v) / unit:.{digits}f}" if (v := list(values)) else "–",
     )
@@ -99,8 +100,9 @@ def _effect(row: Mapping[str, Any]) -> Effect:
     return Effect(**{k: row[k] for k in ("mean", "low", "high", "seeds")})
 
 
-def _class_charts(arms: Mapping[str, Any], others: Sequence[tuple[str, int]], each: int = 6) -> list[Markup]:
-    """Bars of the effect per class, a handful of classes to a chart."""
+def _class_charts(arms: Mapping[str, Any], others: Sequence[tuple[str, int]]) -> list[Markup]:
+    """Bars of the effect per class, about 18 to a chart."""
+    each = max(18 // max(len(others), 1), 1)
     groups = []
     for place, entry in enumerate(arms["plain"]["classes"]):
         bars = []
@@ -159,6 +161,7 @@ def tile(picture: Picture, index: int, who: str, names: Mapping[int, str]) -> Ma
         said = f"{picture.name}, {who}: {picture.hits(who)} found, {picture.false(who)} false alarms"
     box = Markup('<rect class="{kind}" x="{x}" y="{y}" width="{w}" height="{h}"/>')
     parts, size = [], max(width, height) / 18
+    taken: list[tuple[float, float, float]] = []
     for label, score, kind, (x1, y1, x2, y2) in boxes:
         place = {"x": round(x1 * width, 1), "y": round(y1 * height, 1)}
         place |= {"w": round((x2 - x1) * width, 1), "h": round((y2 - y1) * height, 1)}
@@ -167,15 +170,24 @@ def tile(picture: Picture, index: int, who: str, names: Mapping[int, str]) -> Ma
         # Inside the image, whatever the box: at its upper edge, or below it where that is the image's.
         y = place["y"] - size / 4 if place["y"] > size * 1.2 else place["y"] + size
         end = place["x"] > 0.6 * width
-        at = f"{min(place['x'] + place['w'], width - 1):.1f}" if end else f"{max(place['x'], 1):.1f}"
+        at = min(place["x"] + place["w"], width - 1) if end else max(place["x"], 1)
+        y = _free(taken, at - (0.6 * size * len(text) if end else 0), 0.6 * size * len(text), y, size)
         parts.append(
-            Markup('<text class="{}" x="{}" y="{:.1f}" font-size="{:.1f}">{}</text>').format(
+            Markup('<text class="{}" x="{:.1f}" y="{:.1f}" font-size="{:.1f}">{}</text>').format(
                 "end" if end else "start", at, y, size, text
             )
         )
     return Markup(
         '<svg class="tile" viewBox="0 0 {0} {1}" role="img" aria-label="{2}"><use href="#p{3}"/>{4}</svg>'
     ).format(width, height, said, index, Markup("").join(parts))
+
+
+def _free(taken: list[tuple[float, float, float]], x: float, width: float, y: float, size: float) -> float:
+    """The next height from ``y`` downwards where a label of this place and width hides no other; takes it."""
+    while any(abs(y - v) < size and x < u + w and u < x + width for u, w, v in taken):
+        y += size / 2
+    taken.append((x, width, y))
+    return y
 
 
 def _finite(curves: Curves) -> dict[str, Any]:
