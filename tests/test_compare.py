@@ -144,6 +144,15 @@ def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
     assert str(tmp_path) not in json.dumps(two)
 
 
+def test_control_c_is_told_in_a_sentence(files, tmp_path, monkeypatch, capsys):
+    def stop(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "compare", stop)
+    assert main(words(asked(files, tmp_path / "out"))) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 # Progress -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train`` is ours, ``voc`` and ``demo`` too; every other mode goes to Ultralytics' entry point, after names of our
+``train``, ``compare``, ``voc`` and ``demo`` are ours, and the page of ``val``; every other mode goes to Ultralytics' entry point, after names of our
 data sets were resolved.
 """
 
@@ -212,7 +212,11 @@ def _compare(arguments: list[str]) -> int:
         except ConfigError as error:
             found += error.problems
         raise ConfigError(found)
-    return 1 if compare(**values) else 0
+    try:
+        return 1 if compare(**values) else 0
+    except KeyboardInterrupt:
+        print("tskd-yolo: stopped; the same command goes on with what is left.", file=sys.stderr)
+        return 130
 
 
 def _val(arguments: list[str]) -> bool:
