@@ -1,7 +1,7 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train``, ``compare``, ``voc`` and ``demo`` are ours, and the page of ``val``; every other mode goes to Ultralytics' entry point, after names of our
-data sets were resolved.
+``train``, ``compare``, ``voc`` and ``demo`` are ours, and the page of ``val``; every other mode goes to Ultralytics'
+entry point, after names of our data sets were resolved.
 """
 
 from __future__ import annotations
