@@ -25,35 +25,48 @@ class CpuParallel(torch.nn.parallel.DistributedDataParallel):
 
 
 class GlooTrainer(Trainer):
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.world_size = int(os.environ["WORLD_SIZE"])
-
     def _setup_ddp(self) -> None:
         dist.init_process_group("gloo")
+        self._agree_on_folder()
 
-    def teacher_metrics(self, frozen: Any) -> dict[str, float]:
+    def validated(self, model: Any) -> dict[str, float]:
         return {"metrics/mAP50(B)": 0.0, "metrics/mAP50-95(B)": 0.0}  # the engine's validator wants a CUDA device here
 
     def final_eval(self) -> None:
-        pass
+        self.learned_at_the_end = self.distiller.learned.state_dict()
 
 
 def main() -> None:
     arguments = json.loads(sys.argv[1])
+    out, stop_after = arguments.pop("out", None), arguments.pop("stop_after", None)
     torch.nn.parallel.DistributedDataParallel = CpuParallel  # type: ignore[misc]
     trainer = GlooTrainer(**arguments)
     terms: list[dict[str, float]] = []
+    begun: dict[str, Any] = {}
+    trainer.add_callback("on_train_start", lambda t: begun.update(t.distiller.state()["learned"]))
     trainer.add_callback("on_train_batch_end", lambda t: terms.append({k: float(v) for k, v in t.loss_items.items()}))
+    if stop_after:
+        trainer.add_callback("on_fit_epoch_end", lambda t: stop(t, stop_after))
     trainer.train()
     rank = int(os.environ["RANK"])
     state = {
-        "learned": trainer.distiller.learned.state_dict(),
+        "learned": trainer.learned_at_the_end,
         "student": trainer.model.module.state_dict(),
         "terms": terms,
+        "begun": begun,
+        "start_epoch": trainer.start_epoch,
+        "world_size": trainer.world_size,
+        "save_dir": str(trainer.save_dir),
     }
-    torch.save(state, Path(arguments["project"]) / f"rank{rank}.pt")
+    torch.save(state, Path(out or arguments["project"]) / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def stop(trainer: Any, epoch: int) -> None:
+    if trainer.epoch + 1 == epoch:
+        dist.barrier()  # the first process has saved
+        print("stopped as asked", flush=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":

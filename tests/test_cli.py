@@ -51,7 +51,7 @@ def train(files, tmp_path, monkeypatch, capsys):
         (dict(drd="nan"), ["drd: must be a finite number"]),
         (dict(drd="inf"), ["drd: must be a finite number"]),
         (dict(crd="word"), ["crd: must be a finite number >= 0, got 'word'"]),
-        (dict(balance="foo"), ["balance: must be one of fixed, got 'foo'"]),
+        (dict(balance="foo"), ["balance: must be one of fixed, share, got 'foo'"]),
         (dict(graph="x"), ["graph: must be one of fixed, trained, got 'x'"]),
         (dict(variant="y"), ["variant: must be one of default, paper, got 'y'"]),
         (dict(teacher=None), ["teacher: missing"]),
@@ -165,14 +165,13 @@ def test_the_users_own_data_file_of_our_name_is_handed_on(tmp_path, monkeypatch)
     assert sys.argv[1:] == ["val", "data=neu.yaml"]
 
 
-def test_safe_loading_is_switched_on_unless_the_user_says_otherwise(monkeypatch, capsys):
+def test_safe_loading_is_switched_on_unless_the_file_is_trusted(monkeypatch, capsys):
     import os
 
-    monkeypatch.delenv("ULTRALYTICS_SAFE_LOAD", raising=False)
-    main(["version"])
-    assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "1"
     monkeypatch.setenv("ULTRALYTICS_SAFE_LOAD", "0")
     main(["version"])
+    assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "1"
+    main(["version", "trust=True"])
     assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "0"
 
 

@@ -169,7 +169,7 @@ def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
 
     lines = ["epoch,time,loss", "1,10,3", "2,20,2", "2,11,2.5", "3,21,1"]
     (tmp_path / "results.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "resumed.json").write_text("[2]")
+    (tmp_path / "resumed.json").write_text('{"seconds": 20, "rows": [[1, 10], [2, 20]]}')
     assert history(tmp_path) == (3, 41.0, True)
     assert curves(tmp_path)["loss"] == [3, 2.5, 1], "the epoch that was repeated stands once"
 

@@ -22,7 +22,7 @@ def test_the_defaults_are_right_but_for_the_teacher_that_only_the_user_can_name(
     (sentence,) = problems(DEFAULTS)
     assert sentence.startswith("teacher: missing")
     built = build(GOOD)
-    assert built == Config("teacher.pt", *(DEFAULTS[term] for term in TERMS), "fixed", "default", "fixed")
+    assert built == Config(**{**DEFAULTS, "teacher": "teacher.pt"})
     assert list(built.weights) == ["drd", "ded", "crd"] and all(weight > 0 for weight in built.weights.values())
 
 
@@ -76,7 +76,7 @@ def test_a_teacher_that_is_no_path_is_named(value, word):
 def test_all_mistakes_are_in_one_error_each_a_sentence_of_its_own():
     bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x")
     with pytest.raises(ConfigError) as caught:
-        build(bad)
+        build({**DEFAULTS, **bad})
     assert {p.split(":")[0] for p in caught.value.problems} == set(bad) and len(caught.value.problems) == len(bad)
     assert str(caught.value).startswith("7 problems found, nothing was started:\n")
     assert all(f"\n  {p}" in str(caught.value) for p in caught.value.problems)

@@ -30,12 +30,13 @@ def hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stage", [0, STAGE])
 @pytest.mark.parametrize("name", MODELS)
-def test_levels_are_what_the_heads_convolutions_gave(name, training, models):
+def test_levels_are_what_the_heads_convolutions_gave(name, stage, training, models):
     model = models[name]
     head = model.model[-1]
     head.training = training  # raw answers, or decoded boxes beside them
-    reader = HeadReader(head, responses=True)
+    reader = HeadReader(head, responses=True, stage=stage)
     gave = {}
     handles = [
         stage.register_forward_hook(lambda module, _, output: gave.update({id(module): output}))
@@ -60,8 +61,8 @@ def test_levels_are_what_the_heads_convolutions_gave(name, training, models):
             for found, layer in (
                 (answer.boxes, box[-1]),
                 (answer.scores, score[-1]),
-                (answer.box_features, box[STAGE]),
-                (answer.class_features, score[STAGE]),
+                (answer.box_features, box[stage]),
+                (answer.class_features, score[stage]),
             ):
                 assert torch.equal(found, gave[id(layer)])
 

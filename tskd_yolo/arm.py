@@ -26,9 +26,9 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import get_flops, get_num_params, strip_optimizer, unwrap_model
+from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
 
-from tskd_yolo import teacher
+from tskd_yolo import host, teacher
 from tskd_yolo.config import TERMS
 from tskd_yolo.judge import class_names, findings, judge, seen, write_json
 from tskd_yolo.trainer import Trainer
@@ -118,8 +118,8 @@ def _train(
         return
     # A run for a given time would count its time anew: it is started anew.
     if state == "interrupted" and seconds is None:
-        cuts = _cuts(run)
-        write_json(run / "resumed.json", [*cuts, len(_rows(run))])
+        rows = [[row["epoch"], row["time"]] for row in _rows(run)]
+        write_json(run / "resumed.json", {"seconds": history(run)[1], "rows": rows})
         more = {"teacher": own["teacher"]} if arm in DISTILLED else {}
         YOLO(run / "weights" / "last.pt").train(trainer=trainer, resume=True, save_dir=str(run), **more)
         return
@@ -151,16 +151,17 @@ def progress(run: Path) -> str:
         return "interrupted"
     for file in run.glob("weights/*.pt"):
         if file.name in {"last.pt", "best.pt"}:
-            strip_optimizer(file)
+            host.strip(file)
     return "trained"
 
 
 def history(run: Path) -> tuple[int, float, bool]:
     """Epochs trained, seconds that training took over all its parts, and whether it was interrupted."""
-    rows, cuts = _rows(run), _cuts(run)
-    ends = [*cuts, len(rows)]
-    seconds = sum(rows[end - 1]["time"] for end in ends if end)  # each part of a run counts from 0
-    return len({row["epoch"] for row in rows}), seconds, bool(cuts)
+    rows, file = _rows(run), run / "resumed.json"
+    before: Any = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"seconds": 0.0, "rows": []}
+    new = [row["time"] for row in rows if [row["epoch"], row["time"]] not in before["rows"]]
+    # Each part of a run counts its time from 0.
+    return len({row["epoch"] for row in rows}), before["seconds"] + (new[-1] if new else 0.0), file.exists()
 
 
 def _rows(run: Path) -> list[dict[str, float]]:
@@ -177,11 +178,6 @@ def curves(run: Path) -> dict[str, list[float]]:
     """The columns of results.csv; an epoch that was repeated after an interruption stands once."""
     rows = {int(row["epoch"]): row for row in _rows(run)}
     return {k: [row[k] for _, row in sorted(rows.items())] for k in next(iter(rows.values()), {})}
-
-
-def _cuts(run: Path) -> list[int]:
-    file = run / "resumed.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
 
 class _Witness:

@@ -11,12 +11,12 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tskd_yolo import __version__
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, problems, resolve
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve
 
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
@@ -48,17 +48,25 @@ Data sets found by name: {datasets}. Settings found by name (cfg=NAME): {recipes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, or 1 with the mistakes named on standard error."""
+    """Runs one command and returns its exit code: 0; 1 with the mistakes named on standard error; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # A checkpoint is a pickle: only known classes are loaded, unless the user's environment says otherwise.
-    os.environ.setdefault("ULTRALYTICS_SAFE_LOAD", "1")
+    # Read when Ultralytics is imported. A checkpoint is a pickle: only known classes are loaded, and nothing that one
+    # asks for is installed.
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if any(map(_trusting, arguments)) else "1"
+    os.environ.setdefault("YOLO_AUTOINSTALL", "0")
     try:
         return _run(arguments)
+    except KeyboardInterrupt:
+        return 130
     except ConfigError as error:
         print(f"tskd-yolo: {error}", file=sys.stderr)
     except _user_errors() as error:
         print(f"tskd-yolo: {error}", file=sys.stderr)
     return 1
+
+
+def _trusting(word: str) -> bool:
+    return word.lower() in {"trust", "trust=true"}
 
 
 _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg login logout solutions".split())
@@ -67,8 +75,9 @@ _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg
 def _user_errors() -> tuple[type[Exception], ...]:
     """What a mistake in a user's files raises before training; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.voc import VocError
+    from tskd_yolo.trainer import RunError
 
-    return VocError, FileNotFoundError, FileExistsError
+    return VocError, RunError, FileNotFoundError, FileExistsError
 
 
 def _run(arguments: list[str]) -> int:
@@ -195,8 +204,14 @@ def _train(arguments: list[str]) -> None:
     values, found = parse(arguments)
     if values.get("resume") is True and not values.get("model"):
         found.append("model: missing; write 'resume model=RUN/weights/last.pt'.")
+    if found and values.get("resume"):
+        raise ConfigError(found)
     if found:
-        raise ConfigError(found if values.get("resume") else [*found, *problems({**DEFAULTS, **values})])
+        from ultralytics.cfg import DEFAULT_CFG_DICT
+
+        from tskd_yolo.inputs import check
+
+        check({**DEFAULT_CFG_DICT, **DEFAULTS}, values, found)
     from tskd_yolo.trainer import Trainer
 
     Trainer(**values).train()
@@ -228,7 +243,8 @@ def _val(arguments: list[str]) -> bool:
         raise ConfigError(found)
     from tskd_yolo.report import validate
 
-    return validate(**values)
+    with _guarded(arguments):
+        return validate(**values)
 
 
 def _voc(arguments: list[str]) -> None:
@@ -258,15 +274,32 @@ def _delegate(arguments: list[str]) -> None:
     resolved = []
     for word in arguments:
         key, sign, value = word.partition("=")
+        if key == "trust":
+            continue
         pair = {key: value}
         if sign:
             resolve(pair)
         resolved.append(f"{key}{sign}{pair[key]}")
     sys.argv[1:] = resolved
-    try:
+    with _guarded(arguments):
         entrypoint()
+
+
+@contextlib.contextmanager
+def _guarded(arguments: list[str]) -> Iterator[None]:
+    """Inside, Ultralytics loads known classes only, and a user's mistake that it names becomes ours."""
+    from tskd_yolo import host
+
+    host.place_fonts()
+    try:
+        with host.safe(trust=any(map(_trusting, arguments))):
+            yield
     except SyntaxError as error:  # how Ultralytics names an argument that it does not know
         raise ConfigError([line for line in str(error).splitlines() if line.strip()]) from error
+    except TypeError as error:
+        if not host.refused_global(error):
+            raise
+        raise ConfigError([f"model: the checkpoint {host.why(error)}."]) from error
 
 
 if __name__ == "__main__":

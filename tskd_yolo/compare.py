@@ -22,15 +22,14 @@ from typing import Any, NamedTuple
 import torch
 import ultralytics
 from filelock import FileLock, Timeout
-from ultralytics.cfg import cfg2dict
-from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_file
 
 from tskd_yolo import __version__, config, pictures, report
 from tskd_yolo.arm import curves, history
 from tskd_yolo.config import TERMS, ConfigError
+from tskd_yolo.inputs import check
 from tskd_yolo.judge import class_names, write_json
-from tskd_yolo.trainer import _checked
 from tskd_yolo.verdict import paired, recovered, sentence
 
 ARMS = "plain", "plain_same_time", "ultralytics", "tskd", "drd", "ded", "crd"
@@ -39,7 +38,9 @@ KEYS: dict[str, Any] = {"arms": ",".join(ARMS), "seeds": 5, "jobs": 1, "ray": Fa
 METRIC = "mAP50-95"
 TOLD_EVERY = 60.0
 """Seconds between two lines of progress."""
-_IRRELEVANT = frozenset("project name exist_ok save_dir mode task seed verbose plots device cache cfg resume".split())
+_IRRELEVANT = frozenset(
+    "project name exist_ok save_dir mode task seed verbose plots device cache cfg resume trust".split()
+)
 _REFUSED = {
     "seed": "seed: a comparison has several; write seeds=5 or seeds=[0,3].",
     "project": "project: a comparison has one folder; write out=FOLDER.",
@@ -174,7 +175,7 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     """What the trainer finds wrong; the teacher is wanted by every comparison."""
     found = []
     try:
-        _checked({**config.DEFAULTS, **cfg2dict(DEFAULT_CFG)}, training)
+        check({**DEFAULT_CFG_DICT, **config.DEFAULTS}, training)
     except ConfigError as error:
         found += error.problems
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
@@ -280,14 +281,14 @@ def _run_all(plan: Plan) -> list[str]:
     (plan.out / "logs").mkdir(exist_ok=True)
     failed = []
     judging = {"kind": "teacher", "folder": str(plan.out / "teacher"), "common": plan.common, "own": plan.own}
-    if result(plan.out, "teacher") is None and not order(judging, _log(plan.out, "teacher")):
+    if result(plan.out, "teacher") is None and not order(judging, _log(plan.out, "teacher"), trust=plan.own["trust"]):
         failed.append("teacher")
     left = [[r for r in chain if result(plan.out, str(r)) is None] for chain in plan.chains]
     failed += _side_by_side(plan, [chain for chain in left if chain])
     timed = result(plan.out, "latency")
     if timed is None or "note" in timed:
         trained = next((str(run) for run in plan.runs if result(plan.out, str(run))), None)
-        if trained and not order(_timing(plan, trained), _log(plan.out, "latency")):
+        if trained and not order(_timing(plan, trained), _log(plan.out, "latency"), trust=plan.own["trust"]):
             failed.append("latency")
     return failed
 
@@ -371,7 +372,7 @@ def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
             "own": plan.own,
             "seconds": seconds,
         }
-        if not order(job, _log(plan.out, str(run))):
+        if not order(job, _log(plan.out, str(run)), trust=plan.own["trust"]):
             return [str(r) for r in chain[place:]]
     return []
 
@@ -379,13 +380,18 @@ def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
 _RUNNING: set[subprocess.Popen] = set()
 
 
-def order(job: dict[str, Any], log: Path) -> bool:
-    """Has a job done by a process of its own, which ends when this one does; whether it succeeded."""
+def order(job: dict[str, Any], log: Path, *, trust: bool) -> bool:
+    """Has a job done by a process of its own, which ends when this one does; whether it succeeded.
+
+    It installs nothing, and loads checkpoints of known classes only, unless they are trusted.
+    """
+    environment = {**os.environ, "YOLO_AUTOINSTALL": "0", "ULTRALYTICS_SAFE_LOAD": "0" if trust else "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-c", "from tskd_yolo.arm import main; main()"],
             stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            env=environment,
         )  # fmt: skip
         assert process.stdin is not None
         _RUNNING.add(process)

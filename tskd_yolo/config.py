@@ -17,7 +17,7 @@ _REFUSED = {
     "compile": "compile: not supported while distilling; leave it off.",
 }
 _MOST = 1e30  # beyond it float32 overflows before the first step
-_CHOICES = {"balance": ("fixed",), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
+_CHOICES = {"balance": ("fixed", "share"), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
 
 
 class ConfigError(ValueError):
@@ -41,8 +41,13 @@ class Config:
     ded: float
     crd: float
     balance: str
+    cap: float
+    floor: float
+    ramp: float
+    fade: float
     variant: str
     graph: str
+    trust: bool = False
 
     @property
     def weights(self) -> dict[str, float]:
@@ -87,12 +92,15 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         found.append(f"task: only detect can be distilled, got {values['task']!r}.")
     for term in TERMS:
         value = values[term]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 <= value <= _MOST:
+        if not _number(value) or not 0 <= value <= _MOST:
             found.append(f"{term}: must be a finite number >= 0, got {value!r} (0 switches the term off).")
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             found.append(f"{key}: must be one of {', '.join(choices)}, got {values[key]!r}.")
+    found += _limits(values)
+    if not isinstance(values["trust"], bool):
+        found.append(f"trust: must be True or False, got {values['trust']!r}.")
+    found += _lengths(values)
     if values["variant"] == "paper" and values["graph"] == "trained":
         found.append("graph: variant=paper draws its graph units anew, there is nothing to train; leave graph=fixed.")
     teacher = values["teacher"]
@@ -103,6 +111,42 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         )
     elif not isinstance(teacher, (str, Path)):
         found.append(f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first.")
+    return found
+
+
+def _limits(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the balance's numbers."""
+    most = {"cap": _MOST, "floor": _MOST, "ramp": _MOST, "fade": 1.0}
+    found = []
+    for key, limit in most.items():
+        if not _number(values[key]) or not 0 <= values[key] <= limit:
+            words = "a share between 0 and 1" if limit == 1 else "a finite number >= 0"
+            found.append(f"{key}: must be {words}, got {values[key]!r}.")
+    if not found and not values["floor"] <= values["cap"]:
+        found.append(f"floor: must not be above cap={values['cap']!r}, got {values['floor']!r}.")
+    return found
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _lengths(values: Mapping[str, Any]) -> list[str]:
+    """Numbers with which Ultralytics would start a run that cannot be meant; wrong types are its own to tell."""
+    found = []
+    epochs: Any
+    batch: Any
+    imgsz: Any
+    epochs, batch, imgsz = (values.get(key) for key in ("epochs", "batch", "imgsz"))
+    if _number(epochs) and not epochs >= 1:
+        found.append(f"epochs: must be at least 1, got {epochs!r}.")
+    if _number(batch) and batch != -1 and not (0 < batch < 1 or (batch >= 1 and batch == int(batch))):
+        found.append(
+            f"batch: must be a whole number >= 1, -1 (as fits the GPU's memory) or a share of that memory "
+            f"between 0 and 1, got {batch!r}."
+        )
+    if _number(imgsz) and not imgsz >= 1:
+        found.append(f"imgsz: must be at least 1 pixel, got {imgsz!r}.")
     return found
 
 
@@ -117,7 +161,9 @@ def build(values: Mapping[str, Any]) -> Config:
     return Config(
         teacher=str(values["teacher"]),
         balance=values["balance"],
+        **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade")},
         variant=values["variant"],
         graph=values["graph"],
+        trust=values["trust"],
         **{term: float(values[term]) for term in TERMS},
     )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tskd_yolo.balance import Fixed
+from tskd_yolo.balance import Fixed, Meter, Share
 from tskd_yolo.config import TERMS, Config
-from tskd_yolo.features import HeadReader, Level, strides, towers
+from tskd_yolo.features import STAGE, HeadReader, Level, strides, towers
+from tskd_yolo.gate import MOST, Gate
 from tskd_yolo.losses import CRD, DED, DRD
-from tskd_yolo.losses.crd import adapter
+from tskd_yolo.losses.crd import Response, adapter
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
+from tskd_yolo.losses.maps import Map, standardised
 from tskd_yolo.losses.regions import Boxes, masks
 from tskd_yolo.teacher import Teacher
 
@@ -51,18 +54,31 @@ class Distiller:
     def __init__(self, *, student: Any, teacher: Teacher, config: Config, seed: int) -> None:
         self.teacher, self.config = teacher, config
         self.on = {term: weight for term, weight in config.weights.items() if weight > 0}
-        self.balance = Fixed(self.on)
+        self.balance = Share(self.on, config.floor, config.cap) if config.balance == "share" else Fixed(self.on)
+        self.meter = Meter()
+        self.factor = 1.0  # of the schedule
         head = student.model[-1]
         self.strides = [s for s in strides(head) if s in teacher.reader.strides]
         self.unpaired = sorted(set(strides(head)) ^ set(teacher.reader.strides))
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
         self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
-        self.reader = HeadReader(head, responses="crd" in self.on)
+        stage = 0 if config.variant == "paper" else STAGE
+        self.reader = HeadReader(head, responses="crd" in self.on, stage=stage)
+        teacher.reader.stage = stage
         device = next(student.parameters()).device
         with undisturbed():
             torch.manual_seed(seed)
             self.learned = self._modules(head).to(device)
+        self.gates = {term: Gate() for term in self.on if term != "crd"}
+        self.gates.update({f"crd:{branch}": Gate() for branch in self.branches})
+        if "drd" in self.on:  # DED has no parameters
+            self.gates["drd"].watch(self.learned["drd"].parameters())
+        for branch in self.branches:
+            self.gates[f"crd:{branch}"].watch(self.learned["crd"][branch].parameters())
+        self._places: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, Any] = {}
+        self._first = [p.detach().clone() for p in self.learned.parameters()]
         self._target: dict[int, Level] = {}
         self._base: Any = None
         self._size = (0, 0)
@@ -92,7 +108,7 @@ class Distiller:
         """(student, teacher) width of the box and of the class tower, per level."""
         widths = []
         for stride in self.strides:
-            ours, theirs = (_stage_widths(h, branch, stride) for h in (head, self.teacher.head))
+            ours, theirs = (_stage_widths(h, branch, stride, self.reader.stage) for h in (head, self.teacher.head))
             widths.append(((ours[0], theirs[0]), (ours[1], theirs[1])))
         return widths
 
@@ -101,7 +117,7 @@ class Distiller:
     def arm(self, student: Any, images: Tensor) -> None:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``."""
         self.disarm(student)
-        self._target = self.teacher(images)
+        self._target = self.teacher(images) if self.on else {}
         self._size = (images.shape[2], images.shape[3])
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
@@ -125,28 +141,77 @@ class Distiller:
         for handle in self._handles:
             handle.remove()
         self.reader.disarm()
-        self._target, self._positives, self._handles, self._base = {}, {}, [], None
+        self._target, self._positives, self._handles, self._base, self._places = {}, {}, [], None, {}
 
     def loss(self, student: Any, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
         vector, items = self._base(predictions, batch)
-        weighted = self.balance(self.terms(predictions, batch))
+        images = len(batch["img"])
+        terms = self.terms(predictions, batch)
+        finite = {name: self._leave(name, term) for name, term in terms.items()}
+        if terms and self.meter.due():
+            self._measure(vector.sum() / images, terms)
+        weighted = {name: self._factor(name) * term for name, term in finite.items()}
         zero = vector.new_zeros(())
-        parts = torch.stack([weighted.get(term, zero) for term in TERMS])
+        parts = torch.stack([sum((weighted[n] for n in weighted if _term(n) == t), zero) for t in TERMS])
+        for name, term in finite.items():
+            self._seen[_term(name)] = self._seen.get(_term(name), 0) + term.detach().abs()
         self.disarm(student)
         # Ultralytics multiplies its means by the batch size and shows the means.
-        vector = torch.cat((vector, parts.to(vector) * len(batch["img"])))
+        vector = torch.cat((vector, parts.to(vector) * images))
         return vector, {**items, **{f"{term}_loss": part for term, part in zip(TERMS, parts.detach(), strict=True)}}
 
+    def _factor(self, name: str) -> float | Tensor:
+        return self.factor * self.balance(name, self.meter.pulls.get(name))
+
+    def _leave(self, name: str, term: Tensor) -> Tensor:
+        return self.gates[name].leave(term)
+
+    def _measure(self, detection: Tensor, terms: dict[str, Tensor]) -> None:
+        for name in terms:
+            self.gates[name].watching = False
+        self.meter.measure(detection=detection, terms=terms, places=self._places)
+        for name in terms:
+            self.gates[name].watching = True
+
     def terms(self, predictions: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The unweighted terms that are on, by name, each a float32 scalar."""
+        """The unweighted terms that are on, each a float32 scalar: ``drd``, ``ded`` and one ``crd:BRANCH`` per branch.
+
+        Towers of a dual head share no weight, so neither branch dilutes the other.
+        """
+        if not self.on:
+            return {}
         levels = self.reader.read(predictions)
         student = [levels[s] for s in self.strides]
         teacher = [self._target[s] for s in self.strides]
         terms = self._feature_terms(student, teacher, batch)
-        if "crd" in self.on:
-            terms["crd"] = self._response_term(student, teacher)
+        self._places = dict.fromkeys(terms, [level.features for level in student])
+        for branch in self.branches if "crd" in self.on else []:
+            name = f"crd:{branch}"
+            terms[name] = self._response_term(branch, student, teacher)
+            # The second branch of a dual head sees the neck's features cut off from their graph.
+            towers_ = [t for level in student for t in level.responses[branch][2:]]
+            self._places[name] = towers_ if branch == "one2one" else [level.features for level in student]
         return terms
+
+    def trial(self, student: Any, images: Tensor) -> tuple[Any, ...]:
+        """Predictions and terms of a copy of the student on images without boxes."""
+        reader, self.reader = (
+            self.reader,
+            HeadReader(student.model[-1], responses="crd" in self.on, stage=self.reader.stage),
+        )
+        try:
+            self._target, self._size = self.teacher(images.detach()), (images.shape[2], images.shape[3])
+            self.reader.arm()
+            predictions = student(images)
+            none = images.new_zeros(0)
+            terms = self.terms(predictions, {"img": images, "bboxes": none.view(0, 4), "batch_idx": none})
+            return predictions, [self._leave(name, term) for name, term in terms.items()]
+        finally:
+            self.reader.disarm()
+            self.reader, self._target = reader, {}
+            for gate in self.gates.values():
+                gate.collect()
 
     def _feature_terms(self, student: list[Level], teacher: list[Level], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """DRD and DED: the mean over levels (the paper's form: the sum)."""
@@ -155,31 +220,132 @@ class Distiller:
             return {}
         boxes = boxes_of(batch, images=len(batch["img"]), size=self._size)
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for stride, s, t in zip(self.strides, student, teacher, strict=True):
-            adapted = self.learned["neck"][str(stride)](s.features)
-            with torch.autocast(adapted.device.type, enabled=False):
-                pair = {"student": adapted, "teacher": t.features}
+        with torch.autocast(boxes.xyxy.device.type, enabled=False):
+            pairs = [
+                self._pair(stride, ours.features, theirs.features)
+                for stride, ours, theirs in zip(self.strides, student, teacher, strict=True)
+            ]
+            behind = {name: _behind(self.gates[name], [ours for ours, _ in pairs]) for name in names}
+            for i, (stride, (_, theirs)) in enumerate(zip(self.strides, pairs, strict=True)):
                 if "drd" in found:
-                    found["drd"].append(self.learned["drd"][str(stride)](**pair, boxes=boxes))
+                    drd = self.learned["drd"][str(stride)]
+                    found["drd"].append(drd(student=behind["drd"][i], teacher=theirs, boxes=boxes))
                 if "ded" in found:
-                    regions = masks(boxes, *t.features.shape[2:])
-                    found["ded"].append(self.learned["ded"](**pair, masks=regions))
+                    regions = masks(boxes, *teacher[i].features.shape[2:])
+                    found["ded"].append(self.learned["ded"](student=behind["ded"][i], teacher=theirs, masks=regions))
         paper = self.config.variant == "paper"
         return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
 
-    def _response_term(self, student: list[Level], teacher: list[Level]) -> Tensor:
-        """CRD: the sum over branches. Towers of a dual head share no weight, so neither branch dilutes the other."""
-        total = []
-        for branch in self.branches:
-            total.append(
-                self.learned["crd"][branch](
-                    student=[level.responses[branch] for level in student],
-                    teacher=[level.responses[branch] for level in teacher],
-                    tails=[self.teacher.tails(stride, branch) for stride in self.strides],
-                    positives=self._positives.get(branch),
-                )
-            )
-        return torch.stack(total).sum()
+    def _pair(self, stride: int, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
+        """Both maps as the losses take them: standardised once for both losses, but for the paper's form."""
+        adapter = self.learned["neck"][str(stride)]
+        if self.config.variant == "paper":
+            return adapter(student.float()), teacher
+        weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
+        return standardised(student, weight), standardised(teacher)
+
+    def _response_term(self, branch: str, student: list[Level], teacher: list[Level]) -> Tensor:
+        """CRD of one branch."""
+        ours = [level.responses[branch] for level in student]
+        behind = iter(self.gates[f"crd:{branch}"].enter([t for response in ours for t in response]))
+        return self.learned["crd"][branch](
+            student=[Response(*(next(behind) for _ in Response._fields)) for _ in ours],
+            teacher=[level.responses[branch] for level in teacher],
+            tails=[self.teacher.tails(stride, branch) for stride in self.strides],
+            positives=self._positives.get(branch),
+        )
+
+    # Once per epoch ---------------------------------------------------------------------------------------------------
+
+    def sick(self, total: Callable[[list[float]], list[float]]) -> dict[str, tuple[int, int, bool]]:
+        """Terms that were not finite in some steps since the last call: steps left out, steps taken, switched off now.
+
+        A term that was left out of more than a tenth of them is switched off: it has nothing to teach.
+
+        Args:
+            total: Sums a list of numbers over all processes.
+        """
+        counts = [n for gate in self.gates.values() for n in gate.collect()]
+        sums = iter(total([float(n) for n in counts]))
+        found: dict[str, tuple[int, int, bool]] = {}
+        for name in self.gates:
+            left_out, steps = int(next(sums)), int(next(sums))
+            if left_out:
+                off = left_out > MOST * steps
+                found[_term(name)] = max(found.get(_term(name), (0, 0, False)), (left_out, steps, off))
+        for term, (*_, off) in found.items():
+            if off:
+                self.on.pop(term, None)
+        return found
+
+    def pulls(self) -> dict[str, float]:
+        """What was measured, as columns: per term its share of the detection loss's gradient and their cosine.
+
+        Of a dual head's two branches those of the one that teaches the neck.
+        """
+        columns = {}
+        for name, pull in self.meter.pulls.items():
+            if not name.endswith(":one2one"):
+                columns[f"share/{_term(name)}"] = float(self._factor(name) / pull.ratio.clamp(min=1e-30))
+                columns[f"cosine/{_term(name)}"] = float(pull.cosine)
+        return {key: round(value, 5) for key, value in columns.items()}
+
+    def dead(self, total: Callable[[list[float]], list[float]], processes: int) -> list[str]:
+        """After the first epoch: what shows that nothing is being taught, one sentence each.
+
+        Args:
+            total: Sums a list of numbers over all processes.
+            processes: Their number.
+        """
+        everywhere = total([float(self._seen.get(term, 0) != 0) for term in TERMS])
+        found = []
+        for term, count in zip(TERMS, everywhere, strict=True):
+            if term in self.on and count < processes:
+                found.append(f"{term} is zero on {processes - int(count)} of {processes} processes")
+            pulls = [float(pull.term) for name, pull in self.meter.pulls.items() if _term(name) == term]
+            if term in self.on and not any(pulls):
+                found.append(f"{term} does not reach the student: what it teaches is frozen")
+        moved = [not torch.equal(a, b) for a, b in zip(self._first, self.learned.parameters(), strict=True)]
+        if moved and not any(moved):
+            found.append("the adapters have not moved: the learning rate is 0, or no step was taken")
+        if not self.teacher.unmoved():
+            found.append("the teacher's weights have changed")
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""
+        learned = {k: v.detach().cpu().clone() for k, v in self.learned.state_dict().items()}
+        return {"learned": learned, "on": list(self.on), "meter": self.meter.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from :meth:`state`.
+
+        Raises:
+            RuntimeError: If it was made for another teacher or student.
+        """
+        self.learned.load_state_dict(state["learned"])
+        self.on = {term: weight for term, weight in self.on.items() if term in state["on"]}
+        self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
+
+
+class Trial(nn.Module):
+    """A student with its teacher and losses behind it, for measuring what memory a step takes.
+
+    Its answer is every tensor of the student's, and the terms. It can be copied: the teacher is shared, not copied.
+    """
+
+    def __init__(self, student: Any, distiller: Distiller) -> None:
+        super().__init__()
+        self.student = student
+        self.stride, self.names, self.yaml = student.stride, student.names, student.yaml
+        self._distiller = [distiller]  # in a list: not a part of this module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trial:
+        return Trial(deepcopy(self.student, memo), self._distiller[0])
+
+    def forward(self, images: Tensor) -> tuple[Any, ...]:
+        """``(N, 3, H, W)`` images -> predictions and terms, without boxes."""
+        return self._distiller[0].trial(self.student, images)
 
 
 class _Criterion:
@@ -190,6 +356,23 @@ class _Criterion:
 
     def __call__(self, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._distiller.loss(self._student, predictions, batch)
+
+
+def _behind(gate: Gate, maps: list[Any]) -> list[Any]:
+    """The maps, standardised or plain, with the gradients of their tensors under control."""
+    tensors = [t for m in maps for t in ((m.rows, m.lift) if isinstance(m, Map) else (m,)) if t is not None]
+    after = iter(gate.enter(tensors))
+    return [
+        m._replace(rows=next(after), lift=None if m.lift is None else next(after))
+        if isinstance(m, Map)
+        else next(after)
+        for m in maps
+    ]
+
+
+def _term(name: str) -> str:
+    """``crd`` of ``crd:one2many``."""
+    return name.split(":")[0]
 
 
 def boxes_of(batch: dict[str, Tensor], *, images: int, size: tuple[int, int]) -> Boxes:
@@ -207,12 +390,12 @@ def _neck_width(head: Any, stride: int) -> int:
     return first.conv.in_channels
 
 
-def _stage_widths(head: Any, branch: str, stride: int) -> tuple[int, int]:
-    """Channels that come out of the first stage of the box and of the class tower on a level."""
+def _stage_widths(head: Any, branch: str, stride: int, index: int) -> tuple[int, int]:
+    """Channels that come out of a stage of the box and of the class tower on a level."""
     level = strides(head).index(stride)
 
     def width(tower: Any) -> int:
-        stage: Any = tower[level][0]
+        stage: Any = tower[level][index]
         last: Any = stage[-1] if isinstance(stage, nn.Sequential) else stage
         return last.conv.out_channels
 

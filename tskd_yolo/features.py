@@ -12,8 +12,12 @@ from torch import Tensor, nn
 
 from tskd_yolo.losses import Response
 
-STAGE = 0
-"""The head stage (of two, before the last 1x1 convolution) whose activations enter the teacher's head."""
+STAGE = 1
+"""The head stage (0 or 1, before the last 1x1 convolution) after which activations enter the teacher's head.
+
+After stage 1 the rest of the head is linear: what the teacher's classifier and box layer say of the student's last
+activations, for a small part of the cost of a detour from stage 0 on, where ``variant=paper`` enters.
+"""
 
 
 class Level(NamedTuple):
@@ -46,9 +50,11 @@ class HeadReader:
     Args:
         head: The Detect module.
         responses: Whether the head's responses are wanted, or the neck features only (which need no hook).
+        stage: The stage of each tower whose activations are caught.
     """
 
-    def __init__(self, head: Any, responses: bool) -> None:
+    def __init__(self, head: Any, responses: bool, stage: int = STAGE) -> None:
+        self.stage = stage
         self.towers = towers(head) if responses else {}
         self.strides = strides(head)
         self._activations: dict[tuple[str, int, int], Tensor] = {}
@@ -60,7 +66,7 @@ class HeadReader:
         for branch, pair in self.towers.items():
             for kind, tower in enumerate(pair):
                 for level, layers in enumerate(tower.children()):
-                    self._handles.append(layers[STAGE].register_forward_hook(self._keep((branch, kind, level))))
+                    self._handles.append(layers[self.stage].register_forward_hook(self._keep((branch, kind, level))))
 
     def disarm(self) -> None:
         """Removes the hooks and forgets what they caught."""

@@ -15,6 +15,8 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.ops import scale_boxes
 
+from tskd_yolo import files
+
 FALSE_ALARMS = 0.01, 0.1, 1.0
 """False alarms per image at which the miss rate is told."""
 DRAWN_AT = 1.0
@@ -225,6 +227,4 @@ def _ltwh(boxes: np.ndarray) -> list[list[float]]:
 
 def write_json(file: Path, content: Any) -> None:
     """Writes a file that is either there as a whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, file)
+    files.replace(file, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))

@@ -11,45 +11,39 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import LOGGER
-from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from tskd_yolo import host
 from tskd_yolo.config import ConfigError
-from tskd_yolo.features import STAGE, HeadReader, Level, towers
+from tskd_yolo.features import HeadReader, Level, towers
 from tskd_yolo.losses.crd import Tails
 
 FAMILIES = {"YOLOv8": "yolov8.yaml", "YOLO11": "yolo11.yaml", "YOLO12": "yolo12.yaml", "YOLO26": "yolo26.yaml"}
 
 
-def load(path: str | Path) -> Any:
+def load(path: str | Path, *, key: str = "teacher") -> Any:
     """Loads a detector checkpoint as it was trained, on the CPU and in float32.
 
     An official name, such as ``yolo11l.pt``, is fetched as Ultralytics fetches ``model=``. Of an interrupted run of
     Ultralytics' built-in distillation the student is taken, and said.
 
+    Args:
+        path: The file.
+        key: The argument it was given with, for messages.
+
     Raises:
         ConfigError: If the file is missing, cannot be read, or holds no plain detector.
     """
-    path = Path(path)
-    if path.is_dir() or (not path.exists() and path.name not in GITHUB_ASSETS_NAMES):
-        what = "is a folder" if path.is_dir() else "was not found"
-        raise ConfigError([f"teacher: {path} {what}; give the .pt file of a trained detector."])
-    try:
-        model: Any = load_checkpoint(str(path))[0]
-    except Exception as error:  # unreadable files end in a dozen types of exception, each with its own first line
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            [f"teacher: {path} could not be loaded ({reason}); give a detector checkpoint (.pt) saved by Ultralytics."]
-        ) from error
+    model: Any = host.load(path, key=key)[0]
     if isinstance(model, DistillationModel):
-        LOGGER.warning(f"teacher {path} is an interrupted run of distill_model=; its student is used.")
+        LOGGER.warning(f"{key} {path} is an interrupted run of distill_model=; its student is used.")
         model = model.student_model
     kind: Any = type(model)
     if kind is not DetectionModel or not isinstance(model.model[-1], Detect):
         found = f"{kind.__name__} for '{getattr(model, 'task', 'unknown')}'"
-        raise ConfigError([f"teacher: {path} holds a {found}; give a YOLOv8, 11, 12 or 26 detector."])
+        raise ConfigError([f"{key}: {path} holds a {found}; give a YOLOv8, 11, 12 or 26 detector."])
     return model
 
 
@@ -128,10 +122,19 @@ class Teacher:
         head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
         self.head = head
         self.reader = HeadReader(head, responses=responses)
+        self._print = self._fingerprint()
 
     def cast(self, dtype: torch.dtype) -> None:
         """Holds the weights in the dtype that autocast would bring them to at every pass."""
         self.model.to(dtype)
+        self._print = self._fingerprint()
+
+    def unmoved(self) -> bool:
+        """Whether every weight and statistic is what it was."""
+        return self._fingerprint() == self._print
+
+    def _fingerprint(self) -> list[float]:
+        return torch.stack([v.double().abs().sum() for v in self.model.state_dict().values()]).tolist()
 
     def __call__(self, images: Tensor) -> dict[int, Level]:
         """Levels by stride for a batch of images ``(N, 3, H, W)``."""
@@ -149,7 +152,7 @@ class Teacher:
     def tails(self, stride: int, branch: str) -> Tails:
         """The rest of the head after the stage where the student's activations enter, on one level."""
         level = self.reader.strides.index(stride)
-        box, score = (tower[level][STAGE + 1 :] for tower in towers(self.head)[branch])
+        box, score = (tower[level][self.reader.stage + 1 :] for tower in towers(self.head)[branch])
         return Tails(box, score)
 
     def detector(self) -> Any:

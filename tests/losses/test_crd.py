@@ -11,18 +11,19 @@ from torch import nn
 from torchvision.ops import generalized_box_iou
 
 from tests.losses.test_drd import NoHostSync
-from tskd_yolo.losses.crd import CRD, Response, Tails, adapter, box_distance, quality_focal, renormalise
+from tskd_yolo.losses.crd import CRD, SHARE, Response, Tails, adapter, box_distance, quality_focal, renormalise, through
 
 PARTS = "cross_class", "cross_box", "own_class", "own_box"
 CLASSES = 3
 
 
 class Scene:
-    """Two levels of random responses, tails of one hidden layer each, and a teacher that answers through them."""
+    """Two levels of random responses, tails with a hidden layer or without, a teacher that answers through them."""
 
-    def __init__(self, n=2, c=16, c_student=None, grid=20, bins=8, seed=0, tied=True):
+    def __init__(self, n=2, c=16, c_student=None, grid=20, bins=8, seed=0, tied=True, hidden=True):
         torch.manual_seed(seed)
         c_student = c_student or c
+        self.hidden = hidden
         self.widths = [((c_student, c), (c_student, c))] * 2
         self.tails = [Tails(self._tail(c, 4 * bins), self._tail(c, CLASSES)) for _ in range(2)]
         self.teacher, self.student = [], []
@@ -39,9 +40,9 @@ class Scene:
             more = torch.randn(2, n, c_student, size, size)
             self.student.append(Response(boxes, torch.randn(n, CLASSES, size, size), *more))
 
-    @staticmethod
-    def _tail(c: int, out: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.SiLU(), nn.Conv2d(c, out, 1)).requires_grad_(False)
+    def _tail(self, c: int, out: int) -> nn.Module:
+        hidden = [nn.Conv2d(c, c, 3, padding=1), nn.SiLU()] if self.hidden else []
+        return nn.Sequential(*hidden, nn.Conv2d(c, out, 1)).requires_grad_(False)
 
     def said(self, **change) -> dict:
         return {"student": self.student, "teacher": self.teacher, "tails": self.tails, **change}
@@ -51,9 +52,9 @@ def leaves(responses: list[Response]) -> list[Response]:
     return [Response(*(t.detach().clone().requires_grad_() for t in r)) for r in responses]
 
 
-@pytest.fixture
-def scene() -> Scene:
-    return Scene()
+@pytest.fixture(params=[True, False], ids=["hidden layer", "linear tail"])
+def scene(request) -> Scene:
+    return Scene(hidden=request.param)
 
 
 def test_the_loss_is_the_sum_of_its_unequal_parts(scene):
@@ -67,7 +68,8 @@ def test_the_loss_is_the_sum_of_its_unequal_parts(scene):
 def test_the_parts_are_the_formula_location_by_location():
     scene = Scene(n=1, grid=4)
     terms = CRD(scene.widths).terms(**scene.said())
-    own_class = own_box = divisor = 0.0
+    own_class = divisor = 0.0
+    boxes = []
     for s, t in zip(scene.student, scene.teacher):
         for y in range(t.scores.shape[2]):
             for x in range(t.scores.shape[3]):
@@ -77,7 +79,11 @@ def test_the_parts_are_the_formula_location_by_location():
                 bce = -(confidence * p.log() + (1 - confidence) * (1 - p).log())
                 own_class += float(((p - confidence).abs() * bce).sum())
                 sides = [r.boxes[0, :, y, x].view(4, -1).softmax(1) for r in (t, s)]
-                own_box += float(confidence.max() * (sides[0] * (sides[0] / sides[1]).log()).sum(1).mean())
+                distance = float((sides[0] * (sides[0] / sides[1]).log()).sum(1).mean())
+                boxes.append((float(confidence.max()), distance))
+    most_confident = sorted(boxes, reverse=True)[: -(-len(boxes) // SHARE)]
+    own_box = sum(w * distance for w, distance in most_confident)
+    assert len(boxes) > len(most_confident) == 3
     assert float(terms["own_class"]) == pytest.approx(own_class / divisor, rel=1e-4)
     assert float(terms["own_box"]) == pytest.approx(own_box / divisor, rel=1e-4)
 
@@ -100,9 +106,10 @@ def test_each_part_reaches_its_own_tensor_of_every_level_and_no_other(part, reac
         torch.testing.assert_close(getattr(s, reached).grad, gradient)  # in full strength through the total
 
 
+@pytest.mark.parametrize("hidden", [True, False])
 @pytest.mark.parametrize("bins", [1, 8])
-def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there(bins):
-    scene = Scene(bins=bins)
+def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there(bins, hidden):
+    scene = Scene(bins=bins, hidden=hidden)
     if bins == 1:  # the cross response must say what the teacher says, distances included
         for tail in scene.tails:
             tail.box.append(Affine(0.3, 2))
@@ -127,8 +134,9 @@ class Affine(nn.Module):
         return x * self.factor + self.offset
 
 
-def test_gradient_reaches_student_and_adapters_and_never_the_teacher_or_its_tails():
-    scene = Scene(c_student=8)
+@pytest.mark.parametrize("hidden", [True, False])
+def test_gradient_reaches_student_and_adapters_and_never_the_teacher_or_its_tails(hidden):
+    scene = Scene(c_student=8, hidden=hidden)
     loss, student, teacher = CRD(scene.widths), leaves(scene.student), leaves(scene.teacher)
     loss(**scene.said(student=student, teacher=teacher)).backward()
     assert all(t.grad.abs().sum() > 0 for s in student for t in s)
@@ -172,8 +180,9 @@ def test_scaling_or_shifting_the_students_tower_activations_changes_nothing(fact
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bins", [1, 8])
-def test_large_half_precision_tensors_inside_autocast_do_not_overflow(dtype, bins):
-    scene = Scene(c_student=8, bins=bins)
+@pytest.mark.parametrize("hidden", [True, False])
+def test_large_half_precision_tensors_inside_autocast_do_not_overflow(dtype, bins, hidden):
+    scene = Scene(c_student=8, bins=bins, hidden=hidden)
     student = leaves([Response(*((t * 300).to(dtype) for t in s)) for s in scene.student])
     teacher = [Response(*(t.to(dtype) for t in r)) for r in scene.teacher]
     tails = [Tails(tail.box.to(dtype), tail.score.to(dtype)) for tail in scene.tails]
@@ -198,8 +207,9 @@ def test_a_teacher_that_sees_only_background_gives_a_small_finite_loss(scene):
 
 @pytest.mark.parametrize("c_student", [16, 8])
 @pytest.mark.parametrize("grid", [2, 4])
-def test_levels_of_a_single_pixel_of_a_single_image_stay_finite(grid, c_student):
-    scene = Scene(n=1, grid=grid, c_student=c_student)  # the second level has half the size
+@pytest.mark.parametrize("hidden", [True, False])
+def test_levels_of_a_single_pixel_of_a_single_image_stay_finite(grid, c_student, hidden):
+    scene = Scene(n=1, grid=grid, c_student=c_student, hidden=hidden)  # the second level has half the size
     student, loss = leaves(scene.student), CRD(scene.widths)
     loss(**scene.said(student=student)).backward()
     assert all(t.grad is None or t.grad.isfinite().all() for s in student for t in s)
@@ -217,8 +227,8 @@ def test_the_papers_form_is_the_cross_response_over_the_number_of_positives(scen
 
 
 def test_no_part_of_it_waits_for_the_device():
-    for bins in (1, 8):
-        scene = Scene(c_student=8, bins=bins)
+    for bins, hidden in ((1, False), (8, True), (8, False)):
+        scene = Scene(c_student=8, bins=bins, hidden=hidden)
         loss, student = CRD(scene.widths), leaves(scene.student)
         with NoHostSync():
             loss(**scene.said(student=student)).backward()
@@ -270,6 +280,32 @@ def test_box_distance_of_degenerate_boxes_is_finite_and_zero_for_equal_ones():
     distance.sum().backward()
     assert distance.isfinite().all() and sides.grad.isfinite().all()
     assert box_distance(sides, sides).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("c_student", [5, 8])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1)])
+def test_a_linear_tail_in_one_matrix_says_what_the_layers_say_one_after_the_other(c_student, shape):
+    n, *size = shape
+    tail = nn.Sequential(nn.Conv2d(8, 6, 1)).requires_grad_(False)
+    change, teacher = adapter(c_student, 8), torch.randn(n, 8, *size) * 3 + 2
+    student = (torch.randn(n, c_student, *size) * 2 - 4).requires_grad_()
+    inputs = [student, *change.parameters()]
+    weight = torch.randn(n, 6, *size)
+    found = []
+    for value in (through(tail, change, student, teacher), tail(renormalise(change(student), teacher))):
+        found.append([value, *torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tail_of_more_layers_is_run_through():
+    scene = Scene(hidden=True)
+    s, t, tail = scene.student[0], scene.teacher[0], scene.tails[0]
+    same = nn.Identity()
+    expected = tail.box(renormalise(s.box_features, t.box_features))
+    assert torch.equal(through(tail.box, same, s.box_features, t.box_features), expected)
+    linear = through(tail.box[-1:], same, s.box_features, t.box_features)
+    assert not torch.allclose(linear, expected)
 
 
 def test_renormalised_activations_have_the_teachers_statistics_per_channel():

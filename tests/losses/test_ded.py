@@ -9,7 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from tests.losses.test_drd import SIZE, NoHostSync, pair, random_boxes
-from tskd_yolo.losses.ded import DED, PaperDED, paper_terms, ssim
+from tskd_yolo.losses.ded import (
+    CHANNELS,
+    DED,
+    STEP,
+    PaperDED,
+    _blur,
+    _ChannelError,
+    attended_error,
+    difference_error,
+    paper_terms,
+    ssim,
+)
+from tskd_yolo.losses.maps import standardised
 from tskd_yolo.losses.regions import Boxes, Masks, channel_attention, masks, spatial_attention, standardise
 
 PARTS = "foreground", "background", "structure"
@@ -172,6 +184,28 @@ def test_a_level_of_a_single_pixel_stays_finite():
     assert student.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("adapted", [True, False])
+def test_the_channel_error_has_the_gradient_that_differences_give(adapted):
+    def double(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    rows, lift = double(3 if adapted else 5, 2, 6).requires_grad_(), double(5, 3).requires_grad_()
+    teacher, channel = double(5, 2, 6), double(2, 5)
+    if adapted:
+        assert torch.autograd.gradcheck(lambda r, w: _ChannelError.apply(r, w, teacher, channel), (rows, lift))
+    else:
+        assert torch.autograd.gradcheck(lambda r: _ChannelError.apply(r, None, teacher, channel), rows)
+
+
+def test_the_error_of_maps_in_factors_is_that_of_the_full_maps():
+    attention = torch.rand(2, 20, 20), torch.rand(2, 16)
+    student, teacher = standardised(torch.randn(2, 6, 20, 20), torch.randn(16, 6)), standardised(pair()["teacher"])
+    full = [m.full().transpose(0, 1).unflatten(2, (20, 20)) for m in (student, teacher)]
+    expected = attended_error(student=full[0], teacher=full[1], attention=attention) / 16
+    found = difference_error(student=student, teacher=teacher, attention=attention)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 # Structure ------------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +229,21 @@ def test_ssim_is_what_an_explicit_window_gives(grid):
     a, b = torch.randn(2, 3, *grid, dtype=torch.float64), torch.randn(2, 3, *grid, dtype=torch.float64)
     b = 0.7 * a + 0.3 * b
     torch.testing.assert_close(ssim(a, b), reference_ssim(a, b), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_windows_apart_are_those_of_the_dense_grid_at_every_so_many_cells(step):
+    a = torch.randn(1, 1, 13, 17, dtype=torch.float64)
+    dense, apart = (_blur(a, s).view(-1, w) for s, w in ((1, 13), (step, -(-13 // step))))
+    torch.testing.assert_close(apart, dense[::step, ::step])
+
+
+def test_the_structural_prior_reads_an_even_share_of_the_channels():
+    c = 3 * CHANNELS
+    maps, where = pair(c=c), regions()
+    s, t = (standardise(m)[:, ::3] for m in (maps["student"], maps["teacher"]))
+    expected = (1 - ssim(s, t, luminance=False, step=STEP)) / 2
+    torch.testing.assert_close(DED().terms(**maps, masks=where)["structure"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_ssim_is_one_for_identical_maps_and_symmetric_and_negative_for_inverted_contrast():

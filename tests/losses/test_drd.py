@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tskd_yolo.losses.drd import DRD, INSTANCES, PaperDRD, sample
-from tskd_yolo.losses.regions import Boxes
+from tskd_yolo.losses.drd import CROP, DRD, INSTANCES, PaperDRD
+from tskd_yolo.losses.graph import neighbours
+from tskd_yolo.losses.regions import Boxes, crops, slots, standardise
 
 SIZE = 160, 160
 
@@ -168,18 +170,37 @@ def test_the_instance_part_feels_the_other_instances_of_its_image():
     assert not torch.isclose(*values)
 
 
-def test_more_than_512_instances_are_sampled_evenly_and_without_a_random_number():
-    boxes = random_boxes(1300, 4)
-    before = torch.get_rng_state()
-    kept = sample(boxes, INSTANCES)
-    assert torch.equal(before, torch.get_rng_state())
-    assert len(kept.xyxy) == len(kept.image) == 512 and (kept.images, kept.size) == (4, SIZE)
-    place = [int((boxes.xyxy == row).all(1).nonzero()) for row in kept.xyxy]
-    assert place[0] == 0 and place[-1] == 1299 and len(set(place)) == 512 and place == sorted(place)
-    assert torch.equal(kept.image, boxes.image[place])
-    assert sample(kept, INSTANCES) is kept
-    value = DRD(16)(**pair(n=4), boxes=boxes)
-    assert value.isfinite()
+def reference_instance(loss: DRD, maps: dict[str, torch.Tensor], boxes: Boxes) -> torch.Tensor:
+    """The formula with RoIAlign and one image at a time."""
+    answers = []
+    for features in maps.values():
+        nodes = crops(loss.unit.states(standardise(features)), boxes, CROP).flatten(2)
+        for i in range(boxes.images):
+            own = nodes[boxes.image == i]
+            heard = neighbours(own.unsqueeze(0), torch.ones(1, len(own)))[0]
+            nodes = nodes.clone()
+            nodes[boxes.image == i] = own + heard
+        answers.append(standardise(loss.unit.reason(nodes)))
+    return F.mse_loss(*answers)
+
+
+def test_the_instance_part_is_its_formula_with_roi_align():
+    loss, maps, boxes = DRD(16), pair(n=3), random_boxes(10, 3)
+    with torch.no_grad():
+        loss.unit.state_bias.normal_()
+    maps["student"].requires_grad_()
+    found = loss.terms(**maps, boxes=boxes)["instance"]
+    expected = reference_instance(loss, maps, boxes)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    gradients = (torch.autograd.grad(value, maps["student"])[0] for value in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
+
+
+def test_of_a_crowded_image_as_many_instances_are_compared_as_there_are_slots():
+    loss, maps, boxes = DRD(16), pair(n=4), random_boxes(1300, 4)
+    kept = boxes._replace(xyxy=slots(boxes, INSTANCES)[0].xyxy, image=torch.arange(4).repeat_interleave(INSTANCES))
+    values = [loss.terms(**maps, boxes=b)["instance"] for b in (boxes, kept)]
+    assert torch.equal(*values) and values[0] > 0
 
 
 def test_no_part_of_it_waits_for_the_device():

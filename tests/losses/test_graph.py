@@ -10,49 +10,47 @@ from tskd_yolo.losses.drd import DRD
 from tskd_yolo.losses.graph import GraphUnit, neighbours
 from tskd_yolo.losses.regions import Boxes, standardise
 
+TAKEN = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 1]])  # slots of three images
 
-def reference_neighbours(nodes: torch.Tensor, image: list[int]) -> torch.Tensor:
-    """One pair of instances at a time."""
+
+def reference_neighbours(nodes: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+    """One pair of instances at a time; slots that nobody takes hear too, and nobody listens."""
     heard = torch.zeros_like(nodes)
-    for i, own in enumerate(image):
-        others = [j for j, its in enumerate(image) if its == own and j != i]
-        likeness = [F.cosine_similarity(nodes[i].flatten(), nodes[j].flatten(), dim=0).div(0.5).exp() for j in others]
-        for a, j in zip(likeness, others):
-            heard[i] += a / sum(likeness) * nodes[j]
+    for n in range(len(nodes)):
+        for i in range(nodes.shape[1]):
+            others = [nodes[n, j] for j in range(nodes.shape[1]) if taken[n, j] and j != i]
+            likeness = [F.cosine_similarity(nodes[n, i].flatten(), x.flatten(), dim=0).div(0.5).exp() for x in others]
+            for a, x in zip(likeness, others):
+                heard[n, i] += a / sum(likeness) * x
     return heard
 
 
 def test_neighbours_are_what_a_loop_over_pairs_gives():
-    nodes, image = torch.randn(7, 4, 9), [0, 1, 0, 2, 0, 1, 3]
-    found = neighbours(nodes, torch.tensor(image).float())
-    torch.testing.assert_close(found, reference_neighbours(nodes, image), rtol=1e-4, atol=1e-5)
+    nodes = torch.randn(3, 4, 5, 9)
+    torch.testing.assert_close(neighbours(nodes, TAKEN), reference_neighbours(nodes, TAKEN), rtol=1e-4, atol=1e-5)
 
 
-def test_changing_one_images_instances_leaves_another_images_answers_unchanged_bit_for_bit():
-    nodes, image = torch.randn(6, 4, 9), torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
-    before = neighbours(nodes, image)
-    nodes[3:] = torch.randn(3, 4, 9) * 50
-    after = neighbours(nodes, image)
-    assert torch.equal(before[:3], after[:3]) and not torch.equal(before[3:], after[3:])
+def test_changing_one_images_instances_leaves_another_images_answers_unchanged():
+    nodes, taken = torch.randn(2, 3, 4, 9), torch.ones(2, 3)
+    before = neighbours(nodes, taken)
+    nodes[1] = torch.randn(3, 4, 9) * 50
+    after = neighbours(nodes, taken)
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
 def test_an_instance_alone_in_its_image_hears_nothing_and_one_of_two_hears_the_other():
-    nodes = torch.randn(3, 4, 9)
-    heard = neighbours(nodes, torch.tensor([0, 1, 1]))
-    assert not heard[0].any()
-    torch.testing.assert_close(heard[1], nodes[2])
-    torch.testing.assert_close(heard[2], nodes[1])
+    nodes = torch.randn(3, 4, 5, 9)
+    heard = neighbours(nodes, TAKEN)
+    assert not heard[1, 0].any()
+    torch.testing.assert_close(heard[2, 1], nodes[2, 3])
+    torch.testing.assert_close(heard[2, 3], nodes[2, 1])
 
 
 def test_instances_of_zeros_and_of_huge_values_stay_finite():
-    nodes = torch.cat((torch.zeros(2, 4, 9), torch.full((2, 4, 9), 1e15))).requires_grad_()
-    heard = neighbours(nodes, torch.zeros(4))
+    nodes = torch.cat((torch.zeros(1, 2, 4, 9), torch.full((1, 2, 4, 9), 1e15)), dim=1).requires_grad_()
+    heard = neighbours(nodes, torch.ones(1, 4))
     heard.sum().backward()
     assert heard.isfinite().all() and nodes.grad.isfinite().all()
-
-
-def test_no_instance_at_all_gives_an_empty_answer():
-    assert neighbours(torch.zeros(0, 4, 9), torch.zeros(0)).shape == (0, 4, 9)
 
 
 def test_a_fixed_unit_has_no_parameters_but_saves_and_restores_its_weights():

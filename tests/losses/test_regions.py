@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from tskd_yolo.losses import regions
-from tskd_yolo.losses.regions import Boxes, channel_attention, crops, masks, spatial_attention, standardise
+from tskd_yolo.losses.regions import (
+    Boxes,
+    channel_attention,
+    crops,
+    masks,
+    slots,
+    spatial_attention,
+    standardise,
+    windows,
+)
 
 SIZE = 96, 128  # (height, width) of the network's input in pixels
 
@@ -171,3 +180,39 @@ def test_crops_of_a_ramp_read_the_place_of_the_box():
     ramp = torch.arange(16.0).expand(1, 1, 12, 16).contiguous()
     cut = crops(ramp, make([[32, 16, 56, 40]], [0], 1), 2)  # columns 4 .. 8 (to 7 + 1, inclusive): x from 4 to 8
     torch.testing.assert_close(cut[0, 0, 0], torch.tensor([5.0, 7.0]))
+
+
+@pytest.mark.parametrize("grid", [(12, 16), (3, 4), (1, 1)])
+def test_windows_are_roi_align_as_a_matrix(grid):
+    boxes = random_boxes(17, 4, seed=1)
+    features = torch.randn(4, 5, *grid)
+    weights = windows(boxes, *grid, 3)
+    found = torch.einsum("kcp,kop->kco", features[boxes.image.long()].flatten(2), weights)
+    torch.testing.assert_close(found.unflatten(2, (3, 3)), crops(features, boxes, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_slots_hold_every_box_of_an_image_that_has_no_more():
+    boxes = make([[i, 0, i + 9, 9] for i in range(5)], [2, 0, 2, 2, 0], 4)  # in any order, and images without a box
+    found, taken = slots(boxes, 3)
+    assert taken.tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 1], [0, 0, 0]]
+    assert found.image.tolist() == [i for i in range(4) for _ in range(3)] and found.size == boxes.size
+    x1 = found.xyxy.view(4, 3, 4)[..., 0]
+    assert x1[0, :2].tolist() == [1, 4] and x1[2].tolist() == [0, 2, 3]
+    assert not found.xyxy.view(4, 3, 4)[taken == 0].any()
+
+
+@pytest.mark.parametrize("count", [4, 9, 100, 1300])
+def test_of_more_boxes_an_even_share_is_kept_and_no_random_number_is_used(count):
+    before = torch.get_rng_state()
+    boxes = make([[i, 0, i + 1, 1] for i in range(count)] + [[7, 7, 8, 8]], [0] * count + [1], 2, (9999, 9999))
+    found, taken = slots(boxes, 4)
+    assert torch.equal(before, torch.get_rng_state())
+    assert taken.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    kept = found.xyxy[:4, 0].tolist()
+    assert kept == [-(-i * count // 4) for i in range(4)]
+    assert found.xyxy[4].tolist() == [7, 7, 8, 8]
+
+
+def test_without_any_box_all_slots_are_free():
+    found, taken = slots(make([], [], 2), 3)
+    assert found.xyxy.shape == (6, 4) and not taken.any()

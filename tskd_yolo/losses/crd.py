@@ -1,7 +1,8 @@
 """CRD: cross-response distillation.
 
 The student's own head is torn between labels and teacher where the two disagree. So its activations also run through
-the rest of the frozen teacher's head, and what comes out there is compared with what the teacher says.
+the rest of the frozen teacher's head (its last layer, by default), and what comes out there is compared with what the
+teacher says.
 
 Source: Wang et al., "CrossKD: cross-head knowledge distillation for object detection", CVPR 2024, as used by Wen et
 al., Computers in Industry 166 (2025) 104252; class loss after Li et al. (quality focal loss), NeurIPS 2020.
@@ -9,12 +10,17 @@ al., Computers in Industry 166 (2025) 104252; class loss after Li et al. (qualit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tskd_yolo.losses.maps import centred
+
+SHARE = 8
+"""One in so many locations of an image has its box compared: those where the teacher is most confident."""
 
 
 class Response(NamedTuple):
@@ -23,7 +29,7 @@ class Response(NamedTuple):
     Shapes:
         boxes: ``(N, 4 R, H, W)``, R logits of a distance per side, or the distance itself in strides where R = 1.
         scores: ``(N, classes, H, W)`` logits.
-        box_features, class_features: ``(N, C, H, W)`` after the tower's first stage.
+        box_features, class_features: ``(N, C, H, W)`` where the student's activations enter the teacher's tower.
     """
 
     boxes: Tensor
@@ -35,8 +41,8 @@ class Response(NamedTuple):
 class Tails(NamedTuple):
     """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out."""
 
-    box: Callable[[Tensor], Tensor]
-    score: Callable[[Tensor], Tensor]
+    box: nn.Sequential
+    score: nn.Sequential
 
 
 class CRD(nn.Module):
@@ -45,12 +51,13 @@ class CRD(nn.Module):
     Two student responses are compared: the cross response, through the teacher's head, and the student's own.
 
         class  = sum |sig(p) - sig(t)| BCE(p, sig(t)) / max(sum_i w_i, 1)
-        box    = sum_i w_i D_i / max(sum_i w_i, 1),         w_i = the teacher's best class probability at location i
+        box    = sum_top w_i D_i / max(sum_i w_i, 1),       w_i = the teacher's best class probability at location i
         loss   = class(cross) + box(cross) + class(own) + box(own)
 
     ``D`` is the KL divergence of the distance distributions (mean over the four sides) for heads with DFL, and 1 -
-    GIoU of the decoded boxes for heads without. The own response teaches the layers of the student's head which the
-    detour leaves out.
+    GIoU of the decoded boxes for heads without. Of each image the eighth of its locations is compared where ``w`` is
+    largest (the paper's form: all of them); the others have next to no weight. The own response teaches the layers of
+    the student's head which the detour leaves out.
 
     Args:
         widths: Per level, (student, teacher) width of the box tower and of the class tower.
@@ -98,22 +105,25 @@ class CRD(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
         target_scores = torch.cat([_flat(t.scores) for t in teacher], dim=2).detach()
-        target_boxes = torch.cat([_flat(t.boxes) for t in teacher], dim=2).detach()
         confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
         divisor = confidence.sum().clamp(min=1) if positives is None else positives.float().clamp(min=1)
         cross: list[tuple[Tensor, Tensor]] = []
         for level, (s, t, tail) in enumerate(zip(student, teacher, tails, strict=True)):
-            scores = renormalise(self.class_adapters[level](s.class_features), t.class_features)
-            boxes = renormalise(self.box_adapters[level](s.box_features), t.box_features)
-            cross.append((tail.score(scores), tail.box(boxes)))
+            score = through(tail.score, self.class_adapters[level], s.class_features, t.class_features)
+            box = through(tail.box, self.box_adapters[level], s.box_features, t.box_features)
+            cross.append((score, box))
+        share = 1 if self.variant == "paper" else SHARE
+        confident, place = confidence.topk(-(-confidence.shape[1] // share), dim=1, sorted=False)
+        target_boxes = _at(place, [t.boxes for t in teacher]).detach()
         responses = {"cross": cross}
         if self.variant != "paper":
             responses["own"] = [(s.scores, s.boxes) for s in student]
         terms = {}
         for name, levels in responses.items():
-            all_scores, all_boxes = (torch.cat([_flat(x) for x in part], dim=2) for part in zip(*levels, strict=True))
-            terms[f"{name}_class"] = quality_focal(all_scores, target_scores) / divisor
-            terms[f"{name}_box"] = (box_distance(all_boxes, target_boxes) * confidence).sum() / divisor
+            scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
+            boxes = _at(place, [box for _, box in levels])
+            terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
+            terms[f"{name}_box"] = (box_distance(boxes, target_boxes) * confident).sum() / divisor
         return terms
 
 
@@ -123,6 +133,46 @@ def adapter(student: int, teacher: int, bias: bool = False) -> nn.Module:
     Without a bias where what follows removes the mean of every channel.
     """
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=bias)
+
+
+def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+    """What the teacher's layers ``tail`` say of the student's activations, brought to the teacher's width and
+    statistics: ``tail(renormalise(adapter(student), teacher))``.
+
+    Where the tail is a single 1x1 convolution all of this is one matrix, and nothing is formed at the teacher's width.
+    """
+    if len(tail) > 1:
+        return tail(renormalise(adapter(student), teacher))
+    with torch.autocast(student.device.type, enabled=False):
+        last: Any = tail[0]
+        rows, weight = centred(student.float()), last.weight.flatten(1).float()
+        to_deviation, to_mean = _channels(teacher)
+        deviation, lift = _adapted(rows.flatten(1), adapter)
+        bias = last.bias.float() + weight @ to_mean
+        weight = weight * (to_deviation / (deviation + 1e-6))
+        said = torch.addmm(bias.unsqueeze(1), weight if lift is None else weight @ lift, rows.flatten(1))
+        return said.view(-1, *rows.shape[1:]).transpose(0, 1).unflatten(2, student.shape[2:])
+
+
+def _adapted(rows: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
+    """Unbiased deviation per adapted channel of centred rows ``(B, N P)``, and the adapter as a matrix ``(C, B)``."""
+    count = max(rows.shape[1] - 1, 1)
+    if isinstance(adapter, nn.Identity):
+        return (torch.linalg.vector_norm(rows, dim=1).square() / count + 1e-12).sqrt(), None
+    lift = adapter.weight.flatten(1)
+    variance = ((lift @ (rows @ rows.T / count)) * lift).sum(dim=1)
+    return (variance.clamp(min=0) + 1e-12).sqrt(), lift
+
+
+@torch.no_grad()
+def _channels(teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Unbiased deviation and mean per channel of ``(N, C, H, W)``, by sums and sums of squares: no copy is made."""
+    teacher = teacher.float().flatten(2)
+    count = teacher.shape[0] * teacher.shape[2]
+    mean = teacher.mean(dim=(0, 2))
+    squares = torch.linalg.vector_norm(teacher, dim=2).square().sum(dim=0)
+    variance = (squares - count * mean.square()).clamp(min=0) / max(count - 1, 1)
+    return (variance + 1e-12).sqrt(), mean
 
 
 def renormalise(student: Tensor, teacher: Tensor) -> Tensor:
@@ -182,6 +232,12 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
 
 def _area(sides: Tensor) -> Tensor:
     return (sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1)
+
+
+def _at(place: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    """What all levels say at ``place`` ``(N, K)``, counted over the cells of all levels: ``(N, R, K)``."""
+    joined = torch.cat([x.flatten(2) for x in levels], dim=2)
+    return joined.gather(2, place.unsqueeze(1).expand(-1, joined.shape[1], -1)).float()
 
 
 def _flat(x: Tensor) -> Tensor:

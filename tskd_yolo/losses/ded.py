@@ -9,10 +9,17 @@ Computers in Industry 166 (2025) 104252; SSIM after Wang et al., IEEE Transactio
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from tskd_yolo.losses.regions import Masks, channel_attention, relative_attention, spatial_attention, standardise
+from tskd_yolo.losses.maps import Map, pair
+from tskd_yolo.losses.regions import Masks, channel_attention, relative_attention, spatial_attention
+
+CHANNELS, STEP = 32, 2
+"""Most channels that the structural prior compares, and how far apart its windows stand, in cells."""
 
 _WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
 
@@ -23,29 +30,30 @@ class DED(nn.Module):
         e     = A_s(T) mean_C A_c(T) (s(S) - s(T))^2                       (N, H, W)
         loss  = sum(M_fg e) / sum(M_fg) + sum(M_bg e) / sum(M_bg) + (1 - SSIM(s(S), s(T))) / 2
 
-    with ``s`` the standardisation of every channel and SSIM without its luminance factor. A region without cells
-    gives 0, with a gradient of 0.
+    with ``s`` the standardisation of every channel and SSIM without its luminance factor, on an even share of at most
+    32 channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
+    without cells gives 0, with a gradient of 0.
 
     Shapes:
-        student, teacher: ``(N, C, H, W)``, the student after its adapter; masks ``(N, H, W)``; output ``()``, float32.
+        student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); masks
+        ``(N, H, W)``; output ``()``, float32.
     Units:
         Weighted means of 2 (1 - correlation); nothing grows with width, size, batch or number of boxes.
     """
 
-    def forward(self, *, student: Tensor, teacher: Tensor, masks: Masks) -> Tensor:
+    def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> Tensor:
         """Returns the sum of :meth:`terms`."""
         return torch.stack(list(self.terms(student=student, teacher=teacher, masks=masks).values())).sum()
 
-    def terms(self, *, student: Tensor, teacher: Tensor, masks: Masks) -> dict[str, Tensor]:
+    def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``."""
-        student, teacher = student.float(), teacher.detach().float()
-        attention = relative_attention(teacher)
-        student, teacher = standardise(student), standardise(teacher)
-        error = attended_error(student=student, teacher=teacher, attention=attention) / teacher.shape[1]
+        student, teacher = pair(student, teacher)
+        attention = relative_attention(teacher.source.float())
+        error = difference_error(student=student, teacher=teacher, attention=attention)
         return {
             "foreground": _mean(error, masks.foreground),
             "background": _mean(error, masks.background),
-            "structure": (1 - ssim(student, teacher, luminance=False)) / 2,
+            "structure": (1 - ssim(student.some(CHANNELS), teacher.some(CHANNELS), luminance=False, step=STEP)) / 2,
         }
 
 
@@ -75,16 +83,46 @@ def attended_error(*, student: Tensor, teacher: Tensor, attention: tuple[Tensor,
     return spatial * torch.einsum("nchw,nc->nhw", (student - teacher).square(), channel)
 
 
-def ssim(a: Tensor, b: Tensor, luminance: bool = True) -> Tensor:
+def difference_error(*, student: Map, teacher: Map, attention: tuple[Tensor, Tensor]) -> Tensor:
+    """``A_s mean_C A_c (S - T)^2`` of two standardised maps, ``(N, H, W)``."""
+    spatial, channel = attention
+    error = _ChannelError.apply(student.rows, student.lift, teacher.full(), channel)
+    return spatial * error.view(spatial.shape) / channel.shape[1]
+
+
+class _ChannelError(torch.autograd.Function):
+    """``sum_C A_c (L R - T)^2`` per cell; what it keeps for its gradient is the difference, once."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, lift: Tensor | None, teacher: Tensor, channel: Tensor) -> Tensor:
+        if lift is None:
+            difference = rows - teacher
+        else:
+            difference = torch.addmm(teacher.flatten(1), lift, rows.flatten(1), beta=-1).view_as(teacher)
+        ctx.save_for_backward(rows, lift, difference, channel)
+        return (channel.unsqueeze(1) @ difference.square().transpose(0, 1)).squeeze(1)  # (N, 1, C) @ (N, C, P)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, lift, difference, channel = ctx.saved_tensors
+        back = (difference * (2 * channel).T.unsqueeze(2)).mul_(gradient)
+        if lift is None:
+            return back, None, None, None
+        back = back.flatten(1)
+        return (lift.T @ back).view_as(rows), back @ rows.flatten(1).T, None, None
+
+
+def ssim(a: Tensor, b: Tensor, luminance: bool = True, step: int = 1) -> Tensor:
     """Structural similarity of two maps ``(N, C, H, W)``: mean over everything, 1 for identical maps.
 
-    Gaussian window 11x11 with sigma 1.5 and zero padding, C1 = 0.01^2, C2 = 0.03^2. On maps that have negative values
-    the luminance factor has to be left out: for opposite maps it is negative, like the structure, and their product
+    Gaussian window 11x11 with sigma 1.5 and zero padding, one at every ``step``-th cell; C1 = 0.01^2, C2 = 0.03^2. On
+    maps that have negative values the luminance factor has to be left out: for opposite maps it is negative, like the
+    structure, and their product
     would call them alike.
     """
-    n = len(a)
-    mean_b, bb = _blur(torch.cat((b, b * b))).split(n)  # apart: where b is the teacher no gradient is kept for these
-    mean_a, aa, ab = _blur(torch.cat((a, a * a, a * b))).split(n)
+    mean_b, bb = _blur(torch.cat((b, b * b)), step).chunk(2)  # apart: a teacher needs no gradient
+    mean_a, aa, ab = _blur(torch.cat((a, a * a, a * b)), step).chunk(3)
     var_a, var_b, cov = aa - mean_a.square(), bb - mean_b.square(), ab - mean_a * mean_b
     similarity = (2 * cov + _C2) / (var_a + var_b + _C2)
     if luminance:
@@ -92,13 +130,15 @@ def ssim(a: Tensor, b: Tensor, luminance: bool = True) -> Tensor:
     return similarity.sum() / max(similarity.numel(), 1)
 
 
-def _blur(x: Tensor) -> Tensor:
+def _blur(x: Tensor, step: int) -> Tensor:
     """The Gaussian window as a banded matrix per axis: on small maps far cheaper than a depthwise convolution.
 
-    Both products stand on the right, where they are one large product instead of one small one per channel.
+    Both products stand on the right, where they are one large product instead of one small one per channel. The maps
+    come out transposed and in one row per line, which no mean over them feels.
     """
-    columns = x @ _band(x.shape[3], x)
-    return (columns.transpose(2, 3) @ _band(x.shape[2], x)).transpose(2, 3)
+    rows, columns = (_band(size, x)[:, ::step].contiguous() for size in x.shape[2:])
+    lines = x.reshape(-1, x.shape[3]) @ columns
+    return lines.view(*x.shape[:3], -1).transpose(2, 3).reshape(-1, x.shape[2]) @ rows
 
 
 def _band(size: int, like: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tskd_yolo.losses.graph import GraphUnit, neighbours
-from tskd_yolo.losses.regions import Boxes, channel_attention, crops, spatial_attention, standardise
+from tskd_yolo.losses.maps import Map, inverse_deviation, pair
+from tskd_yolo.losses.regions import Boxes, channel_attention, crops, slots, spatial_attention, windows
 
-NODES, STATES, CROP, INSTANCES = 32, 64, 3, 512
-"""Graph nodes, node width, cells per side of an instance, and most instances of a batch that are compared."""
+NODES, STATES, CROP, INSTANCES = 32, 64, 3, 8
+"""Graph nodes, node width, cells per side of an instance, and most instances of an image that are compared."""
 
 
 class DRD(nn.Module):
@@ -27,7 +28,7 @@ class DRD(nn.Module):
 
     with ``s`` the standardisation of every state channel and ``Y`` the answers of one graph unit, shared by both
     networks. Instances are RoIAlign crops of the unit's states (all channels take part), the nodes of a graph per
-    image; with more than 512 in a batch an even share of them is compared. No instance in the batch: that part is 0,
+    image; of an image with more than eight an even share is compared. No instance in the batch: that part is 0,
     with a gradient of 0.
 
     Args:
@@ -45,42 +46,60 @@ class DRD(nn.Module):
         self.unit = GraphUnit(channels, nodes=min(NODES, channels), states=min(STATES, channels), trained=trained)
         self.trained = trained
 
-    def forward(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
+    def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
         """Returns the sum of :meth:`terms`; a trained unit gets its own gradient besides, the value is unchanged."""
+        student, teacher = pair(student, teacher)
         terms = self.terms(student=student, teacher=teacher, boxes=boxes)
         total = terms["pixel"] + terms["instance"]
         if self.trained:
-            own = self.unit.reconstruction(standardise(teacher.detach().float()))
+            own = self.unit.reconstruction(teacher.images.unflatten(2, teacher.source.shape[2:]))
             total = total + (own - own.detach())
         return total
 
-    def terms(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> dict[str, Tensor]:
+    def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> dict[str, Tensor]:
         """Returns the parts ``pixel`` and ``instance``."""
-        student, teacher = standardise(student.float()), standardise(teacher.detach().float())
-        states = self.unit.states(student), self.unit.states(teacher)
-        pixel = F.mse_loss(
-            standardise(self.unit.relation(student, states[0])), standardise(self.unit.relation(teacher, states[1]))
-        )
-        return {"pixel": pixel, "instance": self._instance(*states, boxes)}
+        student, teacher = pair(student, teacher)
+        pixel = relation_error(self.unit.answer(student), self.unit.answer(teacher))
+        return {"pixel": pixel, "instance": self._instance(student, teacher, boxes)}
 
-    def _instance(self, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
-        if len(boxes.xyxy) == 0:
-            return student.sum() * 0.0
-        boxes = sample(boxes, INSTANCES)
-        # RoIAlign is linear in the features, so cutting states out is cutting all channels out and projecting then.
-        both = crops(torch.cat((student, teacher), dim=1), boxes, CROP).flatten(2)  # (K, 2S, cells)
-        ours, theirs = (
-            standardise(self.unit.reason(nodes + neighbours(nodes, boxes.image))) for nodes in both.chunk(2, dim=1)
-        )
-        return F.mse_loss(ours, theirs)
+    def _instance(self, student: Map, teacher: Map, boxes: Boxes) -> Tensor:
+        boxes, taken = slots(boxes, INSTANCES)
+        height, width = teacher.source.shape[2:]
+        cut = windows(boxes, height, width, CROP).unflatten(0, taken.shape).flatten(1, 2)  # (N, I cells, P)
+        weight = taken.unsqueeze(2).expand(-1, -1, CROP**2).flatten(1).unsqueeze(1)  # (N, 1, I cells)
+        ours, theirs = (_weighted_standardise(self._answers(m, cut, taken), weight) for m in (student, teacher))
+        return ((ours - theirs).square() * weight).sum() / (weight.sum() * ours.shape[1]).clamp(min=1)
+
+    def _answers(self, features: Map, cut: Tensor, taken: Tensor) -> Tensor:
+        """What the graph says of the instances, ``(N, S, I cells)``, of which ``cut`` holds the RoIAlign weights."""
+        nodes = self.unit.gather(features, cut)
+        apart = nodes.unflatten(2, (taken.shape[1], -1)).transpose(1, 2)  # (N, I, S, cells)
+        return self.unit.reason(nodes + neighbours(apart, taken).transpose(1, 2).flatten(2))
 
 
-def sample(boxes: Boxes, most: int) -> Boxes:
-    """An even share of at most ``most`` boxes, drawn by position: no random number is used, no device is asked."""
-    if len(boxes.xyxy) <= most:
-        return boxes
-    keep = torch.linspace(0, len(boxes.xyxy) - 1, most, device=boxes.xyxy.device).long()
-    return boxes._replace(xyxy=boxes.xyxy[keep], image=boxes.image[keep])
+def _weighted_standardise(x: Tensor, weight: Tensor) -> Tensor:
+    """Channels (dimension 1) of ``(N, S, K)`` to mean 0 and variance 1 where ``weight`` ``(N, 1, K)`` is 1."""
+    count = weight.sum().clamp(min=1)
+    x = x - (x * weight).sum(dim=(0, 2), keepdim=True) / count
+    return x * inverse_deviation((x.square() * weight).sum(dim=(0, 2), keepdim=True) / count)
+
+
+def relation_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """``mean (s(Y_S) - s(Y_T))^2`` of two answers ``Y = V B`` given as ``(V, B)``, without forming either Y.
+
+    Moments of Y are moments of B, seen through V:  ``sum_p Y Z^T = V (B D^T) W^T``  for another answer ``Z = W D``.
+    """
+    means = [(nodes @ project.mean(dim=2, keepdim=True)).mean(dim=(0, 2)) for nodes, project in (student, teacher)]
+
+    def covariance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
+        gram = a[1] @ b[1].transpose(1, 2) / a[1].shape[2]
+        return (a[0] @ gram * b[0]).sum(dim=2).mean(dim=0) - mean
+
+    ours = covariance(student, student, means[0].square())
+    theirs = covariance(teacher, teacher, means[1].square())
+    shared = covariance(student, teacher, means[0] * means[1])
+    a, b = inverse_deviation(ours), inverse_deviation(theirs)
+    return (ours * a * a + theirs * b * b - 2 * shared * a * b).mean().clamp(min=0)  # rounding may fall below
 
 
 # The paper's form -----------------------------------------------------------------------------------------------------

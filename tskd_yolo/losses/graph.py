@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tskd_yolo.losses.maps import Map
+
 
 class GraphUnit(nn.Module):
     """One graph reasoning unit, shared by teacher and student.
@@ -52,7 +54,7 @@ class GraphUnit(nn.Module):
         else:
             self.register_buffer(name, value)
 
-    def _weight(self, name: str, learn: bool) -> Tensor:
+    def _weight(self, name: str, learn: bool = False) -> Tensor:
         weight = getattr(self, name)
         return weight if learn else weight.detach()
 
@@ -82,6 +84,22 @@ class GraphUnit(nn.Module):
         nodes = self.reason(nodes + F.linear(nodes, between, bias), learn)
         return (nodes @ project).unflatten(2, (height, width))
 
+    def answer(self, features: Map) -> tuple[Tensor, Tensor]:
+        """The two factors of :meth:`relation`, nodes V' ``(N, S, M)`` and projection B ``(N, M, P)``: ``Y = V' B``.
+
+        Neither states nor relation are spread over the positions. Weights are constants here.
+        """
+        project = features.read(self._weight("project_weight")) + self._weight("project_bias").view(-1, 1, 1)
+        project = project.transpose(0, 1)
+        nodes = self.gather(features, project / project.shape[2])
+        between = F.linear(nodes, self._weight("between_nodes_weight"), self._weight("between_nodes_bias"))
+        return self.reason(nodes + between), project
+
+    def gather(self, features: Map, weights: Tensor) -> Tensor:
+        """Weighted sums of states over the positions, ``(N, K, P)`` weights -> ``(N, S, K)``; states are not formed."""
+        sums = features.through(self._weight("state_weight")) @ (features.images @ weights.transpose(1, 2))
+        return sums + self._weight("state_bias")[:, None] * weights.sum(dim=2).unsqueeze(1)
+
     def extend(self, relation: Tensor, learn: bool = False) -> Tensor:
         """``BN(W_e Y)`` with the batch's own statistics and epsilon 1e-4, ``(N, C, H, W)``."""
         extended = F.conv2d(relation, self._weight("extend_weight", learn)[..., None, None])
@@ -103,18 +121,19 @@ class GraphUnit(nn.Module):
         return F.mse_loss(self.extend(self.relation(features, learn=True), learn=True), features)
 
 
-def neighbours(nodes: Tensor, image: Tensor) -> Tensor:
+def neighbours(nodes: Tensor, taken: Tensor) -> Tensor:
     """What each instance hears from the other instances of its image, weighted by likeness.
 
         a_ij = exp(cos(x_i, x_j) / 0.5), normalised over j != i in the same image;  heard_i = sum_j a_ij x_j
 
-    An instance that is alone in its image hears nothing (zeros). Images are kept apart.
+    An instance that is alone in its image hears nothing (zeros).
 
     Shapes:
-        nodes: ``(K, S, cells)``; image: ``(K,)``; output like nodes.
+        nodes: ``(N, I, *)``, I slots per image; taken: ``(N, I)``, 1 where a slot holds an instance, else 0; output
+        like nodes.
     """
-    flat = nodes.flatten(1)
-    unit = F.normalize(flat, dim=1, eps=1e-6)
-    other = (image[:, None] == image[None, :]) & ~torch.eye(len(image), dtype=torch.bool, device=image.device)
-    likeness = (unit @ unit.T / 0.5).exp() * other  # cosines are bounded, so the exponential is too
-    return (likeness / likeness.sum(dim=1, keepdim=True).clamp(min=1e-6) @ flat).view_as(nodes)
+    flat = nodes.flatten(2)
+    unit = F.normalize(flat, dim=2, eps=1e-6)
+    other = taken.unsqueeze(1) * (1 - torch.eye(taken.shape[1], device=taken.device))
+    likeness = (unit @ unit.transpose(1, 2) / 0.5).exp() * other  # cosines are bounded, so the exponential is too
+    return (likeness / likeness.sum(dim=2, keepdim=True).clamp(min=1e-6) @ flat).view_as(nodes)

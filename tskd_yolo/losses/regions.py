@@ -12,6 +12,8 @@ import torch
 import torchvision  # noqa: F401, registers torch.ops.torchvision
 from torch import Tensor
 
+from tskd_yolo.losses.maps import inverse_deviation
+
 TEMPERATURE = 0.5
 """Temperature of both attentions in the paper, for feature maps as they are."""
 
@@ -64,22 +66,22 @@ def relative_attention(features: Tensor) -> tuple[Tensor, Tensor]:
     Shapes:
         features ``(N, C, H, W)``; output ``(N, H, W)`` and ``(N, C)``, each with mean 1.
     """
-    features = features / (features.abs().mean(dim=(1, 2, 3), keepdim=True) + 1e-12)
-    return spatial_attention(features, temperature=1.0), channel_attention(features, temperature=1.0)
+    magnitude = features.abs()
+    n, c, h, w = features.shape
+    channels = magnitude.mean(dim=(2, 3))
+    size = channels.mean(dim=1, keepdim=True) + 1e-12
+    spatial = h * w * (magnitude.mean(dim=1).flatten(1) / size).softmax(dim=1)
+    return spatial.view(n, h, w), c * (channels / size).softmax(dim=1)
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Brings every channel (dimension 1) to mean 0 and variance 1 over all other dimensions.
+    """Brings every channel (dimension 1) of a small map to mean 0 and variance 1 over all other dimensions.
 
-    After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a
-    network's features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson
-    correlation coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being blown up to
-    noise.
+    The same as :func:`tskd_yolo.losses.maps.standardised`, which says why, for a tensor of any shape.
     """
     dims = [d for d in range(x.dim()) if d != 1]
     variance, mean = torch.var_mean(x, dim=dims, correction=0, keepdim=True)
-    # The floor is relative, so that scaling a whole map changes nothing.
-    return (x - mean) * (variance + 0.01 * variance.mean() + 1e-12).rsqrt()
+    return (x - mean) * inverse_deviation(variance)
 
 
 def cells(boxes: Boxes, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,6 +119,51 @@ def masks(boxes: Boxes, height: int, width: int) -> Masks:
     foreground = flat.view(boxes.images, height, width)
     background = (foreground == 0).float()
     return Masks(foreground, background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1))
+
+
+def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
+    """At most ``most`` boxes of each image, an even share of them by their order, in as many slots per image.
+
+    A fixed number of slots makes products over a batch out of what would be sums over boxes. No random number is used,
+    no device is asked.
+
+    Returns:
+        ``images * most`` boxes, empty where a slot stays free, and which slots are taken, ``(images, most)``.
+    """
+    image = boxes.image.long()
+    own = (image.unsqueeze(1) == torch.arange(boxes.images, device=image.device)).long()  # (K, N)
+    rank = (own.cumsum(dim=0) * own).sum(dim=1) - 1
+    count = own.sum(dim=0)[image].clamp(min=most)
+    slot = rank * most // count
+    first = slot != (rank - 1) * most // count
+    place = torch.where(first, image * most + slot, boxes.images * most)  # the last place is nobody's
+    corners = boxes.xyxy.new_zeros(boxes.images * most + 1, 4, dtype=torch.float32)
+    taken = corners.new_zeros(len(corners)).index_fill(0, place, 1)[:-1]
+    corners = corners.index_copy(0, place, boxes.xyxy.float())[:-1]
+    everyone = torch.arange(boxes.images, device=image.device).repeat_interleave(most)
+    return boxes._replace(xyxy=corners, image=everyone), taken.view(boxes.images, most)
+
+
+def windows(boxes: Boxes, height: int, width: int, output: int) -> Tensor:
+    """RoIAlign as a matrix: the weight of every cell of a level in each of a box's ``output x output`` values.
+
+    The same as :func:`crops`, for products instead of gathers: ``(K, output^2, H W)``.
+    """
+    x1, y1, x2, y2 = cells(boxes, height, width)
+    down, across = _samples(y1, y2 + 1, height, output), _samples(x1, x2 + 1, width, output)
+    return (down[:, :, None, :, None] * across[:, None, :, None, :]).flatten(3).flatten(1, 2)
+
+
+def _samples(start: Tensor, end: Tensor, size: int, output: int) -> Tensor:
+    """Weights of one axis, ``(K, output, size)``: two samples per value, each between its two nearest cells."""
+    share = (end - start).clamp(min=1).unsqueeze(1) / output
+    sample = torch.arange(2 * output, device=start.device)
+    value, half = sample // 2, 0.25 + 0.5 * (sample % 2)
+    at = start.unsqueeze(1) + value * share + half * share  # (K, 2 output), summed as RoIAlign does
+    inside = ((at >= -1) & (at <= size)).to(at)
+    distance = at.clamp(0, size - 1).unsqueeze(2) - torch.arange(size, device=at.device)
+    near = (1 - distance.abs()).clamp(min=0) * inside.unsqueeze(2)
+    return near.unflatten(1, (output, 2)).mean(dim=2)
 
 
 def crops(features: Tensor, boxes: Boxes, output: int) -> Tensor:

@@ -1,0 +1,78 @@
+"""Where a term meets the student: one term's NaN must not reach the weights, nor stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOST = 0.1
+"""The share of an epoch's steps without a finite value above which a term is switched off for the rest of the run."""
+
+
+class Gate:
+    """Lets a term's gradient through to the student in steps where value and gradient are finite, and none otherwise.
+
+    Multiplying a NaN by zero leaves a NaN, and so does choosing another value in its place: the backward pass still
+    goes through what made it. So everything that the term reads of the student comes through :meth:`enter`, and on
+    the way back the gate puts zeros in the gradient's place. Decided and counted on the device, without waiting.
+    """
+
+    def __init__(self) -> None:
+        self.scaled = False
+        """float16 with a loss scaler: gradients that overflow are its business, it skips the step and scales down."""
+        self.watching = True
+        """Off while gradients are only measured: what is found then is not counted."""
+        self.steps = 0
+        self._finite: Any = True
+        self._left_out: Tensor | None = None
+
+    def enter(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The same tensors, with their gradients under control."""
+        return _Entrance.apply(self, *tensors)
+
+    def leave(self, term: Tensor) -> Tensor:
+        """The term, or 0 where it is not finite; to be called once per step, after :meth:`enter`."""
+        self.steps += 1
+        self._finite = term.detach().isfinite()
+        return torch.where(self._finite, term, torch.zeros_like(term))
+
+    def watch(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Keeps the gradients of the term's own parameters, which lie behind the gate, finite too."""
+        for parameter in parameters:
+            parameter.register_hook(self._own)
+
+    def collect(self) -> tuple[int, int]:
+        """Steps left out and steps taken since the last call; waits for the device, so once per epoch."""
+        found = int(self._left_out) if self._left_out is not None else 0, self.steps
+        self.steps, self._left_out = 0, None
+        return found
+
+    def _own(self, gradient: Tensor) -> Tensor:
+        finite = self._finite if self.scaled else self._finite & gradient.isfinite()
+        return torch.where(finite, gradient, torch.zeros_like(gradient))
+
+    def _back(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        present = [g for g in gradients if g is not None]
+        finite = self._finite & torch.ones((), dtype=torch.bool, device=present[0].device)
+        if not self.scaled:
+            for gradient in present:  # a sum is finite only where all of it is
+                finite = finite & gradient.sum(dtype=torch.float32).isfinite()
+        if self.watching:
+            left_out = (~finite).long()
+            self._left_out = left_out if self._left_out is None else self._left_out + left_out
+        return [None if g is None else torch.where(finite, g, torch.zeros_like(g)) for g in gradients]
+
+
+class _Entrance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Gate, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.gate = gate
+        ctx.set_materialize_grads(False)
+        return tuple(t.view_as(t) for t in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        return (None, *ctx.gate._back(gradients))

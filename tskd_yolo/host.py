@@ -1,0 +1,127 @@
+"""What is asked of Ultralytics before it runs: load known classes only, install nothing, fetch nothing when offline."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from ultralytics.nn import tasks
+from ultralytics.utils import ONLINE, USER_CONFIG_DIR, checks
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+from ultralytics.utils.torch_utils import strip_optimizer
+
+from tskd_yolo import files
+from tskd_yolo.config import ConfigError
+
+
+@contextlib.contextmanager
+def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """``owner.name`` is ``value`` inside, and what it was before afterwards."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def safe(*, trust: bool = False) -> Iterator[None]:
+    """Inside, checkpoints are loaded with known classes only, unless they are trusted.
+
+    A checkpoint is a pickle, and a pickle is a program: torch and Ultralytics can restrict it to an allow-list.
+
+    Raises:
+        ConfigError: If this torch cannot do that, and no trust was given.
+    """
+    if not trust and not tasks._SafeLoad.SUPPORTED:
+        raise ConfigError(["torch: 2.6 or newer is needed to load checkpoints safely; update it, or say trust=True."])
+    with swapped(tasks, "SAFE_LOAD", not trust):
+        yield
+
+
+@contextlib.contextmanager
+def guarded(*, trust: bool = False) -> Iterator[None]:
+    """:func:`safe`, and nothing is ever installed."""
+    with safe(trust=trust), swapped(checks, "AUTOINSTALL", False):
+        yield
+
+
+def place_fonts() -> None:
+    """Offline, puts a free font where Ultralytics looks for its own, which it would try to download all the same."""
+    if ONLINE:
+        return
+    font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    for name in ("Arial.ttf", "Arial.Unicode.ttf"):
+        if not (USER_CONFIG_DIR / name).exists():
+            shutil.copy(font, USER_CONFIG_DIR / name)
+
+
+_EXPORTED = {".onnx", ".torchscript", ".engine", ".tflite", ".mlpackage", ".openvino", ".pb", ".ncnn", ".mnn"}
+
+
+def load(path: str | Path, *, key: str) -> tuple[Any, dict[str, Any]]:
+    """The model of a checkpoint, on the CPU and in float32, and the checkpoint; an official name is fetched.
+
+    Args:
+        path: The file.
+        key: The argument it was given with, for messages.
+
+    Raises:
+        ConfigError: If the file is missing, cannot be read, holds no model, or asks for more than known classes.
+    """
+    path = Path(path)
+    wanted = "give a detector's checkpoint (.pt) as Ultralytics saves it"
+    if path.is_dir():
+        raise ConfigError([f"{key}: {path} is a folder; give the .pt file in it."])
+    if path.suffix.lower() in _EXPORTED:
+        raise ConfigError([f"{key}: {path} is an exported model, which cannot be trained; give the .pt it came from."])
+    if path.suffix.lower() != ".pt":
+        raise ConfigError([f"{key}: {path} ends in '{path.suffix}', not in '.pt'; {wanted}."])
+    if not path.exists() and path.name not in GITHUB_ASSETS_NAMES:
+        raise ConfigError([f"{key}: {path} was not found; {wanted}."])
+    try:
+        return tasks.load_checkpoint(str(path))
+    except Exception as error:  # unreadable files end in a dozen types of exception, each with its own first line
+        raise ConfigError([f"{key}: {path} {why(error)}; {wanted}."]) from error
+
+
+def why(error: BaseException) -> str:
+    """What is wrong with a checkpoint, from the exception that loading it ended in."""
+    text = " ".join(f"{error} {error.__cause__ or ''}".split())
+    if name := refused_global(error):
+        return (
+            f"asks for {name}, which no detector needs and which could run foreign code "
+            "(trust=True loads it all the same: only for files that you made yourself)"
+        )
+    if "TorchScript" in text:
+        return "is a TorchScript export, which cannot be trained"
+    if "not a loadable checkpoint" in text:
+        return "is empty, cut short or no checkpoint at all"
+    if isinstance(error, (KeyError, AttributeError)):
+        return f"holds no model ({type(error).__name__}: {error})"
+    first = str(error).strip().splitlines() or [type(error).__name__]
+    return f"could not be loaded ({first[0]})"
+
+
+def refused_global(error: BaseException) -> str | None:
+    """The name that a refused checkpoint asked for, i.e. ``posix.system``; None if it was not refused for one."""
+    text = f"{error} {error.__cause__ or ''}"
+    found = re.search(r"GLOBAL (\S+) was not an allowed|unsafe (getattr\([^)]*\))|[Ff]orbidden (\S+)", text)
+    return next((name for name in found.groups() if name), None) if found else None
+
+
+def strip(file: Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The engine's reduction of a checkpoint to plain weights, into a new file that then takes the old one's place."""
+    load(file, key="model")  # the engine's own function loads whatever a pickle asks for
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        part = Path(folder, file.name)
+        content = strip_optimizer(file, s=str(part), updates=updates)
+        files.replace(file, part.read_bytes())
+    return content

@@ -1,0 +1,114 @@
+"""Standardised feature maps as matrices, so that what the losses ask of them are a few matrix products.
+
+Channels are rows, cells of all images are columns. Everything that DRD and DED read is linear in the standardised map,
+so a narrow student is not brought to its teacher's width and standardised there, map by map: its adapter and the scale
+of every adapted channel become one matrix, which is multiplied with what a loss reads before the map comes in.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Map(NamedTuple):
+    """A map of C channels, each with mean 0 and variance 1 (see :func:`standardised`): ``lift @ rows``.
+
+    Shapes:
+        rows: ``(B, N, P)``, N images of P cells; lift: ``(C, B)``, or None where it is the identity.
+        source: ``(N, B, H, W)``, the features as they were.
+    """
+
+    rows: Tensor
+    lift: Tensor | None
+    source: Tensor
+
+    def read(self, weight: Tensor) -> Tensor:
+        """``weight @ map``: ``(R, C)`` weights give ``(R, N, P)``."""
+        return self._product(self.through(weight))
+
+    def through(self, weight: Tensor) -> Tensor:
+        """The weights ``(R, C)`` of the map as weights ``(R, B)`` of its rows."""
+        return weight if self.lift is None else weight @ self.lift
+
+    def full(self) -> Tensor:
+        """The map itself, ``(C, N, P)``."""
+        return self.rows if self.lift is None else self._product(self.lift)
+
+    def some(self, most: int) -> Tensor:
+        """An even share of at most ``most`` channels, as maps ``(channels, N, H, W)``."""
+        step = -(-len(self.rows if self.lift is None else self.lift) // most)
+        part = self.rows[::step] if self.lift is None else self._product(self.lift[::step])
+        return part.unflatten(2, self.source.shape[2:])
+
+    def _product(self, weight: Tensor) -> Tensor:
+        return (weight @ self.rows.flatten(1)).unflatten(1, self.rows.shape[1:])
+
+    @property
+    def images(self) -> Tensor:
+        """The rows image by image, ``(N, B, P)``, not copied."""
+        return self.rows.transpose(0, 1)
+
+
+def standardised(features: Tensor | Map, adapter: Tensor | None = None) -> Map:
+    """Brings every channel of ``adapter @ features`` to mean 0 and variance 1 over batch and cells.
+
+    After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a
+    network's features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson
+    correlation coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being blown up to
+    noise. The variance of adapted channels comes from the covariance K of the narrow ones: ``diag(A K A^T)``.
+
+    Args:
+        features: ``(N, B, H, W)``; a map that is standardised already comes back as it is.
+        adapter: ``(C, B)``, the identity where it is missing.
+    """
+    if isinstance(features, Map):
+        return features
+    rows = centred(features.float())
+    count = rows.shape[1] * rows.shape[2]
+    if adapter is None:
+        variance = torch.linalg.vector_norm(rows.flatten(1), dim=1).square() / count
+        return Map(rows * inverse_deviation(variance).view(-1, 1, 1), None, features)
+    covariance = rows.flatten(1) @ rows.flatten(1).T / count
+    variance = ((adapter @ covariance) * adapter).sum(dim=1)
+    return Map(rows, adapter * inverse_deviation(variance).unsqueeze(1), features)
+
+
+def pair(student: Tensor | Map, teacher: Tensor | Map) -> tuple[Map, Map]:
+    """Both maps standardised, the teacher's without gradient."""
+    if isinstance(teacher, Tensor):
+        teacher = standardised(teacher.detach())
+    return standardised(student), teacher
+
+
+def inverse_deviation(variance: Tensor) -> Tensor:
+    """``1 / sqrt(v + 0.01 mean(v))``: the floor is relative, so that scaling a whole map changes nothing."""
+    return (variance + 0.01 * variance.mean() + 1e-12).rsqrt()
+
+
+def centred(features: Tensor) -> Tensor:
+    """``(N, C, H, W)`` -> ``(C, N, P)`` with mean 0 per channel, in one pass either way."""
+    return _Centred.apply(features)
+
+
+class _Centred(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.like = features.new_empty(0), features.shape, features.is_contiguous()
+        rows = features.new_empty(features.shape[1], features.shape[0], *features.shape[2:])
+        torch.sub(features.transpose(0, 1), features.mean(dim=(0, 2, 3)).view(-1, 1, 1, 1), out=rows)
+        return rows.flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        like, shape, plain = ctx.like
+        layout = torch.contiguous_format if plain else torch.channels_last
+        back = like.new_empty(shape).contiguous(memory_format=layout)
+        torch.sub(
+            gradient.unflatten(2, shape[2:]), gradient.mean(dim=(1, 2)).view(-1, 1, 1, 1), out=back.transpose(0, 1)
+        )
+        return back
