@@ -81,7 +81,7 @@ def test_a_teacher_of_other_classes_or_another_family_is_told(files, train):
 def test_a_file_that_is_no_checkpoint_is_told(tmp_path_factory, train):
     file = tmp_path_factory.mktemp("garbage") / "teacher.pt"
     file.write_text("garbage")
-    assert "could not be loaded" in train(teacher=file)
+    assert "no checkpoint at all" in train(teacher=file)
 
 
 def test_words_without_a_value_are_told(train):

@@ -8,11 +8,12 @@ import pickle
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tskd_yolo import config
+from tskd_yolo import config, inputs
+from tskd_yolo.cli import parse
 from tskd_yolo.config import DEFAULTS, TERMS, Config, ConfigError, build, folder, problems, resolve
 
 GOOD = {**DEFAULTS, "teacher": "teacher.pt"}
@@ -74,11 +75,11 @@ def test_a_teacher_that_is_no_path_is_named(value, word):
 
 
 def test_all_mistakes_are_in_one_error_each_a_sentence_of_its_own():
-    bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x")
+    bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x", trust=1)
     with pytest.raises(ConfigError) as caught:
         build({**DEFAULTS, **bad})
     assert {p.split(":")[0] for p in caught.value.problems} == set(bad) and len(caught.value.problems) == len(bad)
-    assert str(caught.value).startswith("7 problems found, nothing was started:\n")
+    assert str(caught.value).startswith("8 problems found, nothing was started:\n")
     assert all(f"\n  {p}" in str(caught.value) for p in caught.value.problems)
 
 
@@ -95,13 +96,87 @@ anything = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
-@given(st.fixed_dictionaries({key: anything for key in DEFAULTS}))
-def test_whatever_the_values_the_answer_is_a_list_of_sentences(values):
+some = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+many = settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+ours = st.fixed_dictionaries({key: anything for key in DEFAULTS})
+
+
+def answered(values) -> None:
     found = problems(values)
     assert isinstance(found, list) and all(isinstance(p, str) and p.split(":")[0] in DEFAULTS for p in found)
     if not found:
         assert build(values).weights.keys() == set(TERMS)
+        return
+    with pytest.raises(ConfigError) as caught:
+        build(values)
+    assert caught.value.problems == found
+
+
+@some
+@given(ours)
+def test_whatever_the_values_the_answer_is_a_list_of_sentences(values):
+    answered(values)
+
+
+@pytest.mark.soak
+@many
+@given(ours)
+def test_whatever_the_values_the_answer_is_a_list_of_sentences_ten_thousand_times(values):
+    answered(values)
+
+
+# Files are looked for by name, so those that could be found or fetched are not among the words.
+keys = st.sampled_from([*DEFAULTS, *DEFAULT_CFG_DICT]) | st.text(max_size=8)
+arguments = st.dictionaries(keys, anything | st.sampled_from([-1, 0, 8, 2.5, True, "cpu", "0,1", "nan"]), max_size=6)
+
+
+def checked(given_arguments) -> None:
+    places = {key: None for key in ("model", "data", "teacher", "pretrained", "project", "cfg")}
+    with pytest.raises(ConfigError) as caught:  # nothing to train, so something is always wrong
+        inputs.check({**DEFAULT_CFG_DICT, **DEFAULTS}, {**given_arguments, **places})
+    found = caught.value.problems
+    assert {"data: missing", "model: missing"} <= {p.split(";")[0] for p in found} and len(set(found)) == len(found)
+    assert all("\n" not in p.replace(p.partition(": is not an argument")[0], "") for p in found if p)
+
+
+@some
+@given(arguments)
+def test_whatever_the_arguments_the_answer_is_one_error(given_arguments):
+    checked(given_arguments)
+
+
+@pytest.mark.soak
+@many
+@given(arguments)
+def test_whatever_the_arguments_the_answer_is_one_error_ten_thousand_times(given_arguments):
+    checked(given_arguments)
+
+
+pieces = st.text(max_size=8) | st.sampled_from(
+    [*DEFAULTS, "=", "[", "]", "drd=", "=1", "--drd", "cfg=3", "cfg=[1]", "train,"]
+)
+words = st.lists(pieces | st.tuples(pieces, pieces).map("=".join), max_size=5).map(
+    lambda ws: [w for w in ws if not w.strip("-").startswith("cfg=") or w in {"cfg=3", "cfg=[1]"}]
+)
+
+
+def parsed(given_words) -> None:
+    values, found = parse(given_words)
+    assert set(values) <= {*DEFAULTS, *DEFAULT_CFG_DICT, "augmentations", "save_dir"}
+    assert all(isinstance(sentence, str) and sentence for sentence in found)
+
+
+@some
+@given(words)
+def test_whatever_the_words_they_are_read_or_named(given_words):
+    parsed(given_words)
+
+
+@pytest.mark.soak
+@many
+@given(words)
+def test_whatever_the_words_they_are_read_or_named_ten_thousand_times(given_words):
+    parsed(given_words)
 
 
 # Files by name --------------------------------------------------------------------------------------------------------

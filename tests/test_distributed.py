@@ -135,3 +135,29 @@ def test_the_file_that_ultralytics_launches_rebuilds_the_same_trainer(tmp_path, 
     worker.model = state["model"]
     worker.train()
     assert len(rows(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "large", "count"), [("yolo11n.yaml", "yolo11s.yaml", 2), ("yolo26n.yaml", "yolo26s.yaml", 3)]
+)
+def test_processes_find_the_terms_and_gradients_of_one_process_on_the_whole_batch(model, large, count, tmp_path):
+    from tests.ddp_terms import found, whole_batch
+
+    checkpoint = make_detector(tmp_path / "teacher.pt", large)
+    command = [*LAUNCH, "--standalone", "--nproc_per_node", str(count), "-m", "tests.ddp_terms"]
+    run = subprocess.run(
+        [*command, str(checkpoint), model, "fixed"],
+        capture_output=True, text=True, env={**ENVIRONMENT, "OUT": str(tmp_path)}, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    alone = found(str(checkpoint), model, "fixed", whole_batch())
+    ranks = [torch.load(tmp_path / f"terms{rank}.pt") for rank in range(count)]
+    for name, value in alone["terms"].items():
+        assert sum(rank["terms"][name] for rank in ranks) / count == pytest.approx(value, rel=1e-4), name
+    present = {name: gradient for name, gradient in alone["gradients"].items() if gradient is not None}
+    largest = max(gradient.norm() for gradient in present.values())
+    for name, gradient in alone["gradients"].items():
+        other = ranks[0]["gradients"][name]
+        assert (gradient is None) == (other is None), name
+        if gradient is not None:  # a bias before a standardisation has none but that of rounding
+            assert (gradient - other).norm() <= 1e-3 * gradient.norm() + 1e-4 * largest, (name, largest)

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "verdict": set(),
     "charts": set(),
     "trainer": {"distiller", "teacher", "balance", "inputs", "host", "files", "config"},
-    "inputs": {"teacher", "host", "config"},
+    "inputs": {"teacher", "host", "data", "config"},
     "distiller": {"teacher", "features", "gate", "balance", "losses", "config"},
     "teacher": {"features", "losses", "host", "config"},
     "host": {"files", "config"},

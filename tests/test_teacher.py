@@ -159,13 +159,13 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 def test_a_file_that_is_no_checkpoint_is_named(content, tmp_path):
     file = tmp_path / "teacher.pt"
     file.write_bytes(content)
-    assert "could not be loaded" in problem(file)
+    assert "is empty, cut short or no checkpoint at all" in problem(file)
 
 
 @pytest.mark.parametrize("content", [{"weights": 1}, [1, 2], {"model": {"a": torch.zeros(1)}}], ids=str)
 def test_a_checkpoint_without_a_model_is_named(content, tmp_path):
     torch.save(content, tmp_path / "teacher.pt")
-    assert "could not be loaded" in problem(tmp_path / "teacher.pt")
+    assert "holds no model" in problem(tmp_path / "teacher.pt")
 
 
 def test_a_classifier_is_named_as_one(tmp_path):

@@ -7,16 +7,18 @@ entry point, after names of our data sets were resolved.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import os
+import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tskd_yolo import __version__
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve, unknown
 
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when Ultralytics is imported. A checkpoint is a pickle: only known classes are loaded, and nothing that one
     # asks for is installed.
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if any(map(_trusting, arguments)) else "1"
-    os.environ.setdefault("YOLO_AUTOINSTALL", "0")
+    os.environ["YOLO_AUTOINSTALL"] = "0"
     try:
         return _run(arguments)
     except KeyboardInterrupt:
@@ -139,7 +141,12 @@ def parse(
     flags = {key for key, value in keys.items() if isinstance(value, bool)} | ({"skip"} & set(keys))
     values: dict[str, Any] = {}
     found = []
-    for word in merge_equals_args(arguments):
+    try:
+        words = merge_equals_args(arguments)
+    except (SyntaxError, IndexError):
+        words = [word for word in arguments if not set("[]") & set(word)]
+        found.append("brackets: some are not closed; quote a list, such as 'classes=[0, 2]'.")
+    for word in words:
         word = word.removeprefix("--").removesuffix(",")
         key, sign, value = word.partition("=")
         if sign and value.strip():
@@ -170,34 +177,30 @@ def _unfold(values: dict[str, Any], found: list[str]) -> dict[str, Any]:
         return values
     from ultralytics.utils import YAML
 
-    file = Path(values.pop("cfg"))
+    file = Path(str(values.pop("cfg")))
     if not file.is_file():
         found.append(f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name.")
         return values
+    try:
+        recipe = YAML.load(file)
+    except (OSError, ValueError, SyntaxError, yaml.YAMLError, AssertionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        found.append(f"cfg: {file} is no YAML file of settings; give one with lines such as 'epochs: 100'.")
+        return values
     # A run's args.yaml names its own folder: a repetition must not write there.
-    recipe = {k: v for k, v in YAML.load(file).items() if k not in {"cfg", "save_dir", "mode"} and v is not None}
-    return {**recipe, **values}
+    return {**{k: v for k, v in recipe.items() if k not in {"cfg", "save_dir", "mode"} and v is not None}, **values}
 
 
 def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:
     """Brings keys that Ultralytics has retired to their present names, in place, by Ultralytics' own rules."""
     from ultralytics.cfg import check_dict_alignment
-    from ultralytics.utils import LOGGER
 
-    level = LOGGER.level
-    LOGGER.setLevel(logging.ERROR)  # on an unknown key it prints its whole help page first
-    try:
-        with contextlib.suppress(SyntaxError):  # unknown keys are told by the caller, together with everything else
-            check_dict_alignment(keys, values)
-    finally:
-        LOGGER.setLevel(level)
+    from tskd_yolo import host
 
-
-def unknown(word: str, keys: dict[str, Any]) -> str:
-    """The sentence for a word that is no argument."""
-    near = difflib.get_close_matches(word, [*keys, "train", "val", "predict", "export"], n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "see 'tskd-yolo help'."
-    return f"{word}: is not an argument; {hint}"
+    # On an unknown key it prints its whole help page; those are told by the caller, together with everything else.
+    with host.silent(), contextlib.suppress(SyntaxError, TypeError):
+        check_dict_alignment(keys, values)
 
 
 def _train(arguments: list[str]) -> None:
@@ -292,14 +295,18 @@ def _guarded(arguments: list[str]) -> Iterator[None]:
 
     host.place_fonts()
     try:
-        with host.safe(trust=any(map(_trusting, arguments))):
+        with host.forced(trust=any(map(_trusting, arguments))):
             yield
     except SyntaxError as error:  # how Ultralytics names an argument that it does not know
         raise ConfigError([line for line in str(error).splitlines() if line.strip()]) from error
-    except TypeError as error:
+    except (TypeError, pickle.UnpicklingError) as error:
         if not host.refused_global(error):
             raise
         raise ConfigError([f"model: the checkpoint {host.why(error)}."]) from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            [f"{error.name}: this needs the package, which is not installed; install it with pip install {error.name}."]
+        ) from error
 
 
 if __name__ == "__main__":

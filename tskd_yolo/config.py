@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
     found = [sentence for key, sentence in _REFUSED.items() if values.get(key)]
     if str(values.get("quantize")) == "8":
         found.append("quantize: training with int8 quantisation (8) is not supported while distilling; leave it off.")
-    if values.get("task") not in {None, "detect"}:
+    if values.get("task") not in (None, "detect"):
         found.append(f"task: only detect can be distilled, got {values['task']!r}.")
     for term in TERMS:
         value = values[term]
@@ -125,6 +126,13 @@ def _limits(values: Mapping[str, Any]) -> list[str]:
     if not found and not values["floor"] <= values["cap"]:
         found.append(f"floor: must not be above cap={values['cap']!r}, got {values['floor']!r}.")
     return found
+
+
+def unknown(word: str, keys: Iterable[str]) -> str:
+    """The sentence for a word that is no argument."""
+    near = difflib.get_close_matches(str(word), [*keys, "train", "val", "predict", "export"], n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "see 'tskd-yolo help'."
+    return f"{word}: is not an argument; {hint}"
 
 
 def _number(value: Any) -> bool:

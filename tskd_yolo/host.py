@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import pickle
 import re
 import shutil
 import tempfile
@@ -11,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from ultralytics.data import dataset as scanner
 from ultralytics.nn import tasks
-from ultralytics.utils import ONLINE, USER_CONFIG_DIR, checks
+from ultralytics.utils import LOGGER, ONLINE, USER_CONFIG_DIR, checks
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import strip_optimizer
 
@@ -31,6 +35,11 @@ def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
+def silent() -> contextlib.AbstractContextManager[None]:
+    """Inside, Ultralytics says nothing."""
+    return swapped(LOGGER, "disabled", True)
+
+
 @contextlib.contextmanager
 def safe(*, trust: bool = False) -> Iterator[None]:
     """Inside, checkpoints are loaded with known classes only, unless they are trusted.
@@ -42,8 +51,48 @@ def safe(*, trust: bool = False) -> Iterator[None]:
     """
     if not trust and not tasks._SafeLoad.SUPPORTED:
         raise ConfigError(["torch: 2.6 or newer is needed to load checkpoints safely; update it, or say trust=True."])
-    with swapped(tasks, "SAFE_LOAD", not trust):
+    read = scanner.load_dataset_cache_file if trust else read_cache
+    with swapped(tasks, "SAFE_LOAD", not trust), swapped(scanner, "load_dataset_cache_file", read):
         yield
+
+
+@contextlib.contextmanager
+def forced(*, trust: bool = False) -> Iterator[None]:
+    """:func:`guarded`, also where Ultralytics reads other kinds of model without asking: torch itself refuses."""
+    force, never = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # both set is an error
+    before = {name: os.environ.pop(name, None) for name in (force, never)}
+    os.environ[force] = "0" if trust else "1"
+    try:
+        with guarded(trust=trust):
+            yield
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads plain values and NumPy arrays, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function that the pickle asks for, if an array needs it."""
+        if module in {"numpy", "numpy._core.multiarray", "numpy.core.multiarray"} and name in _OF_ARRAYS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not needed for an array")
+
+
+_OF_ARRAYS = {"ndarray", "dtype", "scalar", "_reconstruct"}
+
+
+def read_cache(path: Path) -> dict[str, Any]:
+    """What Ultralytics has kept of a data set's labels: a pickle too, and it travels with the data.
+
+    Raises:
+        pickle.UnpicklingError: If it asks for more than arrays; Ultralytics then reads the labels themselves.
+    """
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file)
+        return _Arrays(file).load().item()
 
 
 @contextlib.contextmanager
@@ -102,18 +151,27 @@ def why(error: BaseException) -> str:
         )
     if "TorchScript" in text:
         return "is a TorchScript export, which cannot be trained"
-    if "not a loadable checkpoint" in text:
+    if "not a loadable checkpoint" in text or isinstance(error.__cause__, pickle.UnpicklingError):
         return "is empty, cut short or no checkpoint at all"
-    if isinstance(error, (KeyError, AttributeError)):
-        return f"holds no model ({type(error).__name__}: {error})"
-    first = str(error).strip().splitlines() or [type(error).__name__]
-    return f"could not be loaded ({first[0]})"
+    if isinstance(error, (KeyError, AttributeError)) or "references types outside" in text:
+        return "holds no model"
+    return f"could not be loaded ({plain(error)})"
+
+
+def plain(error: BaseException, *, about: Any = None) -> str:
+    """What an exception says, in one line: its first two sentences, without colours, signs and the name in front."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]", "", str(error) or type(error).__name__)
+    text = text.strip().removeprefix(f"{about} ")
+    parts = [part.strip(" .") for part in re.split(r"\.\s+|\n", text.replace("i.e. ", "such as "))]
+    return "; ".join([" ".join(part.split()) for part in parts if part][:2])
 
 
 def refused_global(error: BaseException) -> str | None:
     """The name that a refused checkpoint asked for, i.e. ``posix.system``; None if it was not refused for one."""
     text = f"{error} {error.__cause__ or ''}"
-    found = re.search(r"GLOBAL (\S+) was not an allowed|unsafe (getattr\([^)]*\))|[Ff]orbidden (\S+)", text)
+    found = re.search(
+        r"GLOBAL (\S+) (?:was not an allowed|whose module)|unsafe (getattr\([^)]*\))|activation '(.*)' blocked", text
+    )
     return next((name for name in found.groups() if name), None) if found else None
 
 
@@ -122,6 +180,7 @@ def strip(file: Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:
     load(file, key="model")  # the engine's own function loads whatever a pickle asks for
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         part = Path(folder, file.name)
-        content = strip_optimizer(file, s=str(part), updates=updates)
+        with silent():  # it would name the file in the folder that is gone in a moment
+            content = strip_optimizer(file, s=str(part), updates=updates)
         files.replace(file, part.read_bytes())
     return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections import Counter
@@ -22,6 +23,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from tskd_yolo import config, host, teacher
 from tskd_yolo.config import ConfigError
+from tskd_yolo.data import voc
 
 PREVIOUS = "tskd_previous.pt"
 """The checkpoint before last.pt, kept while a run lasts."""
@@ -41,12 +43,10 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], found: Sequence[st
         ConfigError: Naming everything that is wrong.
     """
     found = list(found)
-    values = {**base, **overrides}
-    try:
-        values = vars(get_cfg(dict(base), overrides))
-    except (SyntaxError, TypeError, ValueError) as error:  # unknown keys and values of a wrong type
-        found += [line.strip() for line in str(error).splitlines() if line.strip()]
-    found += config.problems(values)
+    values, theirs = _read(base, overrides, found)
+    ours = config.problems(values)
+    told = {sentence.partition(":")[0] for sentence in ours}
+    found += [sentence for key, sentence in theirs.items() if key not in told] + ours
     found += _device(values["device"])
     model = student = names = None
     with host.guarded(trust=values["trust"] is True):
@@ -58,6 +58,9 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], found: Sequence[st
             student = _told("model", found, _student_yaml, values["model"])
             names = _told("data", found, _names, values["data"])
             names = {0: "item"} if names and values["single_cls"] else names
+        if isinstance(values["pretrained"], (str, Path)):
+            with _collected(found):
+                host.load(values["pretrained"], key="pretrained")
     if values["data"] and Path(str(values["data"])).is_file():
         overrides["data"] = str(Path(values["data"]).resolve())
     if student and _all_frozen(student, values["freeze"]):
@@ -69,6 +72,25 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], found: Sequence[st
     if _same_file(values["teacher"], values["model"]):
         LOGGER.warning(f"teacher {values['teacher']} is the student itself: it can teach nothing new.")
     return model
+
+
+def _read(
+    base: Mapping[str, Any], overrides: Mapping[str, Any], found: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arguments as Ultralytics reads them, and by key what it says of wrong ones; unknown ones go to ``found``."""
+    values, wrong, told = dict(base), {}, {}
+    for key, value in overrides.items():
+        try:
+            with host.silent():  # on an unknown key it prints its whole help page
+                values = vars(get_cfg(dict(values), {key: value}))
+        except SyntaxError:
+            found.append(config.unknown(key, base))
+        except (TypeError, ValueError) as error:
+            told[key], wrong[key] = f"{key}: {host.plain(error)}.", value
+        else:
+            if isinstance(value, float) and not math.isfinite(value):
+                told[key] = f"{key}: must be a finite number, got {value!r}."
+    return {**values, **wrong}, told
 
 
 @contextlib.contextmanager
@@ -94,7 +116,7 @@ def _told(key: str, found: list[str], read: Callable[[Any], Any], value: Any) ->
         with _collected(found):
             return read(value)
     except Exception as error:  # a missing or broken file ends in many types of exception
-        found.append(f"{key}: {value} could not be read ({plain(error)}); {_REMEDY[key]}.")
+        found.append(f"{key}: {value} could not be read ({host.plain(error, about=value)}); {_REMEDY[key]}.")
     return None
 
 
@@ -104,16 +126,16 @@ _REMEDY = {
 }
 
 
-def plain(error: BaseException) -> str:
-    """An exception's text in one line, without the signs and colours it is decorated with."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error) or type(error).__name__)
-    return " ".join(text.encode("ascii", "ignore").decode().split()) if not text.isascii() else " ".join(text.split())
-
-
 def _names(data: Any) -> dict[int, str]:
     """The classes of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its platform)."""
     fetched = str(data).startswith("ul://") or str(data).endswith(".ndjson")
-    return {} if fetched else check_det_dataset(data)["names"]
+    if fetched:
+        return {}
+    content = check_det_dataset(data)
+    for split in ("train", "val"):
+        if isinstance(content[split], str) and (gone := voc.gone(Path(content[split]))):
+            raise ConfigError([f"data: {gone}"])
+    return content["names"]
 
 
 def _student_yaml(name: str | Path) -> dict[str, Any]:
@@ -139,7 +161,8 @@ def _device(device: Any) -> list[str]:
     try:
         select_device(device, verbose=False)
     except (ValueError, RuntimeError, AssertionError) as error:
-        return [f"device: {device!r} cannot be used here ({plain(error).split('. ')[0]}); give device=cpu or another."]
+        reason = host.plain(error).split("; ")[0]
+        return [f"device: {device!r} cannot be used here ({reason}); give device=cpu or another."]
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     listed = str(device or "").split(",")
     if LOCAL_RANK != -1 and device and device != "cpu" and len(listed) < here:
@@ -171,6 +194,12 @@ def resumable(resume: Any) -> tuple[Path, dict[str, Any]]:
         last = before
     if content.get("epoch", -1) == -1:
         raise ConfigError([f"model: {last} is the end of a finished run, there is nothing to resume; start a new run."])
+    best = last.with_name("best.pt")
+    if best.is_file():  # read when the run ends
+        try:
+            host.load(best, key="best.pt")
+        except ConfigError as error:
+            raise ConfigError([f"{problem[:-1]}, or remove it." for problem in error.problems]) from error
     if "teacher" not in (content.get("train_args") or {}):
         raise ConfigError(
             [f"model: {last} belongs to a run without a teacher; resume it with Ultralytics' own 'yolo train resume'."]
@@ -183,7 +212,7 @@ def states(file: Path) -> dict[int, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)["states"]
     except Exception as error:  # a torn file ends in many types of exception
-        LOGGER.warning(f"{file} could not be read ({plain(error).split('. ')[0]}).")
+        LOGGER.warning(f"{file} could not be read ({host.plain(error)}).")
         return {}
 
 
@@ -204,9 +233,12 @@ class _Listener:
         return getattr(LOGGER, name)
 
 
-@contextlib.contextmanager
-def scanned(mode: str) -> Iterator[None]:
-    """Around the building of a data set: what its scan finds is refused or counted.
+def scanned(mode: str, build: Callable[[], Any]) -> Any:
+    """The data set that ``build`` gives; what its scan finds is refused or counted.
+
+    Args:
+        mode: ``train`` or ``val``.
+        build: Makes the data set as Ultralytics does.
 
     Raises:
         ConfigError: If there are no images or no labels, or labels name classes that the data set does not have.
@@ -214,11 +246,11 @@ def scanned(mode: str) -> Iterator[None]:
     listener = _Listener()
     try:
         with host.swapped(scanner, "LOGGER", listener):
-            yield
+            dataset = build()
     except (OSError, RuntimeError, ValueError, AssertionError) as error:
         listener.lines += str(error).splitlines()
         _refuse_beyond(listener.lines, mode)
-        said = plain(error).split(" See http")[0]
+        said = host.plain(error).split("; See http")[0].replace(".cache", "")
         raise ConfigError(
             [f"data: the {mode} images could not be read ({said}); correct the set or its YAML."]
         ) from error
@@ -229,6 +261,12 @@ def scanned(mode: str) -> Iterator[None]:
         LOGGER.warning(f"{mode}: {sum(reasons.values())} images are left out: {words}.")
     if twice := sum(int(n) for line in listener.lines for n in re.findall(r": (\d+) duplicate labels removed", line)):
         LOGGER.warning(f"{mode}: {twice} boxes that were there twice are counted once.")
+    if flat := sum(int((label["bboxes"][:, 2:] <= 0).any(1).sum()) for label in dataset.labels):
+        LOGGER.warning(f"{mode}: {flat} boxes have no area; {_FLAT[mode]}.")
+    return dataset
+
+
+_FLAT = {"train": "they teach nothing", "val": "nothing can find them, so they lower the recall"}
 
 
 def _refuse_beyond(lines: Sequence[str], mode: str) -> None:
@@ -248,4 +286,6 @@ def _refuse_beyond(lines: Sequence[str], mode: str) -> None:
 def _reason(line: str) -> str:
     """Why an image is left out, without what is its alone."""
     text = line.split(": ignoring corrupt image/label: ", 1)[-1]
+    if text.startswith("No module named"):  # of an unknown format Ultralytics asks a plugin last, which is not there
+        return "an unreadable image"
     return re.sub(r"\[.*|'[^']*'|<.*", "", text).strip() or "an unknown fault"

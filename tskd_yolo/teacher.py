@@ -27,7 +27,7 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
     """Loads a detector checkpoint as it was trained, on the CPU and in float32.
 
     An official name, such as ``yolo11l.pt``, is fetched as Ultralytics fetches ``model=``. Of an interrupted run of
-    Ultralytics' built-in distillation the student is taken, and said.
+    Ultralytics' built-in distillation the student becomes the teacher, and that is said.
 
     Args:
         path: The file.
@@ -38,12 +38,17 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
     """
     model: Any = host.load(path, key=key)[0]
     if isinstance(model, DistillationModel):
+        if key != "teacher":  # Ultralytics would train on with its wrapper
+            raise ConfigError(
+                [f"{key}: {path} is an interrupted run of distill_model=; finish it and give its best.pt."]
+            )
         LOGGER.warning(f"{key} {path} is an interrupted run of distill_model=; its student is used.")
+        model.student_model.pt_path = model.pt_path
         model = model.student_model
     kind: Any = type(model)
     if kind is not DetectionModel or not isinstance(model.model[-1], Detect):
         found = f"{kind.__name__} for '{getattr(model, 'task', 'unknown')}'"
-        raise ConfigError([f"{key}: {path} holds a {found}; give a YOLOv8, 11, 12 or 26 detector."])
+        raise ConfigError([f"{key}: {path} is of type {found}; give a YOLOv8, 11, 12 or 26 detector."])
     return model
 
 
@@ -70,10 +75,12 @@ def _plain(name: Any) -> str:
 def mismatches(*, student_yaml: dict[str, Any], teacher: Any, names: dict[int, str]) -> list[str]:
     """Why this teacher cannot teach this student these classes, one sentence each; empty if it can."""
     found = []
-    families = family(student_yaml), family(teacher.yaml)
-    for role, name in zip(("model", "teacher"), families, strict=True):
+    yamls = {"model": student_yaml, "teacher": teacher.yaml}
+    families = [family(model_yaml) for model_yaml in yamls.values()]
+    for (role, model_yaml), name in zip(yamls.items(), families, strict=True):
         if name is None:
-            found.append(f"{role}: its architecture is not a plain YOLOv8, 11, 12 or 26 detector; use one of these.")
+            stem = Path(model_yaml.get("yaml_file") or "custom").stem
+            found.append(f"{role}: its architecture ({stem}) is not a plain YOLOv8, 11, 12 or 26 detector; use one.")
     if None not in families and families[0] != families[1]:
         found.append(
             f"teacher: a {families[1]} cannot teach a {families[0]} yet; use a student and a teacher of one family."

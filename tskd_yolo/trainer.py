@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +174,14 @@ class DistillationMixin:
     def _scan(self) -> None:
         """Reads the data once before processes are launched, so that its mistakes are told here."""
         for mode, split in (("train", "train"), ("val", self.args.split)):
-            with inputs.scanned(mode):
-                batch = max(int(self.args.batch), 1)
-                build_yolo_dataset(self.args, self.data[split], batch, self.data, mode=mode, rect=mode == "val")
+            batch = max(int(self.args.batch), 1)
+            given = self.args, self.data[split], batch, self.data
+            inputs.scanned(mode, partial(build_yolo_dataset, *given, mode=mode, rect=mode == "val"))
 
     def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """The engine's data set; what its scan finds wrong is refused or counted."""
         mode = kwargs.get("mode") or (args[1] if len(args) > 1 else "train")
-        with inputs.scanned(mode):
-            return super().build_dataset(*args, **kwargs)  # type: ignore[misc]
+        return inputs.scanned(mode, partial(super().build_dataset, *args, **kwargs))  # type: ignore[misc]
 
     def _do_train(self) -> None:
         if not self._complete:
@@ -274,6 +274,12 @@ class DistillationMixin:
     def _setup_train(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._setup_train(*args, **kwargs)  # type: ignore[misc]
+        except TypeError as error:
+            if not host.refused_global(error):
+                raise
+            raise ConfigError([f"model: {self.args.model} {host.why(error)}."]) from error
+        except NotImplementedError as error:
+            raise ConfigError([f"optimizer: {host.plain(error)}."]) from error
         except RuntimeError as error:
             if "froze the entire model" in str(error):
                 raise ConfigError([f"freeze: {self.args.freeze} leaves no parameter to train; freeze less."]) from error

@@ -1,5 +1,7 @@
 """Pascal VOC folders, good and bad ones, become Ultralytics data sets or one clear message."""
 
+import functools
+import io
 import logging
 import os
 import pickle
@@ -528,24 +530,56 @@ def fuzzed():
         yield folder
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-@given(content=ANY_XML)
-@example(content=b"<annotation/>")
-@example(content=annotation_xml(("hole", "-1e308", 0, "1e308", 5)).encode())
-@example(content=b"\xff\xfe<\x00")
-@example(content=b"<annotation>" * 20_000 + b"</annotation>" * 20_000)
-def test_any_xml_gives_a_data_set_or_a_voc_error(fuzzed, content):
+@functools.cache
+def png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (width, height), 128).save(file, format="png")
+    return file.getvalue()
+
+
+SIDE = st.integers(1, 60)
+ANY_IMAGE = st.just(png(*SIZE)) | st.builds(png, SIDE, SIDE) | st.binary(max_size=60) | st.binary(max_size=60).map(
+    lambda tail: png(*SIZE)[:40] + tail
+)  # fmt: skip
+
+
+def convert_anything(fuzzed: VocFolder, content: bytes, image: bytes) -> None:
+    """A valid data set or VocError comes out, with ``skip`` too, and no half of a folder is left either way."""
     (fuzzed.annotations / "any.xml").write_bytes(content)
+    (fuzzed.images / "any.png").write_bytes(image)
+    kept = fuzzed.convert(skip=True)
+    assert kept.images["val"] == 1 and kept.images["train"] in {1, 2}
+    before = tree(fuzzed.out)
 
     try:
         fuzzed.convert()
     except VocError as error:
-        assert all(problem.startswith("any.") for problem in error.problems)
+        assert all(problem.startswith("any.") for problem in error.problems) and kept.skipped
+        assert tree(fuzzed.out) == before
     else:
+        assert not kept.skipped
         for _, x, y, width, height in fuzzed.labels("any"):
             assert width > 0 and height > 0
             assert -1e-6 <= x - width / 2 <= x + width / 2 <= 1 + 1e-6
             assert -1e-6 <= y - height / 2 <= y + height / 2 <= 1 + 1e-6
+    assert [path.name for path in fuzzed.out.parent.iterdir()] == [fuzzed.out.name]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(content=ANY_XML, image=ANY_IMAGE)
+@example(content=b"<annotation/>", image=png(*SIZE))
+@example(content=annotation_xml(("hole", "-1e308", 0, "1e308", 5)).encode(), image=png(*SIZE))
+@example(content=b"\xff\xfe<\x00", image=png(*SIZE))
+@example(content=b"<annotation>" * 20_000 + b"</annotation>" * 20_000, image=png(*SIZE))
+def test_anything_gives_a_data_set_or_a_voc_error(fuzzed, content, image):
+    convert_anything(fuzzed, content, image)
+
+
+@pytest.mark.soak
+@settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(content=ANY_XML, image=ANY_IMAGE)
+def test_anything_gives_a_data_set_or_a_voc_error_ten_thousand_times(fuzzed, content, image):
+    convert_anything(fuzzed, content, image)
 
 
 # NEU-DET

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tests.losses.test_drd import pair as random_pair
 from tskd_yolo.losses.drd import relation_error
 from tskd_yolo.losses.graph import GraphUnit
-from tskd_yolo.losses.maps import centred, pair, standardised
+from tskd_yolo.losses.maps import _Gram, centred, pair, standardised
 from tskd_yolo.losses.regions import standardise
 
 
@@ -29,6 +29,10 @@ def test_centring_has_the_gradient_that_differences_give(layout):
     torch.testing.assert_close(centred(features), rows_of(features - features.mean(dim=(0, 2, 3), keepdim=True)))
     centred(features).square().sum().backward()
     assert features.grad.is_contiguous(memory_format=layout)
+
+
+def test_the_gram_matrix_has_the_gradient_that_differences_give():
+    assert torch.autograd.gradcheck(_Gram.apply, torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("adapted", [True, False])

@@ -210,6 +210,17 @@ def data_set_folder(out: Path, *, names: Sequence[str], splits: Sequence[str]) -
         shutil.rmtree(work, ignore_errors=True)
 
 
+def gone(images: Path) -> str | None:
+    """What to do about a prepared folder of links whose originals were moved or removed; None if they are there."""
+    link = next(images.iterdir(), None) if images.is_dir() else None
+    if link is None or not link.is_symlink() or link.exists():
+        return None
+    return (
+        f"{images} links to images in {Path(os.readlink(link)).parent}, which are gone; restore them, or remove the "
+        "prepared folder to have it made again from where they are now."
+    )
+
+
 def label_line(index: int, corners: Corners, size: tuple[int, int]) -> str:
     """One line of an Ultralytics label file: class index, centre x, centre y, width, height, as shares of the image."""
     (x1, y1, x2, y2), (width, height) = corners, size

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd_yolo.losses.maps import centred
+from tskd_yolo.losses.across import everywhere, processes
+from tskd_yolo.losses.maps import adapted_variance, centred
 
 SHARE = 8
 """One in so many locations of an image has its box compared: those where the teacher is most confident."""
@@ -106,7 +107,8 @@ class CRD(nn.Module):
         """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
         target_scores = torch.cat([_flat(t.scores) for t in teacher], dim=2).detach()
         confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
-        divisor = confidence.sum().clamp(min=1) if positives is None else positives.float().clamp(min=1)
+        total = everywhere(confidence.sum()) * processes() if positives is None else positives.float()
+        divisor = total.clamp(min=1) / (processes() if positives is None else 1)
         cross: list[tuple[Tensor, Tensor]] = []
         for level, (s, t, tail) in enumerate(zip(student, teacher, tails, strict=True)):
             score = through(tail.score, self.class_adapters[level], s.class_features, t.class_features)
@@ -156,12 +158,16 @@ def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: T
 
 def _adapted(rows: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
     """Unbiased deviation per adapted channel of centred rows ``(B, N P)``, and the adapter as a matrix ``(C, B)``."""
-    count = max(rows.shape[1] - 1, 1)
+    count = _unbiased(rows.shape[1])
     if isinstance(adapter, nn.Identity):
-        return (torch.linalg.vector_norm(rows, dim=1).square() / count + 1e-12).sqrt(), None
+        return (everywhere(torch.linalg.vector_norm(rows, dim=1).square() / count) + 1e-12).sqrt(), None
     lift = adapter.weight.flatten(1)
-    variance = ((lift @ (rows @ rows.T / count)) * lift).sum(dim=1)
-    return (variance.clamp(min=0) + 1e-12).sqrt(), lift
+    return (everywhere(adapted_variance(rows, lift, count)) + 1e-12).sqrt(), lift
+
+
+def _unbiased(count: int) -> float:
+    """Divisor of a sum of squares over ``count`` cells: its mean over the processes is then the unbiased variance."""
+    return max(count - 1 / processes(), 1)
 
 
 @torch.no_grad()
@@ -169,9 +175,9 @@ def _channels(teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Unbiased deviation and mean per channel of ``(N, C, H, W)``, by sums and sums of squares: no copy is made."""
     teacher = teacher.float().flatten(2)
     count = teacher.shape[0] * teacher.shape[2]
-    mean = teacher.mean(dim=(0, 2))
-    squares = torch.linalg.vector_norm(teacher, dim=2).square().sum(dim=0)
-    variance = (squares - count * mean.square()).clamp(min=0) / max(count - 1, 1)
+    mean = everywhere(teacher.mean(dim=(0, 2)))
+    squares = everywhere(torch.linalg.vector_norm(teacher, dim=2).square().sum(dim=0))
+    variance = (squares - count * mean.square()).clamp(min=0) / _unbiased(count)
     return (variance + 1e-12).sqrt(), mean
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.maps import Map, pair
 from tskd_yolo.losses.regions import Masks, channel_attention, relative_attention, spatial_attention
 
@@ -152,4 +153,4 @@ def _band(size: int, like: Tensor) -> Tensor:
 
 def _mean(error: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of ``error``; 0 where nothing has weight."""
-    return (error * weight).sum() / weight.sum().clamp(min=1e-9)
+    return (error * weight).sum() / everywhere(weight.sum()).clamp(min=1e-9)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.graph import GraphUnit, neighbours
 from tskd_yolo.losses.maps import Map, inverse_deviation, pair
 from tskd_yolo.losses.regions import Boxes, channel_attention, crops, slots, spatial_attention, windows
@@ -68,7 +69,7 @@ class DRD(nn.Module):
         cut = windows(boxes, height, width, CROP).unflatten(0, taken.shape).flatten(1, 2)  # (N, I cells, P)
         weight = taken.unsqueeze(2).expand(-1, -1, CROP**2).flatten(1).unsqueeze(1)  # (N, 1, I cells)
         ours, theirs = (_weighted_standardise(self._answers(m, cut, taken), weight) for m in (student, teacher))
-        return ((ours - theirs).square() * weight).sum() / (weight.sum() * ours.shape[1]).clamp(min=1)
+        return ((ours - theirs).square() * weight).sum() / (everywhere(weight.sum()) * ours.shape[1]).clamp(min=1e-6)
 
     def _answers(self, features: Map, cut: Tensor, taken: Tensor) -> Tensor:
         """What the graph says of the instances, ``(N, S, I cells)``, of which ``cut`` holds the RoIAlign weights."""
@@ -79,9 +80,9 @@ class DRD(nn.Module):
 
 def _weighted_standardise(x: Tensor, weight: Tensor) -> Tensor:
     """Channels (dimension 1) of ``(N, S, K)`` to mean 0 and variance 1 where ``weight`` ``(N, 1, K)`` is 1."""
-    count = weight.sum().clamp(min=1)
-    x = x - (x * weight).sum(dim=(0, 2), keepdim=True) / count
-    return x * inverse_deviation((x.square() * weight).sum(dim=(0, 2), keepdim=True) / count)
+    count = everywhere(weight.sum()).clamp(min=1e-6)
+    x = x - everywhere((x * weight).sum(dim=(0, 2), keepdim=True)) / count
+    return x * inverse_deviation(everywhere((x.square() * weight).sum(dim=(0, 2), keepdim=True)) / count)
 
 
 def relation_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
@@ -89,11 +90,14 @@ def relation_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor
 
     Moments of Y are moments of B, seen through V:  ``sum_p Y Z^T = V (B D^T) W^T``  for another answer ``Z = W D``.
     """
-    means = [(nodes @ project.mean(dim=2, keepdim=True)).mean(dim=(0, 2)) for nodes, project in (student, teacher)]
+    means = [
+        everywhere((nodes @ project.mean(dim=2, keepdim=True)).mean(dim=(0, 2)))
+        for nodes, project in (student, teacher)
+    ]
 
     def covariance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
         gram = a[1] @ b[1].transpose(1, 2) / a[1].shape[2]
-        return (a[0] @ gram * b[0]).sum(dim=2).mean(dim=0) - mean
+        return everywhere((a[0] @ gram * b[0]).sum(dim=2).mean(dim=0)) - mean
 
     ours = covariance(student, student, means[0].square())
     theirs = covariance(teacher, teacher, means[1].square())

@@ -91,7 +91,7 @@ class GraphUnit(nn.Module):
         """
         project = features.read(self._weight("project_weight")) + self._weight("project_bias").view(-1, 1, 1)
         project = project.transpose(0, 1)
-        nodes = self.gather(features, project / project.shape[2])
+        nodes = self.gather(features, project) / project.shape[2]
         between = F.linear(nodes, self._weight("between_nodes_weight"), self._weight("between_nodes_bias"))
         return self.reason(nodes + between), project
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tskd_yolo.losses.across import everywhere
+
 
 class Map(NamedTuple):
     """A map of C channels, each with mean 0 and variance 1 (see :func:`standardised`): ``lift @ rows``.
@@ -70,11 +72,17 @@ def standardised(features: Tensor | Map, adapter: Tensor | None = None) -> Map:
     rows = centred(features.float())
     count = rows.shape[1] * rows.shape[2]
     if adapter is None:
-        variance = torch.linalg.vector_norm(rows.flatten(1), dim=1).square() / count
-        return Map(rows * inverse_deviation(variance).view(-1, 1, 1), None, features)
-    covariance = rows.flatten(1) @ rows.flatten(1).T / count
-    variance = ((adapter @ covariance) * adapter).sum(dim=1)
+        variance = everywhere(torch.linalg.vector_norm(rows.flatten(1), dim=1).square() / count)
+        scale = inverse_deviation(variance).view(-1, 1, 1)
+        return Map(rows * scale if rows.requires_grad else rows.mul_(scale), None, features)
+    variance = everywhere(adapted_variance(rows.flatten(1), adapter, count))
     return Map(rows, adapter * inverse_deviation(variance).unsqueeze(1), features)
+
+
+def adapted_variance(rows: Tensor, adapter: Tensor, count: float) -> Tensor:
+    """Variance of each row of ``adapter @ rows``, ``(C,)``, for centred rows ``(B, cells)``: ``diag(A K A^T)``."""
+    covariance = _Gram.apply(rows) / count
+    return ((adapter @ covariance) * adapter).sum(dim=1).clamp(min=0)  # rounding may fall below
 
 
 def pair(student: Tensor | Map, teacher: Tensor | Map) -> tuple[Map, Map]:
@@ -94,12 +102,27 @@ def centred(features: Tensor) -> Tensor:
     return _Centred.apply(features)
 
 
+class _Gram(torch.autograd.Function):
+    """``R R^T``, whose gradient is one product where autograd, blind to the symmetry, takes two."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return rows @ rows.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return (gradient + gradient.T) @ ctx.saved_tensors[0]
+
+
 class _Centred(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
         ctx.like = features.new_empty(0), features.shape, features.is_contiguous()
         rows = features.new_empty(features.shape[1], features.shape[0], *features.shape[2:])
-        torch.sub(features.transpose(0, 1), features.mean(dim=(0, 2, 3)).view(-1, 1, 1, 1), out=rows)
+        mean = everywhere(features.mean(dim=(0, 2, 3)))
+        torch.sub(features.transpose(0, 1), mean.view(-1, 1, 1, 1), out=rows)
         return rows.flatten(2)
 
     @staticmethod
@@ -108,7 +131,6 @@ class _Centred(torch.autograd.Function):
         like, shape, plain = ctx.like
         layout = torch.contiguous_format if plain else torch.channels_last
         back = like.new_empty(shape).contiguous(memory_format=layout)
-        torch.sub(
-            gradient.unflatten(2, shape[2:]), gradient.mean(dim=(1, 2)).view(-1, 1, 1, 1), out=back.transpose(0, 1)
-        )
+        mean = everywhere(gradient.mean(dim=(1, 2)))
+        torch.sub(gradient.unflatten(2, shape[2:]), mean.view(-1, 1, 1, 1), out=back.transpose(0, 1))
         return back

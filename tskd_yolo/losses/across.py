@@ -1,0 +1,43 @@
+"""Statistics over the whole batch of a distributed run, and not over the part of it that one process sees.
+
+So a term means the same on any number of devices: its mean over the processes is what one process would find for all
+their images together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+
+def processes() -> int:
+    """Number of processes of the run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def everywhere(statistic: Tensor) -> Tensor:
+    """The mean of a statistic over all processes, with its gradient; itself where there is one.
+
+    Every process has to ask, in the same order.
+    """
+    return statistic if processes() == 1 else _Everywhere.apply(statistic)
+
+
+class _Everywhere(Function):
+    @staticmethod
+    def forward(ctx: Any, statistic: Tensor) -> Tensor:
+        return _mean(statistic)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Gradients of parameters are averaged later, so what all processes say here is averaged too, not summed.
+        return _mean(gradient)
+
+
+def _mean(x: Tensor) -> Tensor:
+    x = x.detach().clone().contiguous()
+    dist.all_reduce(x)
+    return x / processes()
