@@ -25,7 +25,7 @@ EXTRAS = {
         "onnx",
         "onnxruntime",
         "onnxslim",
-        "scipy",
+        "ray",
         "tensorboard",
     ],
 }
@@ -63,7 +63,7 @@ setup(
     # cfg/ and datasets/ stand at the top of the repository and travel inside the package.
     packages=["tskd_yolo", "tskd_yolo.losses", "tskd_yolo.data", "tskd_yolo.cfg", "tskd_yolo.datasets"],
     package_dir={"tskd_yolo": "tskd_yolo", "tskd_yolo.cfg": "cfg", "tskd_yolo.datasets": "datasets"},
-    package_data={"tskd_yolo": ["py.typed"], "tskd_yolo.cfg": DATA, "tskd_yolo.datasets": DATA},
+    package_data={"tskd_yolo": ["py.typed", "templates/*"], "tskd_yolo.cfg": DATA, "tskd_yolo.datasets": DATA},
     include_package_data=False,
     zip_safe=False,
     install_requires=[
@@ -76,6 +76,10 @@ setup(
         "pycocotools",
         "defusedxml",
         "cloudpickle>=3.1.1",
+        "filelock",
+        "jinja2",
+        "markupsafe",
+        "scipy",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["tskd-yolo = tskd_yolo.cli:main"]},

@@ -5,7 +5,7 @@
 
 Every arm starts from the same random weights (the seed's), sees the same images in the same order and is judged on
 its last weights. Keys of tskd-yolo and of Ultralytics that are given besides (drd=0.5, ...) go to the tskd arm, and
-``name=`` names it. A finished arm is not run again: delete its folder to repeat it.
+``name=`` names it. A finished arm is not run again (delete its folder to repeat it), an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 import ultralytics
-from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 from ultralytics.utils import NUM_THREADS
 
-from tskd_yolo import Trainer, __version__, config
+from tskd_yolo import __version__, config
+from tskd_yolo.arm import train
 
 OWN = {"teacher", "model", "arms", "seeds", "epochs", "imgsz", "batch", "runs", "out", "data", "name", "device"}
 
@@ -59,34 +59,25 @@ def main(arguments: list[str]) -> None:
 def run(
     arm: str, name: str, seed: int, teacher: str, model: str, common: dict, settings: dict, runs: Path
 ) -> dict[str, Any]:
-    """Trains one arm, or reads what it left, and returns its row."""
+    """Trains one arm, goes on with it, or reads what it left, and returns its row."""
     folder = runs / f"{name}-{seed}"
     result = folder / "result.json"
     if result.exists():
-        return json.loads(result.read_text(encoding="utf-8"))
-    arms: dict[str, dict[str, Any]] = {
-        "plain": {},
-        "ultralytics": {"distill_model": str(Path(teacher).resolve())},
-        "tskd": {"trainer": Trainer, "teacher": teacher, **settings},
-    }
-    YOLO(model).train(**common, **arms[arm], seed=seed, project=str(runs), name=folder.name, exist_ok=True)
-    metrics = YOLO(folder / "weights" / "last.pt").val(
-        data=common["data"], imgsz=common["imgsz"], batch=common["batch"], device=common["device"], plots=False,
-        project=str(folder), name="val", exist_ok=True,
-    )  # fmt: skip
-    names = metrics.names
-    row = {
+        found = json.loads(result.read_text(encoding="utf-8"))
+    else:
+        own = {"teacher": str(Path(teacher).resolve()), **settings}
+        found = train(arm=arm, seed=seed, folder=str(folder), model=model, common=common, own=own, seconds=None)
+    if "last" not in found:  # left by this script before it shared the runs of tskd-yolo compare
+        return found
+    last = found["last"]
+    return {
         "arm": name,
         "seed": seed,
         "settings": settings,
-        "mAP50": round(float(metrics.box.map50), 4),
-        "mAP50-95": round(float(metrics.box.map), 4),
-        "mAP50_per_class": {
-            names[int(c)]: round(float(v), 4) for c, v in zip(metrics.box.ap_class_index, metrics.box.ap50)
-        },
+        "mAP50": round(last["mAP50"], 4),
+        "mAP50-95": round(last["mAP50-95"], 4),
+        "mAP50_per_class": {c["name"]: round(c["AP50"], 4) for c in last["classes"] if c["AP50"] is not None},
     }
-    result.write_text(json.dumps(row), encoding="utf-8")
-    return row
 
 
 def table(rows: list[dict[str, Any]]) -> str:

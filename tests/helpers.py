@@ -61,3 +61,51 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
     """Tensors of the model in a checkpoint."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     return (checkpoint.get("ema") or checkpoint["model"]).state_dict()
+
+
+def finished_run(plan: Any, arm: str, seed: int, value: float, names: Any = NAMES, **more: Any) -> None:
+    """What an arm leaves when it is through, with ``value`` as its mAP50-95, without having trained anything."""
+    from tskd_yolo.judge import write_json
+
+    folder = plan.out / f"{arm}-{seed}"
+    folder.mkdir(parents=True)
+    figures = made_up(value, names)
+    witness = {"weights": f"w{seed}", "images": f"i{seed}"}
+    row = {"arm": arm, "seed": seed, "settings": {}, "last": figures, "best": figures, "parameters": 2591010,
+           "GFLOPs": 6.4, "epochs": 3, "seconds": 60.0, "resumed": False, "start": witness, **more}  # fmt: skip
+    write_json(folder / "result.json", row)
+    head = ["epoch", "time", "train/box_loss", "val/box_loss", "metrics/mAP50-95(B)"]
+    head += ["train/drd_loss", "train/ded_loss"] if arm == "tskd" else []
+    lines = [[e, 20 * e, 3 / e, 3.5 / e, value * e / 3, 0.4 / e, 0.2 / e][: len(head)] for e in (1, 2, 3)]
+    (folder / "results.csv").write_text("\n".join(",".join(map(str, row)) for row in [head, *lines]) + "\n")
+    write_json(folder / "seen.json", seen_on(plan, hits=arm == "tskd"))
+
+
+def made_up(value: float, names: Any = NAMES) -> dict[str, Any]:
+    """Figures of a validation that nobody made."""
+    at = [{"false_alarms": f, "miss": 1 - value, "threshold": 0.4} for f in (0.01, 0.1, 1.0)]
+    rows = [{"name": n, "truths": 5, "AP50": value * 1.5, "AP50-95": value + i / 100, "misses": at}
+            for i, n in enumerate(names)]  # fmt: skip
+    return {"images": 4, "truths": 30, "mAP50": value * 1.5, "mAP50-95": value, "precision": 0.5, "recall": 0.4,
+            "misses": at, "classes": rows}  # fmt: skip
+
+
+def seen_on(plan: Any, hits: bool) -> list[dict[str, Any]]:
+    """The drawn validation images with one defect each, which is found or not."""
+    folder = Path(yaml.safe_load(Path(plan.common["data"]).read_text())["path"])
+    files = sorted(str(f.relative_to(folder)) for f in (folder / "images" / "val").iterdir())
+    box = [0.1, 0.2, 0.6, 0.9]
+    return [{"file": f, "truth": [[0, *box]], "found": [[0, 0.8, hits, *box]]} for f in files]
+
+
+def finished_teacher(plan: Any, value: float, names: Any = NAMES) -> None:
+    """What judging the teacher leaves, and the latencies."""
+    from tskd_yolo.judge import write_json
+
+    for name in ("teacher", "latency", "logs"):
+        (plan.out / name).mkdir(parents=True, exist_ok=True)
+    figures = {"name": "teacher.pt", "last": made_up(value, names), "parameters": 9430114, "GFLOPs": 21.6}
+    write_json(plan.out / "teacher" / "result.json", figures)
+    write_json(plan.out / "teacher" / "seen.json", seen_on(plan, hits=True))
+    timed = {"imgsz": 64, "runs": 50, "milliseconds": {"student": 4.2, "teacher": 11.9}}
+    write_json(plan.out / "latency" / "result.json", timed)

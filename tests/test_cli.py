@@ -143,7 +143,9 @@ def test_version_is_the_packages(capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["val", "model=a.pt"], ["predict", "source=x"], ["detect", "val"], ["export"]], ids=" ".join
+    "words",
+    [["val"], ["val", "task=segment", "model=a.pt"], ["predict", "source=x"], ["detect", "val"], ["export"]],
+    ids=" ".join,
 )
 def test_other_modes_go_to_ultralytics_with_our_data_sets_resolved(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -71,7 +71,7 @@ def test_train_val_and_predict_ask_for_nothing(tmp_path):
     shared = dict(model=tmp_path / "runs" / "run" / "weights" / "best.pt", imgsz=64, device="cpu", project=tmp_path)
     commands = [
         ["train", *(f"{key}={value}" for key, value in train.items())],
-        ["val", *(f"{key}={value}" for key, value in shared.items()), f"data={data}", "plots=True"],
+        ["val", *(f"{key}={value}" for key, value in shared.items()), f"data={data}", "plots=False"],
         [
             "predict",
             *(f"{key}={value}" for key, value in shared.items()),

@@ -381,3 +381,37 @@ def test_a_bare_official_name_is_fetched_as_ultralytics_fetches_models(tmp_path,
     monkeypatch.chdir(tmp_path)
     trainer = trained(tmp_path, data, teacher="yolo11l.pt")
     assert asked and trainer.args.teacher == str(teacher)
+
+
+@pytest.mark.parametrize("balance", ["fixed", "share"])
+def test_shares_and_cosines_are_columns_and_the_run_says_that_it_is_alive(balance, tmp_path, data, teacher, caplog):
+    trained(tmp_path, data, teacher=str(teacher), balance=balance, drd=0.125, ded=0.25, crd=0.5, epochs=2, val=False)
+    first, second = rows(tmp_path)
+    for term, share in (("drd", 0.125), ("ded", 0.25), ("crd", 0.5)):
+        assert first[f"share/{term}"] > 0 and -1 <= second[f"cosine/{term}"] <= 1
+        assert first[f"cosine/{term}"] != 0
+        if balance == "share":
+            assert second[f"share/{term}"] == pytest.approx(share, rel=1e-3)
+    assert caplog.text.count("alive: every term reaches the student on 1 process(es)") == 1
+
+
+def test_terms_rise_and_fall_with_the_schedule(tmp_path, data, teacher):
+    trained(tmp_path, data, teacher=str(teacher), epochs=3, ramp=2.0, fade=0.3, lr0=1e-6, warmup_bias_lr=0.0)
+    losses = [row["train/ded_loss"] for row in rows(tmp_path)]
+    shares = [row["train/ded_loss"] / max(losses) for row in rows(tmp_path)]
+    # Two batches an epoch: mean factors (0 + 0.25) / 2, (0.5 + 0.75) / 2 and (1 + 0.5 / 0.9) / 2.
+    assert shares[0] == pytest.approx(0.125 / 0.778, rel=0.2) and shares[1] == pytest.approx(0.625 / 0.778, rel=0.2)
+
+
+def test_a_run_in_which_a_term_cannot_reach_the_student_is_stopped_with_the_reason(tmp_path, data, teacher, capsys):
+    from tskd_yolo.cli import main
+
+    words = settings(tmp_path, data, teacher=str(teacher), freeze=23, epochs=3, crd=0)
+    assert main(["train", *(f"{key}={value}" for key, value in words.items())]) == 1
+    said = capsys.readouterr().err
+    assert "drd does not reach the student: what it teaches is frozen" in said and "Traceback" not in said
+    assert not rows_written(tmp_path)
+
+
+def rows_written(folder: Path) -> bool:
+    return (folder / "run" / "results.csv").exists()

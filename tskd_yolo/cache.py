@@ -23,6 +23,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from tskd_yolo import __version__
 from tskd_yolo.config import ConfigError
 from tskd_yolo.features import Answer
 from tskd_yolo.losses.across import everywhere
-from tskd_yolo.losses.crd import Moments, Target, moments, target
+from tskd_yolo.losses.crd import Moments, Target, target
 from tskd_yolo.losses.maps import Map, inverse_deviation
 from tskd_yolo.losses.regions import relative_attention
 
@@ -64,6 +65,7 @@ def parts(answer: Answer) -> dict[str, Tensor]:
     """What is kept of the teacher's answer, by name, each ``(N, ...)``."""
     kept: dict[str, Tensor] = {}
     for i, features in enumerate(answer.maps):
+        assert isinstance(features, Tensor)
         kept.update({f"map{i}.{name}": value for name, value in _coded(features).items()})
     for branch, responses in answer.responses.items():
         said = responses if isinstance(responses, Target) else target(responses)
@@ -72,8 +74,8 @@ def parts(answer: Answer) -> dict[str, Tensor]:
         kept[f"{branch}.boxes"] = _half(said.boxes)
         for i, pair in enumerate(said.towers):
             for kind, tower in zip(("box", "score"), pair, strict=True):
-                found = tower if isinstance(tower, Moments) else moments(tower)
-                kept[f"{branch}.{kind}{i}"] = torch.stack((found.mean, found.squares), dim=1)
+                assert isinstance(tower, Moments)
+                kept[f"{branch}.{kind}{i}"] = torch.stack(tower, dim=1)
     return kept
 
 
@@ -81,9 +83,8 @@ def _half(x: Tensor) -> Tensor:
     return x.clamp(-65504, 65504).half()
 
 
-def _coded(features: Tensor | Map) -> dict[str, Tensor]:
+def _coded(features: Tensor) -> dict[str, Tensor]:
     """Features ``(N, C, H, W)`` as 8-bit codes, with the statistics of what the codes stand for."""
-    assert isinstance(features, Tensor)
     values = features.float().flatten(2)
     low, high = values.aminmax(dim=2, keepdim=True)
     step = ((high - low) / 255).clamp(min=1e-30)
@@ -102,7 +103,7 @@ def _coded(features: Tensor | Map) -> dict[str, Tensor]:
 def answer(kept: Mapping[str, Tensor]) -> Answer:
     """What the terms read of the teacher, from :func:`parts`: maps standardised over the batch."""
     levels = sum(name.endswith(".codes") for name in kept)
-    maps: list[Tensor | Map] = [_map({k: kept[f"map{i}.{k}"] for k in _FIELDS}) for i in range(levels)]
+    maps = [partial(_map, {k: kept[f"map{i}.{k}"] for k in _FIELDS}) for i in range(levels)]
     branches = [name.removesuffix(".scores") for name in kept if name.endswith(".scores")]
     return Answer(maps, {branch: _target(kept, branch) for branch in branches})
 

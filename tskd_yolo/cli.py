@@ -1,7 +1,7 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train`` is ours, ``voc`` and ``demo`` too; every other mode goes to Ultralytics' entry point, after names of our
-data sets were resolved.
+``train``, ``compare``, ``voc`` and ``demo`` are ours, and the page of ``val``; every other mode goes to Ultralytics'
+entry point, after names of our data sets were resolved.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       distil; every Ultralytics training argument works beside ours
   tskd-yolo train resume model=runs/detect/train/weights/last.pt
       go on with an interrupted run
+  tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
+          [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [jobs=1] [ray=True]
+      does it help? Every arm with every seed, paired with plain training; a verdict, its interval, and a page with
+      all of it. seeds=[0,3] names them, jobs= runs so many side by side, ray=True spreads them over a cluster. Takes
+      every training argument; the same command goes on where it was interrupted
   tskd-yolo val model=best.pt data=neu.yaml
+      Ultralytics' own, and a page: COCO's metrics, and what is missed at a fixed number of false alarms
   tskd-yolo predict model=best.pt source=images/
       Ultralytics' own, as are export, track, benchmark, settings, checks and the rest
   tskd-yolo voc images=IMAGES annotations=ANNOTATIONS out=FOLDER [val=0.2] [skip]
@@ -95,9 +102,11 @@ def _run(arguments: list[str]) -> int:
         raise ConfigError(
             ["tune: not supported, it would train without the teacher; give several runs the values that you compare."]
         )
+    elif first == "compare":
+        return _compare(arguments[1:])
     elif "train" in words or (not _OTHER_MODES & set(words) and any(w.startswith("teacher") for w in words)):
         _train([a for a in arguments if a != "train"])
-    else:
+    elif "val" not in words or not _val([a for a in arguments if a != "val"]):
         _delegate(arguments)
     return 0
 
@@ -113,19 +122,22 @@ def help_text() -> str:
     return HELP.format(version=__version__, keys=keys, datasets=names["datasets"], recipes=names["cfg"]).strip("\n")
 
 
-def parse(arguments: list[str], known: tuple[str, ...] | None = None) -> tuple[dict[str, Any], list[str]]:
+def parse(
+    arguments: list[str], known: tuple[str, ...] | None = None, more: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """``key=value`` arguments as Ultralytics reads them; ``cfg=FILE`` is unfolded beneath the explicit ones.
 
     Args:
         arguments: Words of the command line without the mode.
         known: The keys that are allowed; by default all of Ultralytics' and ours.
+        more: Keys that are allowed besides, with their defaults.
 
     Returns:
         The values by key, and a sentence for every word that is no known argument.
     """
     from ultralytics.cfg import DEFAULT_CFG_DICT, TASKS, merge_equals_args, parse_key_value_pair
 
-    keys = {**DEFAULT_CFG_DICT, **DEFAULTS} if known is None else dict.fromkeys(known)
+    keys = {**DEFAULT_CFG_DICT, **DEFAULTS, **(more or {})} if known is None else dict.fromkeys(known)
     flags = {key for key, value in keys.items() if isinstance(value, bool)} | ({"skip"} & set(keys))
     values: dict[str, Any] = {}
     found = []
@@ -208,6 +220,36 @@ def _train(arguments: list[str]) -> None:
     Trainer(**values).train()
 
 
+def _compare(arguments: list[str]) -> int:
+    from tskd_yolo.compare import KEYS, checked, compare
+
+    values, found = parse(arguments, more=KEYS)
+    if found:
+        try:
+            checked(values)
+        except ConfigError as error:
+            found += error.problems
+        raise ConfigError(found)
+    try:
+        return 1 if compare(**values) else 0
+    except KeyboardInterrupt:
+        print("tskd-yolo: stopped; the same command goes on with what is left.", file=sys.stderr)
+        return 130
+
+
+def _val(arguments: list[str]) -> bool:
+    """Validates a detector and writes its page; False where it is Ultralytics' business: no model, or another task."""
+    values, found = parse(arguments)
+    if not values.get("model") or values.pop("task", "detect") != "detect":
+        return False
+    if found:
+        raise ConfigError(found)
+    from tskd_yolo.report import validate
+
+    with _guarded(arguments):
+        return validate(**values)
+
+
 def _voc(arguments: list[str]) -> None:
     from tskd_yolo.data.voc import convert
 
@@ -241,13 +283,20 @@ def _delegate(arguments: list[str]) -> None:
         if sign:
             resolve(pair)
         resolved.append(f"{key}{sign}{pair[key]}")
+    sys.argv[1:] = resolved
+    with _guarded(arguments):
+        entrypoint()
+
+
+@contextlib.contextmanager
+def _guarded(arguments: list[str]) -> Iterator[None]:
+    """Inside, Ultralytics loads known classes only, and a user's mistake that it names becomes ours."""
     from tskd_yolo import host
 
     host.place_fonts()
-    sys.argv[1:] = resolved
     try:
         with host.forced(trust=any(map(_trusting, arguments))):
-            entrypoint()
+            yield
     except SyntaxError as error:  # how Ultralytics names an argument that it does not know
         raise ConfigError([line for line in str(error).splitlines() if line.strip()]) from error
     except (TypeError, pickle.UnpicklingError) as error:

@@ -6,7 +6,7 @@ joined along A; a dual head (YOLO26) with one such dict per branch, ``one2many``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -31,9 +31,12 @@ class Level(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a teacher says of a batch: a map per level that both networks have, and per branch what CRD reads."""
+    """What a teacher says of a batch, per level that both networks have and per branch of the head.
 
-    maps: Sequence[Tensor | Map]
+    A map is the features ``(N, C, H, W)``, or gives them standardised when it is asked to: until then it may be small.
+    """
+
+    maps: Sequence[Tensor | Callable[[], Map]]
     responses: dict[str, Sequence[Response] | Target]
 
 

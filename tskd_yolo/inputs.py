@@ -142,7 +142,12 @@ def _student_yaml(name: str | Path) -> dict[str, Any]:
     file = str(check_model_file_from_stem(str(name)))
     if file.endswith((".yaml", ".yml")):
         return yaml_model_load(file)
-    return teacher.load(file, key="model").yaml
+    student = teacher.load(file, key="model")
+    if student.is_fused():  # the engine would drop the biases into which they were folded
+        raise ConfigError(
+            [f"model: the batch norms of {name} are folded, it cannot be trained; give it as it was saved."]
+        )
+    return student.yaml
 
 
 def _all_frozen(student: Mapping[str, Any], freeze: Any) -> bool:

@@ -311,6 +311,7 @@ class DistillationMixin:
         if self.distiller is None:
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
+        self.epoch = self.start_epoch  # the engine sets it when its loop begins
         self._share(self.distiller)
         self._cast_teacher(self.distiller)
         for gate in self.distiller.gates.values():

@@ -1,0 +1,160 @@
+"""Images for the pages: where networks disagree, and what DED weighs on them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from ultralytics.data.augment import LetterBox
+from ultralytics.data.utils import check_det_dataset
+
+from tskd_yolo import teacher as teachers
+from tskd_yolo.losses.regions import relative_attention, spatial_attention
+
+EACH_WAY = 3
+"""Images shown that were gained, and that were lost."""
+WIDEST = 320
+"""Pixels of the longer side of an embedded image."""
+
+
+class Heat(NamedTuple):
+    """Spatial attention of the teacher on one level, drawn over the image."""
+
+    stride: int
+    strongest: float
+    uri: str
+
+
+class Picture(NamedTuple):
+    """One image: its pixels as a data URI, and per network rows as ``seen.json`` has them."""
+
+    name: str
+    uri: str
+    size: tuple[int, int]
+    truth: list[Any]
+    found: dict[str, list[Any]]
+    gain: int
+    heat: list[Heat]
+
+    def hits(self, who: str) -> int:
+        """Defects that a network found."""
+        return sum(bool(row[2]) for row in self.found[who])
+
+    def false(self, who: str) -> int:
+        """Its false alarms."""
+        return len(self.found[who]) - self.hits(who)
+
+
+class Pictures(NamedTuple):
+    """Images chosen by a rule, and between which two networks."""
+
+    shown: list[Picture]
+    names: dict[int, str]
+    before: str
+    after: str
+    seed: int
+
+
+def disagreements(
+    seen: Mapping[str, Path], *, data: str, names: dict[int, str], teacher: str, imgsz: int, variant: str, seed: int
+) -> Pictures:
+    """The images on which the last network in ``seen`` finds most more, and most fewer, defects than the one before.
+
+    All networks are set to the same number of false alarms per image, so that a count of found defects compares them.
+
+    Args:
+        seen: ``seen.json`` per network: teacher, plain training, distilled.
+        data: The data set.
+        names: Its classes.
+        teacher: Checkpoint, for the maps.
+        imgsz: Size at which the teacher looks.
+        variant: Our key; the paper's attention has its own temperature.
+        seed: The seed, to be told.
+    """
+    rows = {who: json.loads(file.read_text(encoding="utf-8")) for who, file in seen.items()}
+    *_, before, after = rows
+    found = {who: {row["file"]: row for row in table} for who, table in rows.items()}
+    gains = {file: _hits(row) - _hits(found[before][file]) for file, row in found[after].items()}
+    files = choose(gains, {file: len(row["truth"]) for file, row in found[after].items()})
+    folder, look = check_det_dataset(data)["path"], _Attention(teacher, imgsz, variant, names)
+    shown = []
+    for file in files:
+        image = cv2.imread(str(Path(folder) / file))
+        if image is not None:
+            boxes = {who: table[file]["found"] for who, table in found.items()}
+            shown.append(_picture(file, image, found[after][file]["truth"], boxes, gains[file], look(image)))
+    return Pictures(shown, names, before, after, seed)
+
+
+def choose(gains: Mapping[str, int], truths: Mapping[str, int]) -> list[str]:
+    """Files by the rule: most defects gained, then most lost; where none differ, those with most defects."""
+    gained = sorted((f for f in gains if gains[f] > 0), key=lambda f: (-gains[f], f))[:EACH_WAY]
+    lost = sorted((f for f in gains if gains[f] < 0), key=lambda f: (gains[f], f))[:EACH_WAY]
+    return gained + lost or sorted(truths, key=lambda f: (-truths[f], f))[:EACH_WAY]
+
+
+def missed(
+    rows: Sequence[Mapping[str, Any]], *, folder: Path, names: dict[int, str], count: int = 2 * EACH_WAY
+) -> Pictures:
+    """The images of one network with the most missed defects."""
+    lost = {row["file"]: len(row["truth"]) - _hits(row) for row in rows}
+    table = {row["file"]: row for row in rows}
+    shown = []
+    for file in sorted((f for f in lost if lost[f] > 0), key=lambda f: (-lost[f], f))[:count]:
+        image = cv2.imread(str(folder / file))
+        if image is not None:
+            row = table[file]
+            shown.append(_picture(file, image, row["truth"], {"found": row["found"]}, -lost[file], []))
+    return Pictures(shown, names, "truth", "found", 0)
+
+
+def _hits(row: Mapping[str, Any]) -> int:
+    return sum(bool(found[2]) for found in row["found"])
+
+
+def _picture(file: str, image: Any, truth: list, found: dict[str, list], gain: int, heat: list[Heat]) -> Picture:
+    small = _small(image)
+    return Picture(Path(file).name, jpeg(small), (small.shape[1], small.shape[0]), truth, found, gain, heat)
+
+
+def _small(image: Any) -> Any:
+    scale = min(1.0, WIDEST / max(image.shape[:2]))
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+
+
+def jpeg(image: Any) -> str:
+    """A BGR image as a data URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode("ascii")
+
+
+class _Attention:
+    """What the teacher looks at: the factor ``A_s`` of DED, of every level, over an image."""
+
+    def __init__(self, file: str, imgsz: int, variant: str, names: dict[int, str]) -> None:
+        model = teachers.load(file)
+        self.teacher = teachers.Teacher(model, like=model, names=names, responses=False)
+        self.box = LetterBox((imgsz, imgsz), auto=False)
+        self.paper = variant == "paper"
+
+    def __call__(self, image: Any) -> list[Heat]:
+        framed: Any = self.box(image=image)
+        tensor = torch.from_numpy(np.ascontiguousarray(framed[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
+        found = []
+        for stride, level in self.teacher(tensor).items():
+            features = level.features.float()
+            weight = (spatial_attention(features) if self.paper else relative_attention(features)[0])[0].numpy()
+            found.append(Heat(stride, float(weight.max()), jpeg(_small(_overlay(framed, weight)))))
+        return found
+
+
+def _overlay(image: Any, weight: Any) -> Any:
+    """A map over its image, from dark (0) to bright (the strongest cell)."""
+    scaled = cv2.resize(weight / weight.max(), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    colour = cv2.applyColorMap((255 * scaled).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    return cv2.addWeighted(np.asarray(image), 0.4, colour, 0.6, 0)
