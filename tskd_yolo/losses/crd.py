@@ -133,7 +133,7 @@ class CRD(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
         if not isinstance(teacher, Target):
-            teacher = target(teacher, share=1 if self.variant == "paper" else SHARE, brief=False)
+            teacher = target(teacher, share=1 if self.variant == "paper" else None, brief=False)
         target_scores = teacher.scores.float()
         confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
         total = everywhere(confidence.sum()) * processes() if positives is None else positives.float()
@@ -158,17 +158,17 @@ class CRD(nn.Module):
 
 
 @torch.no_grad()
-def target(teacher: Sequence[Response], share: int = SHARE, brief: bool = True) -> Target:
+def target(teacher: Sequence[Response], share: int | None = None, brief: bool = True) -> Target:
     """What CRD reads of the teacher's responses.
 
     Args:
         teacher: One response per level.
-        share: Boxes are read at one in so many locations, where the teacher is most confident.
+        share: Boxes are read at one in so many locations (:data:`SHARE`), where the teacher is most confident.
         brief: Whether of tower activations their moments do, as where the rest of the head is a single layer.
     """
     scores = torch.cat([_flat(t.scores) for t in teacher], dim=2)
     confidence = scores.sigmoid().amax(dim=1)
-    place = confidence.topk(-(-confidence.shape[1] // share), dim=1, sorted=False).indices
+    place = confidence.topk(-(-confidence.shape[1] // (share or SHARE)), dim=1, sorted=False).indices
     boxes = _at(place, [t.boxes for t in teacher])
     towers = [(t.box_features, t.class_features) for t in teacher]
     return Target(scores, place, boxes, [(moments(a), moments(b)) for a, b in towers] if brief else towers)
