@@ -43,16 +43,18 @@ class Kept:
 
     def __init__(self, imgsz: int, channels: int) -> None:
         self.shape = channels, imgsz, imgsz
-        self._boxes, self._image = 32, 32 + BOXES * 20
+        self._boxes, self._image = 48, 48 + BOXES * 20
         self.size = -(-(self._image + math.prod(self.shape)) // 16) * 16
 
     def put(self, view: dict[str, Any], record: np.ndarray) -> None:
         """Writes a view into a record, whose bytes are 0; they stay so where it is not kept."""
         boxes = torch.cat((view["cls"], view["bboxes"]), dim=1).float().numpy()
-        if set(view) != _ITEM or len(boxes) > BOXES or tuple(view["img"].shape) != self.shape:
+        known = set(view) == _ITEM and np.shape(view["ratio_pad"]) == (2,)
+        if not known or len(boxes) > BOXES or tuple(view["img"].shape) != self.shape:
             return
         numbers = [len(boxes) + 1, *view["ori_shape"], *view["resized_shape"]]
-        record[: 4 * len(numbers)] = np.array(numbers, np.int32).view(np.uint8)
+        record[:20] = np.array(numbers, np.int32).view(np.uint8)
+        record[32:48] = np.array(view["ratio_pad"], np.float64).view(np.uint8)
         record[self._boxes : self._boxes + boxes.nbytes] = boxes.reshape(-1).view(np.uint8)
         record[self._image : self._image + math.prod(self.shape)] = view["img"].numpy().reshape(-1)
 
@@ -67,6 +69,7 @@ class Kept:
             "im_file": file,
             "ori_shape": tuple(shapes[:2]),
             "resized_shape": tuple(shapes[2:]),
+            "ratio_pad": tuple(record[32:48].view(np.float64).tolist()),
             "img": torch.from_numpy(image),
             "cls": torch.from_numpy(boxes[:, :1].copy()),
             "bboxes": torch.from_numpy(boxes[:, 1:].copy()),
@@ -77,7 +80,7 @@ class Kept:
 BOXES = 300
 """Most boxes of a view that is kept."""
 
-_ITEM = {"im_file", "ori_shape", "resized_shape", "img", "cls", "bboxes", "batch_idx"}
+_ITEM = {"im_file", "ori_shape", "resized_shape", "ratio_pad", "img", "cls", "bboxes", "batch_idx"}
 
 
 class Views:
