@@ -34,6 +34,7 @@ class GlooTrainer(Trainer):
 
     def final_eval(self) -> None:
         self.learned_at_the_end = self.distiller.learned.state_dict()
+        self.asked = self.distiller.cache.asked if self.distiller.cache else None
 
 
 def main() -> None:
@@ -53,6 +54,7 @@ def main() -> None:
         "learned": trainer.learned_at_the_end,
         "student": trainer.model.module.state_dict(),
         "terms": terms,
+        "asked": trainer.asked,
         "begun": begun,
         "start_epoch": trainer.start_epoch,
         "world_size": trainer.world_size,

@@ -67,6 +67,32 @@ def test_a_word_that_is_no_choice_is_named_with_the_choices(key, value):
 
 
 @pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (dict(teacher_cache="gpu"), "teacher_cache: must be ram, disk or empty"),
+        (dict(teacher_cache=True), "teacher_cache: must be ram, disk or empty"),
+        (dict(views=0), "views: must be a whole number from 1"),
+        (dict(views=2.5), "views: must be a whole number from 1"),
+        (dict(views=True), "views: must be a whole number from 1"),
+        (dict(cache_limit=0), "cache_limit: must be a finite number"),
+        (dict(cache_limit=math.nan), "cache_limit: must be a finite number"),
+        (dict(teacher_cache="ram", multi_scale=0.5), "teacher_cache: views are of one size"),
+        (dict(teacher_cache="ram", rect=True), "teacher_cache: views are square"),
+        (dict(teacher_cache="disk", variant="paper"), "teacher_cache: variant=paper"),
+    ],
+    ids=str,
+)
+def test_a_cache_of_the_teacher_that_cannot_be_is_refused(given, word):
+    (sentence,) = problems({**GOOD, **given})
+    assert sentence.startswith(word)
+
+
+@pytest.mark.parametrize("off", [None, False, ""])
+def test_without_a_word_the_teacher_is_not_cached_and_nothing_else_is_refused_for_it(off):
+    assert build({**GOOD, "teacher_cache": off, "multi_scale": 0.5, "rect": True}).teacher_cache is None
+
+
+@pytest.mark.parametrize(
     ("value", "word"), [(None, "missing"), ("", "missing"), (3, "int"), (True, "bool"), ([], "list")]
 )
 def test_a_teacher_that_is_no_path_is_named(value, word):

@@ -103,6 +103,20 @@ def test_a_distributed_run_resumes_with_its_adapters_on_every_process(tmp_path, 
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize("where", ["disk", "ram"])
+def test_processes_share_what_the_teacher_says(where, tmp_path, teacher):
+    data = tiny_data(tmp_path)
+    arguments = settings(tmp_path, data, teacher=str(teacher), val=False, epochs=4, teacher_cache=where, views=2)
+    arguments["close_mosaic"] = 0
+    finish(launch(["--standalone", "--nproc_per_node", "2"], arguments))
+    first = ranks_of(tmp_path, 2)
+    check_terms(first)
+    assert sum(rank["asked"] for rank in first) == 2 * 8  # each view of each image once, by either of them
+    assert not list(Path("/dev/shm").glob("tskd-*")) or where == "disk"
+    finish(launch(["--standalone", "--nproc_per_node", "2"], {**arguments, "drd": 0}))
+    assert sum(rank["asked"] for rank in ranks_of(tmp_path, 2)) == (0 if where == "disk" else 2 * 8)
+
+
 def test_more_processes_than_named_devices_are_refused(tmp_path, teacher):
     data = tiny_data(tmp_path)
     command = [*LAUNCH, "--standalone", "--nproc_per_node", "2", "-m", "tskd_yolo", "train", "device=0"]

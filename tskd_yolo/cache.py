@@ -112,13 +112,13 @@ _FIELDS = "codes", "channels", "spatial", "channel"
 
 
 def _map(kept: Mapping[str, Tensor]) -> Map:
-    """Codes to a standardised map, in one pass over them: ``code * gain + shift`` per image and channel."""
+    """Codes to a standardised map: ``code * gain + shift`` per image and channel."""
     codes = kept["codes"]
     low, step, mean, variance = kept["channels"].unbind(1)  # each (N, C)
     center = everywhere(mean.mean(dim=0))
     scale = inverse_deviation(everywhere((variance + (mean - center).square()).mean(dim=0)))
     rows = low.new_empty(codes.shape[1], codes.shape[0], math.prod(codes.shape[2:]))
-    torch.mul(codes.flatten(2).transpose(0, 1), (step * scale).T.unsqueeze(2), out=rows)
+    rows.copy_(codes.flatten(2).transpose(0, 1)).mul_((step * scale).T.unsqueeze(2))
     rows += ((low - center) * scale).T.unsqueeze(2)
     return Map(rows, None, codes, (kept["spatial"].float(), kept["channel"].float()))
 

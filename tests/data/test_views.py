@@ -25,7 +25,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def stock(data: Path, **more):
-    cfg = get_cfg(overrides=dict(data=str(data), imgsz=64, **{**STRONG, **more}))
+    cfg = get_cfg(overrides={"data": str(data), "imgsz": 64, **STRONG, **more})
     content = check_det_dataset(str(data))
     return build_yolo_dataset(cfg, content["train"], 4, content), cfg
 
