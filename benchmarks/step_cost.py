@@ -124,7 +124,9 @@ def sweep(pair: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({"pair": pair, "sweep": options.sweep, "value": value, **figures(own), "settings": settings(case)})
     if options.sweep == "boxes" and {10, 500} <= set(values):
         few, many = (rows[values.index(count)] for count in (10, 500))
-        ratios = {f"ratio_500_to_10:{k}": round(many[k] / few[k], 4) for k in few if k.startswith(("our_part", "terms"))}
+        ratios = {
+            f"ratio_500_to_10:{k}": round(many[k] / few[k], 4) for k in few if k.startswith(("our_part", "terms"))
+        }
         rows.append({"pair": pair, "sweep": "boxes", **ratios})
     return rows
 
@@ -156,8 +158,8 @@ def clocked(table: dict[str, Callable[[], Any]], options: argparse.Namespace) ->
     wait = torch.cuda.synchronize if cuda else lambda: None
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in table}
     for repeat in range(WARM + options.repeats):
-        for name, prepare in table.items():
-            call = prepare()
+        for name, ready in table.items():
+            call = ready()
             wait()
             start = time.perf_counter(), time.process_time()
             call()

@@ -391,7 +391,9 @@ def _behind(gate: Gate, maps: list[Any]) -> list[Any]:
 
 def _compare(loss: nn.Module, student: Any, **wanted: Any) -> Tensor:
     """A loss of one level, with its gradients."""
-    return at_once(lambda *tensors: loss(student=_with(student, *tensors), **wanted), _tensors(student), loss.parameters())
+    return at_once(
+        lambda *tensors: loss(student=_with(student, *tensors), **wanted), _tensors(student), loss.parameters()
+    )
 
 
 def _tensors(features: Tensor | Map) -> list[Tensor]:

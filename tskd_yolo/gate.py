@@ -79,9 +79,7 @@ class _Entrance(torch.autograd.Function):
         return (None, *ctx.gate._back(gradients))
 
 
-def at_once(
-    term: Callable[..., Tensor], tensors: Sequence[Tensor], parameters: Iterable[nn.Parameter] = ()
-) -> Tensor:
+def at_once(term: Callable[..., Tensor], tensors: Sequence[Tensor], parameters: Iterable[nn.Parameter] = ()) -> Tensor:
     """``term(*tensors)`` with its gradients taken now: nothing of its graph waits in memory for the backward pass.
 
     Until then one gradient per tensor is kept, in float32: float16 ones would underflow before the scaler's factor
