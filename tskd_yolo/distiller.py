@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tskd_yolo.balance import Fixed, Meter, Share
 from tskd_yolo.config import TERMS, Config
 from tskd_yolo.features import STAGE, HeadReader, Level, strides, towers
-from tskd_yolo.gate import MOST, Gate
+from tskd_yolo.gate import MOST, Gate, at_once
 from tskd_yolo.losses import CRD, DED, DRD
-from tskd_yolo.losses.crd import Response, adapter
+from tskd_yolo.losses.crd import Response, adapter, channels
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
 from tskd_yolo.losses.maps import Map, standardised
@@ -117,7 +117,7 @@ class Distiller:
     def arm(self, student: Any, images: Tensor) -> None:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``."""
         self.disarm(student)
-        self._target = self.teacher(images) if self.on else {}
+        self._target = self._ask(images) if self.on else {}
         self._size = (images.shape[2], images.shape[3])
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
@@ -125,6 +125,13 @@ class Distiller:
             for branch in self.branches:  # a dual head's criterion holds one per branch
                 self._count_positives(branch, getattr(self._base, branch, self._base).assigner)
         student.criterion = _Criterion(self, student)
+
+    def _ask(self, images: Tensor) -> dict[int, Level]:
+        """The teacher's levels; of its head's activations no more than CRD reads, before the student needs memory."""
+        levels = self.teacher(images)
+        if self.config.variant == "paper":
+            return levels
+        return {s: level._replace(responses=_brief(level.responses)) for s, level in levels.items()}
 
     def _count_positives(self, branch: str, assigner: nn.Module) -> None:
         """The paper divides by the locations assigned to a defect: the detection loss has assigned them already."""
@@ -145,9 +152,14 @@ class Distiller:
 
     def loss(self, student: Any, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
-        vector, items = self._base(predictions, batch)
         images = len(batch["img"])
-        terms = self.terms(predictions, batch)
+        if self.config.variant == "paper":  # which asks what the detection loss has assigned
+            vector, items = self._base(predictions, batch)
+            terms = self.terms(predictions, batch)
+        else:  # the teacher's word is forgotten before the detection loss takes its memory
+            terms = self.terms(predictions, batch)
+            self._target = {}
+            vector, items = self._base(predictions, batch)
         finite = {name: self._leave(name, term) for name, term in terms.items()}
         if terms and self.meter.due():
             self._measure(vector.sum() / images, terms)
@@ -201,7 +213,7 @@ class Distiller:
             HeadReader(student.model[-1], responses="crd" in self.on, stage=self.reader.stage),
         )
         try:
-            self._target, self._size = self.teacher(images.detach()), (images.shape[2], images.shape[3])
+            self._target, self._size = self._ask(images.detach()), (images.shape[2], images.shape[3])
             self.reader.arm()
             predictions = student(images)
             none = images.new_zeros(0)
@@ -221,39 +233,44 @@ class Distiller:
         boxes = boxes_of(batch, images=len(batch["img"]), size=self._size)
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         with torch.autocast(boxes.xyxy.device.type, enabled=False):
-            pairs = [
-                self._pair(stride, ours.features, theirs.features)
-                for stride, ours, theirs in zip(self.strides, student, teacher, strict=True)
-            ]
-            behind = {name: _behind(self.gates[name], [ours for ours, _ in pairs]) for name in names}
-            for i, (stride, (_, theirs)) in enumerate(zip(self.strides, pairs, strict=True)):
+            ours = [self._brought(stride, level.features) for stride, level in zip(self.strides, student, strict=True)]
+            behind = {name: _behind(self.gates[name], ours) for name in names}
+            for i, stride in enumerate(self.strides):
+                theirs = self._wanted(teacher[i].features)
                 if "drd" in found:
                     drd = self.learned["drd"][str(stride)]
-                    found["drd"].append(drd(student=behind["drd"][i], teacher=theirs, boxes=boxes))
+                    found["drd"].append(_compare(drd, behind["drd"][i], teacher=theirs, boxes=boxes))
                 if "ded" in found:
                     regions = masks(boxes, *teacher[i].features.shape[2:])
-                    found["ded"].append(self.learned["ded"](student=behind["ded"][i], teacher=theirs, masks=regions))
+                    found["ded"].append(_compare(self.learned["ded"], behind["ded"][i], teacher=theirs, masks=regions))
         paper = self.config.variant == "paper"
         return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
 
-    def _pair(self, stride: int, student: Tensor, teacher: Tensor) -> tuple[Any, Any]:
-        """Both maps as the losses take them: standardised once for both losses, but for the paper's form."""
+    def _brought(self, stride: int, features: Tensor) -> Tensor | Map:
+        """The student's map at the teacher's width; standardised once for both losses, but for the paper's form."""
         adapter = self.learned["neck"][str(stride)]
         if self.config.variant == "paper":
-            return adapter(student.float()), teacher
-        weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
-        return standardised(student, weight), standardised(teacher)
+            return adapter(features.float())
+        return standardised(features, None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1))
+
+    def _wanted(self, features: Tensor) -> Tensor | Map:
+        """The teacher's map as the losses take it."""
+        return features if self.config.variant == "paper" else standardised(features)
 
     def _response_term(self, branch: str, student: list[Level], teacher: list[Level]) -> Tensor:
         """CRD of one branch."""
-        ours = [level.responses[branch] for level in student]
-        behind = iter(self.gates[f"crd:{branch}"].enter([t for response in ours for t in response]))
-        return self.learned["crd"][branch](
-            student=[Response(*(next(behind) for _ in Response._fields)) for _ in ours],
-            teacher=[level.responses[branch] for level in teacher],
-            tails=[self.teacher.tails(stride, branch) for stride in self.strides],
-            positives=self._positives.get(branch),
-        )
+        crd, width = self.learned["crd"][branch], len(Response._fields)
+        behind = self.gates[f"crd:{branch}"].enter([t for level in student for t in level.responses[branch]])
+
+        def term(*tensors: Tensor) -> Tensor:
+            return crd(
+                student=[Response(*tensors[i : i + width]) for i in range(0, len(tensors), width)],
+                teacher=[level.responses[branch] for level in teacher],
+                tails=[self.teacher.tails(stride, branch) for stride in self.strides],
+                positives=self._positives.get(branch),
+            )
+
+        return at_once(term, behind, crd.parameters())
 
     # Once per epoch ---------------------------------------------------------------------------------------------------
 
@@ -358,16 +375,37 @@ class _Criterion:
         return self._distiller.loss(self._student, predictions, batch)
 
 
+def _brief(responses: dict[str, Response]) -> dict[str, Response]:
+    """A teacher's responses with the statistics of their activations in the activations' place."""
+    return {
+        branch: r._replace(box_features=channels(r.box_features), class_features=channels(r.class_features))
+        for branch, r in responses.items()
+    }
+
+
 def _behind(gate: Gate, maps: list[Any]) -> list[Any]:
     """The maps, standardised or plain, with the gradients of their tensors under control."""
-    tensors = [t for m in maps for t in ((m.rows, m.lift) if isinstance(m, Map) else (m,)) if t is not None]
-    after = iter(gate.enter(tensors))
-    return [
-        m._replace(rows=next(after), lift=None if m.lift is None else next(after))
-        if isinstance(m, Map)
-        else next(after)
-        for m in maps
-    ]
+    after = iter(gate.enter([t for m in maps for t in _tensors(m)]))
+    return [_with(m, *(next(after) for _ in _tensors(m))) for m in maps]
+
+
+def _compare(loss: nn.Module, student: Any, **wanted: Any) -> Tensor:
+    """A loss of one level, with its gradients."""
+    return at_once(
+        lambda *tensors: loss(student=_with(student, *tensors), **wanted), _tensors(student), loss.parameters()
+    )
+
+
+def _tensors(features: Tensor | Map) -> list[Tensor]:
+    """What of a map, standardised or plain, carries gradient."""
+    if isinstance(features, Tensor):
+        return [features]
+    return [features.rows] if features.lift is None else [features.rows, features.lift]
+
+
+def _with(features: Tensor | Map, first: Tensor, lift: Tensor | None = None) -> Tensor | Map:
+    """The map with other tensors in the place of :func:`_tensors`."""
+    return first if isinstance(features, Tensor) else features._replace(rows=first, lift=lift)
 
 
 def _term(name: str) -> str:

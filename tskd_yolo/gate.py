@@ -1,12 +1,13 @@
-"""Where a term meets the student: one term's NaN must not reach the weights, nor stop the others."""
+"""Where a term meets the student: one term's NaN must not reach the weights nor stop the others, nor its graph last."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 MOST = 0.1
 """The share of an epoch's steps without a finite value above which a term is switched off for the rest of the run."""
@@ -76,3 +77,43 @@ class _Entrance(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         return (None, *ctx.gate._back(gradients))
+
+
+def at_once(term: Callable[..., Tensor], tensors: Sequence[Tensor], parameters: Iterable[nn.Parameter] = ()) -> Tensor:
+    """``term(*tensors)`` with its gradients taken now: nothing of its graph waits in memory for the backward pass.
+
+    Until then one gradient per tensor is kept, in float32: float16 ones would underflow before the scaler's factor
+    reaches them.
+
+    Args:
+        term: Gives a scalar.
+        tensors: What it reads of the student.
+        parameters: Those of its own that it reads.
+    """
+    if not torch.is_grad_enabled():
+        return term(*tensors)
+    own = [x.detach().float().requires_grad_(x.requires_grad) for x in tensors]
+    value = term(*own)
+    if not value.requires_grad:
+        return value
+    parameters = list(parameters)
+    pairs = [(x, y) for x, y in zip((*tensors, *parameters), (*own, *parameters), strict=True) if y.requires_grad]
+    with torch.autocast(value.device.type, enabled=False):  # a backward pass keeps the dtypes of its forward pass
+        gradients = torch.autograd.grad(value, [y for _, y in pairs], allow_unused=True)
+    return _Known.apply(value.detach(), gradients, *(x for x, _ in pairs))
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor | None], *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [x.dtype for x in tensors]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, factor: Tensor) -> Any:
+        known = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return None, None, *(None if x is None else (x * factor).to(dtype) for x, dtype in known)

@@ -24,19 +24,27 @@ SHARE = 8
 """One in so many locations of an image has its box compared: those where the teacher is most confident."""
 
 
+class Channels(NamedTuple):
+    """Unbiased deviation and mean of each channel of a map over batch and space, both ``(C,)``."""
+
+    deviation: Tensor
+    mean: Tensor
+
+
 class Response(NamedTuple):
     """What one branch of a head says on one level, and the tower activations it says it from.
 
     Shapes:
         boxes: ``(N, 4 R, H, W)``, R logits of a distance per side, or the distance itself in strides where R = 1.
         scores: ``(N, classes, H, W)`` logits.
-        box_features, class_features: ``(N, C, H, W)`` where the student's activations enter the teacher's tower.
+        box_features, class_features: ``(N, C, H, W)`` where the student's activations enter the teacher's tower. Of a
+        teacher their :class:`Channels` will do, but for the paper's form.
     """
 
     boxes: Tensor
     scores: Tensor
-    box_features: Tensor
-    class_features: Tensor
+    box_features: Any
+    class_features: Any
 
 
 class Tails(NamedTuple):
@@ -137,7 +145,7 @@ def adapter(student: int, teacher: int, bias: bool = False) -> nn.Module:
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=bias)
 
 
-def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor) -> Tensor:
+def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Any) -> Tensor:
     """What the teacher's layers ``tail`` say of the student's activations, brought to the teacher's width and
     statistics: ``tail(renormalise(adapter(student), teacher))``.
 
@@ -148,7 +156,7 @@ def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: T
     with torch.autocast(student.device.type, enabled=False):
         last: Any = tail[0]
         rows, weight = centred(student.float()), last.weight.flatten(1).float()
-        to_deviation, to_mean = _channels(teacher)
+        to_deviation, to_mean = channels(teacher)
         deviation, lift = _adapted(rows.flatten(1), adapter)
         bias = last.bias.float() + weight @ to_mean
         weight = weight * (to_deviation / (deviation + 1e-6))
@@ -171,14 +179,16 @@ def _unbiased(count: int) -> float:
 
 
 @torch.no_grad()
-def _channels(teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Unbiased deviation and mean per channel of ``(N, C, H, W)``, by sums and sums of squares: no copy is made."""
+def channels(teacher: Tensor | Channels) -> Channels:
+    """The statistics of a teacher's map ``(N, C, H, W)``, by sums and sums of squares: no copy is made."""
+    if isinstance(teacher, Channels):
+        return teacher
     teacher = teacher.float().flatten(2)
     count = teacher.shape[0] * teacher.shape[2]
     mean = everywhere(teacher.mean(dim=(0, 2)))
     squares = everywhere(torch.linalg.vector_norm(teacher, dim=2).square().sum(dim=0))
     variance = (squares - count * mean.square()).clamp(min=0) / _unbiased(count)
-    return (variance + 1e-12).sqrt(), mean
+    return Channels((variance + 1e-12).sqrt(), mean)
 
 
 def renormalise(student: Tensor, teacher: Tensor) -> Tensor:
