@@ -23,7 +23,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/tskd-yolo demo
 
 test: $(VENV)/.installed-test
-	$(OFFLINE) $(PY) -m pytest $(ARGS)
+	$(OFFLINE) $(PY) -m pytest -n 2 $(ARGS)
 
 fast: $(VENV)/.installed-test
 	$(OFFLINE) $(PY) -m pytest -m "not slow and not soak" $(ARGS)

@@ -16,6 +16,7 @@ EXTRAS = {
         "mypy",
         "pytest",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         "tensorboard",
         "types-PyYAML",

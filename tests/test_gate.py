@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
-from tskd_yolo.gate import Gate
+from tskd_yolo.gate import Gate, at_once
 
 
 def step(term, x, gate=None):
@@ -95,3 +97,46 @@ def test_nothing_is_asked_of_the_device_within_a_step():
 
     with NoSync():
         step(lambda t: t.sum(), torch.ones(2, requires_grad=True))
+
+
+def test_gradients_taken_at_once_are_those_of_the_backward_pass():
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3, requires_grad=True)
+    found = []
+    for value in (
+        layer(x.tanh()).pow(2).sum(),
+        at_once(lambda t: layer(t).pow(2).sum(), [x.tanh()], layer.parameters()),
+    ):
+        found.append((value.detach(), *torch.autograd.grad(5 * value, [x, *layer.parameters()])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_of_a_term_taken_at_once_nothing_but_a_gradient_per_tensor_stays_in_memory():
+    kept = []
+    x = torch.randn(4, 3, requires_grad=True)
+
+    def term(t):
+        inner = t.exp()
+        kept.append(weakref.ref(inner))
+        return inner.sin().sum()
+
+    value = at_once(term, [x])
+    assert kept[0]() is None
+    for _ in range(2):  # the meter walks back before the pass that trains does
+        (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+        torch.testing.assert_close(gradient, x.exp().cos().detach() * x.exp().detach())
+
+
+def test_a_half_precision_gradient_waits_in_float32_for_the_scalers_factor():
+    x = torch.ones(3, dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(at_once(lambda t: 1e-9 * t.sum(), [x]) * 2.0**16, x)
+    assert gradient.dtype == torch.float16 and gradient.float() == pytest.approx(1e-9 * 2**16, rel=1e-2)
+
+
+def test_what_is_frozen_stays_without_gradient():
+    frozen, x = torch.ones(3), torch.ones(3, requires_grad=True)
+    assert not at_once(lambda t: t.sum(), [frozen]).requires_grad
+    at_once(lambda a, b: (a * b).sum(), [frozen, x]).backward()
+    assert frozen.grad is None and torch.equal(x.grad, torch.ones(3))
+    with torch.no_grad():
+        assert not at_once(lambda t: t.sum(), [x]).requires_grad

@@ -60,7 +60,8 @@ class Meter:
 
         A measurement that is not finite is passed over. The graphs stay as they are.
         """
-        found = torch.stack([self._squares(detection, terms[name], places[name]) for name in terms])
+        walked: dict[tuple[int, ...], list[Tensor]] = {}  # of the detection loss: most terms are at the same features
+        found = torch.stack([self._squares(detection, terms[name], places[name], walked) for name in terms])
         if self.total is not None:
             self.total(found)
         for name, new in zip(terms, found, strict=True):
@@ -68,17 +69,24 @@ class Meter:
             mean = torch.where(new.isfinite().all(), KEEP * old + (1 - KEEP) * new, old)
             self.pulls[name] = Pull(*mean.nan_to_num(0.0, 0.0, 0.0))
 
-    def _squares(self, detection: Tensor, term: Tensor, place: Sequence[Tensor]) -> Tensor:
+    def _squares(
+        self, detection: Tensor, term: Tensor, place: Sequence[Tensor], walked: dict[tuple[int, ...], list[Tensor]]
+    ) -> Tensor:
         inputs = [x for x in place if x.requires_grad]
         if not inputs:  # all that comes before is frozen
             return term.detach().new_zeros(3).float()
-        a, b = (
-            torch.autograd.grad(loss * self.scale, inputs, retain_graph=True, allow_unused=True, materialize_grads=True)
-            for loss in (term, detection)
-        )
-        pairs = [(x.float().flatten(), y.float().flatten()) for x, y in zip(a, b, strict=True)]
+        here = tuple(map(id, inputs))
+        if here not in walked:
+            walked[here] = self._gradients(detection, inputs)
+        pairs = list(zip(self._gradients(term, inputs), walked[here], strict=True))
         products = [torch.stack((x.dot(x), y.dot(y), x.dot(y))) for x, y in pairs]
         return torch.stack(products).sum(dim=0)
+
+    def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        found = torch.autograd.grad(
+            loss * self.scale, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [x.float().flatten() for x in found]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain numbers."""

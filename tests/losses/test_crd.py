@@ -11,7 +11,18 @@ from torch import nn
 from torchvision.ops import generalized_box_iou
 
 from tests.losses.test_drd import NoHostSync
-from tskd_yolo.losses.crd import CRD, SHARE, Response, Tails, adapter, box_distance, quality_focal, renormalise, through
+from tskd_yolo.losses.crd import (
+    CRD,
+    SHARE,
+    Response,
+    Tails,
+    adapter,
+    box_distance,
+    channels,
+    quality_focal,
+    renormalise,
+    through,
+)
 
 PARTS = "cross_class", "cross_box", "own_class", "own_box"
 CLASSES = 3
@@ -296,6 +307,13 @@ def test_a_linear_tail_in_one_matrix_says_what_the_layers_say_one_after_the_othe
         found.append([value, *torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)])
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_of_the_teachers_activations_a_linear_tail_reads_their_statistics_only():
+    tail = nn.Sequential(nn.Conv2d(12, 5, 1))
+    student, teacher = torch.randn(2, 12, 5, 4), torch.randn(2, 12, 5, 4) * 3 + 1
+    same = nn.Identity()
+    assert torch.equal(through(tail, same, student, teacher), through(tail, same, student, channels(teacher)))
 
 
 def test_a_tail_of_more_layers_is_run_through():
