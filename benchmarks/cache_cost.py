@@ -6,8 +6,9 @@ A pair is student:teacher. The three trainers are the real ones, set up on drawn
 the trainer's own loader, drawn anew, with preprocessing, forward pass, loss, backward pass and optimizer step, and
 without validation. Epochs of the three are interleaved, so that a machine that slows down slows all alike. Figures are
 means over epochs, in seconds of the process (``cpu``) and of the clock (``wall``); ``ratio`` is against plain training.
-As in a long run, one step in 48 of those after the first pass measures how hard the terms pull. ``items`` is what the loader alone takes for an image, out of a set of ``--loaded`` images, most of which are
-not among those read last. ``terms`` are the terms of one batch, live and out of the cache, and their relative error.
+As in a long run, one step in 48 of those after the first pass measures how hard the terms pull. ``items`` is what the
+loader alone takes for an image, out of a set of ``--loaded`` images, most of which are not among those read last.
+``terms`` are the terms of one batch, live and out of the cache, and their relative error.
 """
 
 from __future__ import annotations

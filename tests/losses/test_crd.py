@@ -18,7 +18,7 @@ from tskd_yolo.losses.crd import (
     Tails,
     adapter,
     box_distance,
-    channels,
+    moments,
     quality_focal,
     renormalise,
     through,
@@ -313,7 +313,7 @@ def test_of_the_teachers_activations_a_linear_tail_reads_their_statistics_only()
     tail = nn.Sequential(nn.Conv2d(12, 5, 1))
     student, teacher = torch.randn(2, 12, 5, 4), torch.randn(2, 12, 5, 4) * 3 + 1
     same = nn.Identity()
-    assert torch.equal(through(tail, same, student, teacher), through(tail, same, student, channels(teacher)))
+    assert torch.equal(through(tail, same, student, teacher), through(tail, same, student, moments(teacher)))
 
 
 def test_a_tail_of_more_layers_is_run_through():
