@@ -65,6 +65,9 @@ class Distiller:
         self.strides = [s for s in strides(head) if s in teacher.reader.strides]
         self.unpaired = sorted(set(strides(head)) ^ set(teacher.reader.strides))
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
+        paper = config.variant == "paper"
+        self.shares = {s: 1 if paper else max(theirs // ours, 1) for s, (ours, theirs) in self.widths.items()}
+        """Of the teacher's neck channels one in so many is compared: as many as the student has, or somewhat more."""
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
         self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
         stage = 0 if config.variant == "paper" else STAGE
@@ -96,11 +99,13 @@ class Distiller:
         paper = self.config.variant == "paper"
         modules: Any = nn.ModuleDict()
         if "drd" in self.on or "ded" in self.on:
-            modules["neck"] = nn.ModuleDict({str(s): adapter(*pair, bias=paper) for s, pair in self.widths.items()})
+            modules["neck"] = nn.ModuleDict(
+                {str(s): adapter(ours, theirs, bias=paper) for s, (ours, theirs) in self._compared().items()}
+            )
         if "drd" in self.on:
             trained = self.config.graph == "trained"
             modules["drd"] = nn.ModuleDict(
-                {str(s): PaperDRD(c) if paper else DRD(c, trained=trained) for s, (_, c) in self.widths.items()}
+                {str(s): PaperDRD(c) if paper else DRD(c, trained=trained) for s, (_, c) in self._compared().items()}
             )
         if "ded" in self.on:
             modules["ded"] = PaperDED() if paper else DED()
@@ -109,6 +114,10 @@ class Distiller:
                 {b: CRD(self._tower_widths(head, b), self.config.variant) for b in self.branches}
             )
         return modules
+
+    def _compared(self) -> dict[int, tuple[int, int]]:
+        """Neck channels of the student, and how many of the teacher's they are compared with, per level."""
+        return {s: (ours, -(-theirs // self.shares[s])) for s, (ours, theirs) in self.widths.items()}
 
     def _tower_widths(self, head: Any, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(student, teacher) width of the box and of the class tower, per level."""
@@ -142,9 +151,10 @@ class Distiller:
         """What the teacher says of images ``(N, 3, H, W)``: what the terms read, the student needs the memory."""
         levels = self.teacher(images)
         said = [levels[stride] for stride in self.strides]
+        neck = zip(said, self.shares.values(), strict=True) if "neck" in self.learned else ()
         read: Any = list if self.config.variant == "paper" else target
         return Answer(
-            [level.features for level in said] if "neck" in self.learned else [],
+            [_share(level.features, share) for level, share in neck],
             {branch: read([level.responses[branch] for level in said]) for branch in self.branches},
         )
 
@@ -391,6 +401,11 @@ class _Criterion:
 
     def __call__(self, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._distiller.loss(self._student, predictions, batch)
+
+
+def _share(features: Tensor, step: int) -> Tensor:
+    """Every ``step``-th channel, as a copy: the others can be forgotten."""
+    return features if step == 1 else features[:, ::step].clone()
 
 
 def _behind(gate: Gate, maps: list[Any]) -> list[Any]:

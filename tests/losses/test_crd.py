@@ -13,12 +13,14 @@ from torchvision.ops import generalized_box_iou
 from tests.losses.test_drd import NoHostSync
 from tskd_yolo.losses.crd import (
     CRD,
+    OVERLAP,
     SHARE,
     Response,
     Tails,
     adapter,
     box_distance,
     moments,
+    overlap,
     quality_focal,
     renormalise,
     through,
@@ -91,6 +93,8 @@ def test_the_parts_are_the_formula_location_by_location():
                 own_class += float(((p - confidence).abs() * bce).sum())
                 sides = [r.boxes[0, :, y, x].view(4, -1).softmax(1) for r in (t, s)]
                 distance = float((sides[0] * (sides[0] / sides[1]).log()).sum(1).mean())
+                meant = [decoded((side @ torch.arange(float(side.shape[1])))[None]) for side in sides]
+                distance += OVERLAP * (1 - float(generalized_box_iou(*meant)))
                 boxes.append((float(confidence.max()), distance))
     most_confident = sorted(boxes, reverse=True)[: -(-len(boxes) // SHARE)]
     own_box = sum(w * distance for w, distance in most_confident)
@@ -282,6 +286,15 @@ def test_box_distance_of_plain_distances_is_torchvisions_giou():
     student[:, 0, 20:] += 9.5
     expected = 1 - generalized_box_iou(decoded(student[0].T), decoded(teacher[0].T)).diag()
     torch.testing.assert_close(box_distance(student, teacher)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_overlap_of_distributions_is_the_giou_of_their_expected_distances():
+    student, teacher = torch.randn(2, 4 * 8, 5), torch.randn(2, 4 * 8, 5)
+    bins = torch.arange(8.0)
+    for n in range(2):
+        s, t = ((x[n].view(4, 8, 5).softmax(1) * bins[:, None]).sum(1) for x in (student, teacher))
+        expected = generalized_box_iou(decoded(s.T), decoded(t.T)).diag()
+        torch.testing.assert_close(overlap(student, teacher)[n], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_box_distance_of_degenerate_boxes_is_finite_and_zero_for_equal_ones():

@@ -23,6 +23,9 @@ from tskd_yolo.losses.maps import adapted_variance, centred
 SHARE = 8
 """One in so many locations of an image has its box compared: those where the teacher is most confident."""
 
+OVERLAP = 5
+"""Weight of the boxes' overlap beside their distributions: Ultralytics' own ratio of the two (box 7.5, dfl 1.5)."""
+
 
 class Response(NamedTuple):
     """What one branch of a head says on one level, and the tower activations it says it from.
@@ -81,8 +84,9 @@ class CRD(nn.Module):
         box    = sum_top w_i D_i / max(sum_i w_i, 1),       w_i = the teacher's best class probability at location i
         loss   = class(cross) + box(cross) + class(own) + box(own)
 
-    ``D`` is the KL divergence of the distance distributions (mean over the four sides) for heads with DFL, and 1 -
-    GIoU of the decoded boxes for heads without. Of each image the eighth of its locations is compared where ``w`` is
+    ``D`` is the KL divergence of the distance distributions (mean over the four sides) and five times 1 - GIoU of the
+    boxes that they mean (Rezatofighi et al., CVPR 2019); for heads without DFL all of it is of the GIoU, and the
+    paper's form has the divergence alone. Of each image the eighth of its locations is compared where ``w`` is
     largest (the paper's form: all of them); the others have next to no weight. The own response teaches the layers of
     the student's head which the detour leaves out.
 
@@ -153,7 +157,10 @@ class CRD(nn.Module):
             scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
             boxes = _at(place, [box for _, box in levels])
             terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
-            terms[f"{name}_box"] = (box_distance(boxes, teacher.boxes) * confident).sum() / divisor
+            distance = box_distance(boxes, teacher.boxes)
+            if self.variant != "paper":
+                distance = distance + OVERLAP * (1 - overlap(boxes, teacher.boxes))
+            terms[f"{name}_box"] = (distance * confident).sum() / divisor
         return terms
 
 
@@ -263,15 +270,30 @@ def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:
 def box_distance(boxes: Tensor, teacher: Tensor) -> Tensor:
     """Distance of two box responses per location, ``(N, 4 R, A)`` -> ``(N, A)``, 0 where they are equal.
 
-    R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)). R = 1: 1 - GIoU of the boxes that the four
-    distances span around their location (Rezatofighi et al., CVPR 2019).
+    R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)). R = 1: 1 - :func:`overlap`.
     """
     boxes, teacher = boxes.float(), teacher.detach().float()
-    if boxes.shape[1] > 4:
-        log_p = boxes.unflatten(1, (4, -1)).log_softmax(dim=2)
-        log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
-        return (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
-    return 1 - _giou(boxes, teacher)
+    if boxes.shape[1] == 4:
+        return 1 - overlap(boxes, teacher)
+    log_p = boxes.unflatten(1, (4, -1)).log_softmax(dim=2)
+    log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
+    return (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
+
+
+def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:
+    """GIoU of the boxes that two box responses mean, per location, ``(N, 4 R, A)`` -> ``(N, A)``, from -1 to 1.
+
+    A distribution of distances means its expected distance (R > 1); R = 1 are the distances.
+    """
+    return _giou(_expected(boxes.float()), _expected(teacher.detach().float()))
+
+
+def _expected(boxes: Tensor) -> Tensor:
+    """Distances ``(N, 4, A)`` in strides."""
+    if boxes.shape[1] == 4:
+        return boxes
+    bins = torch.arange(boxes.shape[1] // 4, device=boxes.device, dtype=boxes.dtype)
+    return torch.einsum("nsra,r->nsa", boxes.unflatten(1, (4, -1)).softmax(dim=2), bins)
 
 
 def _giou(a: Tensor, b: Tensor) -> Tensor:
