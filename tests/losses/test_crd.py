@@ -329,14 +329,17 @@ def test_of_the_teachers_activations_a_linear_tail_reads_their_statistics_only()
     assert torch.equal(through(tail, same, student, teacher), through(tail, same, student, moments(teacher)))
 
 
-def test_a_tail_of_more_layers_is_run_through():
+@pytest.mark.parametrize("width", [9, 16])
+def test_a_tail_of_more_layers_says_what_they_say_one_after_the_other_and_reads_statistics_only(width):
     scene = Scene(hidden=True)
-    s, t, tail = scene.student[0], scene.teacher[0], scene.tails[0]
-    same = nn.Identity()
-    expected = tail.box(renormalise(s.box_features, t.box_features))
-    assert torch.equal(through(tail.box, same, s.box_features, t.box_features), expected)
-    linear = through(tail.box[-1:], same, s.box_features, t.box_features)
-    assert not torch.allclose(linear, expected)
+    theirs, tail = scene.teacher[0].box_features, scene.tails[0].box
+    change, student = adapter(width, 16), (torch.randn(len(theirs), width, *theirs.shape[2:]) * 2 - 1).requires_grad_()
+    weight, found = torch.randn_like(tail(theirs)), []
+    for value in (through(tail, change, student, moments(theirs)), tail(renormalise(change(student), theirs))):
+        found.append([value, *torch.autograd.grad((value * weight).sum(), [student, *change.parameters()])])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found[0][0], through(tail[-1:], change, student, theirs))
 
 
 def test_renormalised_activations_have_the_teachers_statistics_per_channel():

@@ -191,22 +191,50 @@ def adapter(student: int, teacher: int, bias: bool = False) -> nn.Module:
 
 def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor | Moments) -> Tensor:
     """What the teacher's layers ``tail`` say of the student's activations, brought to the teacher's width and
-    statistics: ``tail(renormalise(adapter(student), teacher))``.
+    statistics: ``tail(renormalise(student, teacher, adapter))``.
 
     Where the tail is a single 1x1 convolution all of this is one matrix, and nothing is formed at the teacher's width.
     """
     if len(tail) > 1:
-        assert isinstance(teacher, Tensor)
-        return tail(renormalise(adapter(student), teacher))
+        return tail(renormalise(student, teacher, adapter))
     with torch.autocast(student.device.type, enabled=False):
+        rows, lift, gain, mean = _matched(student, teacher, adapter)
         last: Any = tail[0]
-        rows, weight = centred(student.float()), last.weight.flatten(1).float()
-        to_deviation, to_mean = _channels(teacher, rows.shape[1] * rows.shape[2])
-        deviation, lift = _adapted(rows.flatten(1), adapter)
-        bias = last.bias.float() + weight @ to_mean
-        weight = weight * (to_deviation / (deviation + 1e-6))
-        said = torch.addmm(bias.unsqueeze(1), weight if lift is None else weight @ lift, rows.flatten(1))
-        return said.view(-1, *rows.shape[1:]).transpose(0, 1).unflatten(2, student.shape[2:])
+        weight = last.weight.flatten(1).float()
+        bias, weight = last.bias.float() + weight @ mean, weight * gain
+        return _laid_out(_product(bias, weight if lift is None else weight @ lift, rows), student)
+
+
+def renormalise(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module | None = None) -> Tensor:
+    """Brings each channel of ``adapter(student)`` to the teacher's mean and deviation, over batch and space.
+
+    ``(s - mean(s)) / (std(s) + 1e-6) * std(t) + mean(t)``, unbiased deviations, ``(N, C, H, W)``, float32.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        rows, lift, gain, mean = _matched(student, teacher, adapter or nn.Identity())
+        if lift is None:
+            return _laid_out(rows * gain.view(-1, 1, 1) + mean.view(-1, 1, 1), student)
+        return _laid_out(_product(mean, lift * gain.unsqueeze(1), rows), student)
+
+
+def _matched(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module) -> tuple[Tensor, Any, Tensor, Tensor]:
+    """Centred rows ``(B, N, P)`` of the student, its adapter as a matrix, and per adapted channel the factor to the
+    teacher's deviation and the teacher's mean, ``(C,)``.
+    """
+    rows = centred(student.float())
+    to_deviation, mean = _channels(teacher, rows.shape[1] * rows.shape[2])
+    deviation, lift = _adapted(rows.flatten(1), adapter)
+    return rows, lift, to_deviation / (deviation + 1e-6), mean
+
+
+def _product(bias: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
+    """``weight @ rows + bias``, rows ``(B, N, P)`` -> ``(C, N, P)``."""
+    return torch.addmm(bias.unsqueeze(1), weight, rows.flatten(1)).view(-1, *rows.shape[1:])
+
+
+def _laid_out(rows: Tensor, like: Tensor) -> Tensor:
+    """``(C, N, P)`` -> ``(N, C, H, W)``."""
+    return rows.transpose(0, 1).unflatten(2, like.shape[2:])
 
 
 def _adapted(rows: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
@@ -237,25 +265,6 @@ def _channels(teacher: Tensor | Moments, count: int) -> tuple[Tensor, Tensor]:
         teacher = moments(teacher)
     mean, squares = everywhere(teacher.mean.mean(dim=0)), everywhere(teacher.squares.sum(dim=0))
     variance = (squares - count * mean.square()).clamp(min=0) / _unbiased(count)
-    return (variance + 1e-12).sqrt(), mean
-
-
-def renormalise(student: Tensor, teacher: Tensor) -> Tensor:
-    """Brings each channel from the student's mean and deviation to the teacher's, over batch and space.
-
-    ``(s - mean(s)) / (std(s) + 1e-6) * std(t) + mean(t)``, unbiased deviations, ``(N, C, H, W)``, computed in float32.
-    """
-    student, teacher = student.float(), teacher.detach().float()
-    # One value per channel has no deviation: the biased zero stands in for the undefined unbiased one.
-    correction = int(student.numel() // max(student.shape[1], 1) > 1)
-    deviation, mean = _std_mean(student, correction)
-    to_deviation, to_mean = _std_mean(teacher, correction)
-    return (student - mean) / (deviation + 1e-6) * to_deviation + to_mean
-
-
-def _std_mean(x: Tensor, correction: int) -> tuple[Tensor, Tensor]:
-    """Deviation and mean per channel. The tiny floor keeps the gradient of a root finite on a constant channel."""
-    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=correction, keepdim=True)
     return (variance + 1e-12).sqrt(), mean
 
 
