@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
@@ -205,6 +206,19 @@ def test_levels_are_paired_by_stride_and_one_without_a_partner_is_reported(files
     vector, items = step(distiller, student, batch)
     vector.sum().backward()
     assert all(items[f"{t}_loss"] > 0 and items[f"{t}_loss"].isfinite() for t in ("drd", "ded", "crd"))
+
+
+def test_of_the_teachers_neck_an_even_share_is_compared_as_many_channels_as_the_student_has(files):
+    student, batch = make_student(), make_batch()
+    for settings, share, widths in (({}, 2, [64, 128, 256]), (dict(variant="paper"), 1, [128, 256, 512])):
+        distiller = make(student, files["11s"], **settings)
+        assert set(distiller.shares.values()) == {share}
+        assert all(isinstance(a, nn.Conv2d) for a in distiller.learned["neck"].values())  # though as many as ours
+        said, whole = distiller.ask(batch["img"]).maps, distiller.teacher(batch["img"])
+        assert [m.shape[1] for m in said] == widths
+        for found, stride in zip(said, distiller.strides, strict=True):
+            assert torch.equal(found, whole[stride].features[:, ::share])
+            assert found.untyped_storage().nbytes() == found.nbytes  # the rest is forgotten
 
 
 def test_nothing_that_learns_is_in_the_student(files):

@@ -100,12 +100,15 @@ class Distiller:
         modules: Any = nn.ModuleDict()
         if "drd" in self.on or "ded" in self.on:
             modules["neck"] = nn.ModuleDict(
-                {str(s): adapter(ours, theirs, bias=paper) for s, (ours, theirs) in self._compared().items()}
+                {
+                    str(s): adapter(ours, theirs, bias=paper, share=self.shares[s])
+                    for s, (ours, theirs) in self.compared().items()
+                }
             )
         if "drd" in self.on:
             trained = self.config.graph == "trained"
             modules["drd"] = nn.ModuleDict(
-                {str(s): PaperDRD(c) if paper else DRD(c, trained=trained) for s, (_, c) in self._compared().items()}
+                {str(s): PaperDRD(c) if paper else DRD(c, trained=trained) for s, (_, c) in self.compared().items()}
             )
         if "ded" in self.on:
             modules["ded"] = PaperDED() if paper else DED()
@@ -115,7 +118,7 @@ class Distiller:
             )
         return modules
 
-    def _compared(self) -> dict[int, tuple[int, int]]:
+    def compared(self) -> dict[int, tuple[int, int]]:
         """Neck channels of the student, and how many of the teacher's they are compared with, per level."""
         return {s: (ours, -(-theirs // self.shares[s])) for s, (ours, theirs) in self.widths.items()}
 

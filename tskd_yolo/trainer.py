@@ -583,8 +583,8 @@ def _engine_args(args: Any) -> Any:
 
 
 def _level_words(distiller: Distiller, stride: int) -> str:
-    neck = distiller.widths[stride]
-    return f"stride {stride}: {neck[0]} -> {neck[1]}"
+    (ours, theirs), compared = distiller.widths[stride], distiller.compared()[stride][1]
+    return f"stride {stride}: {ours} -> {theirs}" + f" (every {distiller.shares[stride]}.)" * (compared < theirs)
 
 
 def _accuracy(metrics: dict[str, float]) -> str:

@@ -181,12 +181,13 @@ def target(teacher: Sequence[Response], share: int | None = None, brief: bool = 
     return Target(scores, place, boxes, [(moments(a), moments(b)) for a, b in towers] if brief else towers)
 
 
-def adapter(student: int, teacher: int, bias: bool = False) -> nn.Module:
+def adapter(student: int, teacher: int, bias: bool = False, share: int = 1) -> nn.Module:
     """1x1 convolution from the student's width to the teacher's; nothing where they are equal.
 
-    Without a bias where what follows removes the mean of every channel.
+    Without a bias where what follows removes the mean of every channel. A ``share`` of the teacher's channels, one in so
+    many, is never taken for the student's own, however many they are.
     """
-    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, 1, bias=bias)
+    return nn.Identity() if student == teacher and share == 1 else nn.Conv2d(student, teacher, 1, bias=bias)
 
 
 def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor | Moments) -> Tensor:

@@ -1,0 +1,91 @@
+"""The claim, on a GPU: teachers trained to convergence, then every comparison with paired seeds, in order.
+
+    TSKD_NEU=/data/NEU-DET python benchmarks/claim.py device=0 runs=runs/claim out=benchmarks/results
+
+    11n   yolo11n from yolo11l at 224 px, 100 epochs: plain, plain for tskd's time, distill_model, tskd; 5 seeds
+    26n   the same for yolo26n from yolo26l
+    terms yolo11n again, with each of DRD, DED and CRD alone
+    best  the headline: yolo11s from yolo11l at 640 px, the largest YOLO11 below the published 19.7 M parameters
+
+``stages=11n,terms`` runs some of them. Whatever is finished is not run again, whatever was interrupted goes on: the
+same command, the same ``runs=``. Each stage leaves ``claim_STAGE.json`` and ``claim_STAGE.csv`` in ``out=``, its page
+in ``runs=``. Other keys (``epochs=``, ``seeds=``, ``jobs=4``, ``crd=9``, ...) go to the comparisons, and
+``teacher_epochs=`` to the teachers.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from screening import machine, public
+from ultralytics import YOLO
+from ultralytics.cfg import parse_key_value_pair
+
+from tskd_yolo import config
+from tskd_yolo.compare import compare
+
+OWN = {"runs", "out", "stages", "teacher_epochs"}
+
+
+class Stage(NamedTuple):
+    """One comparison; stages with the same folder share their runs."""
+
+    folder: str
+    student: str
+    teacher: str
+    imgsz: int
+    arms: str
+
+
+ALL = "plain,plain_same_time,ultralytics,tskd"
+STAGES = {
+    "11n": Stage("11n", "yolo11n.yaml", "yolo11l.yaml", 224, ALL),
+    "26n": Stage("26n", "yolo26n.yaml", "yolo26l.yaml", 224, ALL),
+    "terms": Stage("11n", "yolo11n.yaml", "yolo11l.yaml", 224, f"{ALL},drd,ded,crd"),
+    "best": Stage("best", "yolo11s.yaml", "yolo11l.yaml", 640, "plain,tskd"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    given = {k: parse_key_value_pair(f"{k}={v}")[1] for k, v in (parse_key_value_pair(a) for a in arguments)}
+    runs, out = Path(given.get("runs", "runs/claim")).resolve(), Path(given.get("out", "benchmarks/results"))
+    training = {"data": "neu.yaml", "epochs": 100, "batch": 32, **{k: v for k, v in given.items() if k not in OWN}}
+    config.resolve(training)
+    failed = 0
+    for name in str(given.get("stages", ",".join(STAGES))).split(","):
+        stage = STAGES[name]
+        imgsz = training.get("imgsz", stage.imgsz)
+        teacher = trained(stage.teacher, imgsz, runs, training, given.get("teacher_epochs", 300))
+        settings = {"seeds": 5, **training, "imgsz": imgsz, "model": stage.student, "teacher": str(teacher)}
+        failed += compare(arms=stage.arms, out=str(runs / stage.folder), **settings)
+        keep(runs / stage.folder, out, name, "python benchmarks/claim.py " + public(arguments))
+    return failed
+
+
+def trained(model: str, imgsz: int, runs: Path, training: dict[str, Any], epochs: Any) -> Path:
+    """A teacher by plain training on the train split; an interrupted one goes on."""
+    folder = runs / "teachers" / f"{Path(model).stem}-{imgsz}"
+    best, last = (folder / "weights" / name for name in ("best.pt", "last.pt"))
+    known = {k: training[k] for k in ("data", "batch", "device", "workers") if k in training}
+    if not last.exists():
+        place = {"project": str(folder.parent), "name": folder.name, "exist_ok": True}
+        YOLO(model).train(epochs=epochs, imgsz=imgsz, seed=0, **known, **place)
+    elif (begun := YOLO(last)).ckpt["epoch"] >= 0:  # a finished one is stripped of it
+        begun.train(resume=True)
+    return best
+
+
+def keep(folder: Path, out: Path, stage: str, command: str) -> None:
+    """What the comparison says, with what it was made on and by."""
+    found = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    report = {"command": command, **machine(), "comparison": found}
+    (out / f"claim_{stage}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    shutil.copy(folder / "compare.csv", out / f"claim_{stage}.csv")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]) > 0)
