@@ -184,8 +184,8 @@ def target(teacher: Sequence[Response], share: int | None = None, brief: bool = 
 def adapter(student: int, teacher: int, bias: bool = False, share: int = 1) -> nn.Module:
     """1x1 convolution from the student's width to the teacher's; nothing where they are equal.
 
-    Without a bias where what follows removes the mean of every channel. A ``share`` of the teacher's channels, one in so
-    many, is never taken for the student's own, however many they are.
+    Without a bias where what follows removes the mean of every channel. A ``share`` of the teacher's channels, one in
+    so many, is never taken for the student's own, however many they are.
     """
     return nn.Identity() if student == teacher and share == 1 else nn.Conv2d(student, teacher, 1, bias=bias)
 
