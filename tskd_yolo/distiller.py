@@ -37,6 +37,9 @@ def undisturbed() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
+CHANNELS = 64
+"""How many of a level's neck channels, or somewhat more, DRD and DED compare; no more than the student has."""
+
 Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], Answer]], Answer]
 """Images, the batch they are from and the teacher, to the teacher's answer: see :mod:`tskd_yolo.cache`."""
 
@@ -66,8 +69,10 @@ class Distiller:
         self.unpaired = sorted(set(strides(head)) ^ set(teacher.reader.strides))
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         paper = config.variant == "paper"
-        self.shares = {s: 1 if paper else max(theirs // ours, 1) for s, (ours, theirs) in self.widths.items()}
-        """Of the teacher's neck channels one in so many is compared: as many as the student has, or somewhat more."""
+        self.shares = {
+            s: 1 if paper else max(theirs // min(ours, CHANNELS), 1) for s, (ours, theirs) in self.widths.items()
+        }
+        """Of the teacher's neck channels one in so many is compared."""
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
         self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
         stage = 0 if config.variant == "paper" else STAGE
