@@ -58,7 +58,9 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Times the epochs of one pair."""
     student, teacher = options.pair.split(":")
-    checkpoint = options.teacher or random_detector(folder / "teacher.pt", f"{teacher}.yaml")
+    checkpoint = options.teacher or folder / "teacher.pt"
+    if options.teacher is None:
+        random_detector(checkpoint, f"{teacher}.yaml", list(NAMES))
     common = dict(
         data=str(drawn(folder, options.images)), model=f"{student}.yaml", epochs=100, imgsz=options.imgsz,
         batch=options.batch, nbs=options.batch, device=options.device, workers=0, plots=False, val=False,

@@ -38,7 +38,7 @@ def undisturbed() -> Iterator[None]:
 
 
 CHANNELS = 64
-"""How many of a level's neck channels, or somewhat more, DRD and DED compare; no more than the student has."""
+"""How many of a level's neck channels, or somewhat more, DRD and DED compare where the widths differ."""
 
 Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], Answer]], Answer]
 """Images, the batch they are from and the teacher, to the teacher's answer: see :mod:`tskd_yolo.cache`."""
@@ -70,7 +70,8 @@ class Distiller:
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         paper = config.variant == "paper"
         self.shares = {
-            s: 1 if paper else max(theirs // min(ours, CHANNELS), 1) for s, (ours, theirs) in self.widths.items()
+            s: 1 if paper or ours == theirs else max(theirs // min(ours, CHANNELS), 1)
+            for s, (ours, theirs) in self.widths.items()
         }
         """Of the teacher's neck channels one in so many is compared."""
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
