@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -96,7 +97,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "items": loading(folder, options, common),
         "record_bytes": cached.layout.size,
         "terms": terms(trainers["cached"]),
-        "settings": {k: str(v) for k, v in vars(options).items() if k != "json"},
+        "command": " ".join(
+            ["python", "benchmarks/cache_cost.py", *(Path(a).name if "/" in a else a for a in sys.argv[1:])]
+        ),
+        "settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items() if k != "json"},
         "machine": machine(),
     }
 

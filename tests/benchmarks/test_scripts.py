@@ -50,3 +50,14 @@ def test_screening_compares_the_three_arms_and_names_machine_and_command(tmp_pat
     assert [row["arm"] for row in report["rows"]] == ["plain", "ultralytics", "tskd"]
     assert str(tmp_path) not in out.read_text()  # no path of the machine it ran on
     assert {"command", "hardware", "versions", "commit"} <= report.keys()
+
+
+def test_cache_cost_compares_epochs_and_finds_the_live_terms_in_the_cache(tmp_path):
+    file = tmp_path / "cache.json"
+    script = ["benchmarks/cache_cost.py", "--pair", "yolo11n:yolo11s", "--imgsz", "64", "--batch", "2"]
+    run(*script, "--images", "4", "--loaded", "4", "--later", "1", "--json", str(file))
+    found = json.loads(file.read_text())
+    assert set(found["epoch"]) == {"plain", "live", "cached", "first"}
+    assert all(found["epoch"][arm]["cpu"] > 0 for arm in found["epoch"])
+    assert max(found["terms"]["error"].values()) < 0.01
+    assert str(tmp_path) not in file.read_text()
