@@ -414,7 +414,7 @@ class _Criterion:
 
 def _share(features: Tensor, step: int) -> Tensor:
     """Every ``step``-th channel, as a copy: the others can be forgotten."""
-    return features if step == 1 else features[:, ::step].clone()
+    return features if step == 1 else features[:, ::step].contiguous()
 
 
 def _behind(gate: Gate, maps: list[Any]) -> list[Any]:
