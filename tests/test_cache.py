@@ -310,8 +310,10 @@ def test_cold_warm_and_in_memory_runs_end_alike_and_later_passes_ask_and_draw_no
     assert cold.items == warm.items == memory.items and len(cold.items) == 6
     ends = [weights(tmp_path / name / "run" / "weights" / "last.pt") for name in ("cold", "warm", "memory")]
     assert all(torch.equal(ends[0][k], end[k]) for end in ends[1:] for k in end)
-    other = run(tmp_path / "other", data, teacher, teacher_cache="disk", model="yolo11s.yaml", epochs=2)
-    assert other.asked == other.drawn == 0  # another student finds them, too
+    other = run(tmp_path / "other", data, teacher, teacher_cache="disk", crd=1, balance="share", epochs=2)
+    assert other.asked == other.drawn == 0  # other weights find them, too
+    own = run(tmp_path / "own", data, teacher, teacher_cache="disk", model="yolo11s.yaml", epochs=1)
+    assert own.asked == own.drawn == 8  # a student that is compared on other channels of the teacher has its own
 
 
 @pytest.mark.slow
