@@ -51,12 +51,15 @@ STAGES = {
 
 
 def main(arguments: list[str]) -> int:
-    given = {k: parse_key_value_pair(f"{k}={v}")[1] for k, v in (parse_key_value_pair(a) for a in arguments)}
+    given = dict(parse_key_value_pair(a) for a in arguments)
+    names = str(given.get("stages", ",".join(STAGES))).split(",")
+    if unknown := [name for name in names if name not in STAGES]:
+        sys.exit(f"stages: {', '.join(unknown)} is none; choose from {', '.join(STAGES)}.")
     runs, out = Path(given.get("runs", "runs/claim")).resolve(), Path(given.get("out", "benchmarks/results"))
     training = {"data": "neu.yaml", "epochs": 100, "batch": 32, **{k: v for k, v in given.items() if k not in OWN}}
     config.resolve(training)
     failed = 0
-    for name in str(given.get("stages", ",".join(STAGES))).split(","):
+    for name in names:
         stage = STAGES[name]
         imgsz = training.get("imgsz", stage.imgsz)
         teacher = trained(stage.teacher, imgsz, runs, training, given.get("teacher_epochs", 300))

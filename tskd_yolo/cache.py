@@ -39,7 +39,7 @@ from tskd_yolo import __version__
 from tskd_yolo.config import ConfigError
 from tskd_yolo.features import Answer
 from tskd_yolo.losses.across import everywhere
-from tskd_yolo.losses.crd import Moments, Target, target
+from tskd_yolo.losses.crd import Moments, Target
 from tskd_yolo.losses.maps import Map, inverse_deviation
 from tskd_yolo.losses.regions import relative_attention
 
@@ -67,14 +67,12 @@ def parts(answer: Answer) -> dict[str, Tensor]:
     for i, features in enumerate(answer.maps):
         assert isinstance(features, Tensor)
         kept.update({f"map{i}.{name}": value for name, value in _coded(features).items()})
-    for branch, responses in answer.responses.items():
-        said = responses if isinstance(responses, Target) else target(responses)
+    for branch, said in answer.responses.items():
         kept[f"{branch}.scores"] = _half(said.scores)
         kept[f"{branch}.place"] = said.place.int()
         kept[f"{branch}.boxes"] = _half(said.boxes)
         for i, pair in enumerate(said.towers):
             for kind, tower in zip(("box", "score"), pair, strict=True):
-                assert isinstance(tower, Moments)
                 kept[f"{branch}.{kind}{i}"] = torch.stack(tower, dim=1)
     return kept
 

@@ -161,10 +161,9 @@ class Distiller:
         levels = self.teacher(images)
         said = [levels[stride] for stride in self.strides]
         neck = zip(said, self.shares.values(), strict=True) if "neck" in self.learned else ()
-        read: Any = list if self.config.variant == "paper" else target
         return Answer(
             [_share(level.features, share) for level, share in neck],
-            {branch: read([level.responses[branch] for level in said]) for branch in self.branches},
+            {b: target([level.responses[b] for level in said], self.config.variant) for b in self.branches},
         )
 
     def _count_positives(self, branch: str, assigner: nn.Module) -> None:

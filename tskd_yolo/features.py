@@ -37,7 +37,7 @@ class Answer(NamedTuple):
     """
 
     maps: Sequence[Tensor | Callable[[], Map]]
-    responses: dict[str, Sequence[Response] | Target]
+    responses: dict[str, Target]
 
 
 def towers(head: Any) -> dict[str, tuple[Any, Any]]:

@@ -122,7 +122,7 @@ class Teacher:
             del head.fuse
         self.reordered = _reorder(model, names)
         device = next(like.parameters()).device
-        # A tenth cheaper on a CPU, and what tensor cores want; the answers are the same.
+        # Cheaper on a CPU, too, than the student's format; the answers are the same.
         self.model = model.to(device, memory_format=torch.channels_last).requires_grad_(False).eval()
         head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
         self.head = head

@@ -584,7 +584,7 @@ def _engine_args(args: Any) -> Any:
 
 def _level_words(distiller: Distiller, stride: int) -> str:
     (ours, theirs), compared = distiller.widths[stride], distiller.compared()[stride][1]
-    return f"stride {stride}: {ours} -> {theirs}" + f" (every {distiller.shares[stride]}.)" * (compared < theirs)
+    return f"stride {stride}: {ours} -> " + f"{compared} of " * (compared < theirs) + str(theirs)
 
 
 def _accuracy(metrics: dict[str, float]) -> str:

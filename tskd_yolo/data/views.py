@@ -16,6 +16,12 @@ KINDS = 2
 """Views with mosaic and its like, and views of the last epochs, which Ultralytics trains without (``close_mosaic``)."""
 
 
+BOXES = 300
+"""Most boxes of a view that is kept."""
+
+_ITEM = {"im_file", "ori_shape", "resized_shape", "ratio_pad", "img", "cls", "bboxes", "batch_idx"}
+
+
 @contextlib.contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """Inside, random numbers depend on ``numbers`` only; afterwards they go on as if nothing had happened."""
@@ -75,12 +81,6 @@ class Kept:
             "bboxes": torch.from_numpy(boxes[:, 1:].copy()),
             "batch_idx": torch.zeros(len(boxes)),
         }
-
-
-BOXES = 300
-"""Most boxes of a view that is kept."""
-
-_ITEM = {"im_file", "ori_shape", "resized_shape", "ratio_pad", "img", "cls", "bboxes", "batch_idx"}
 
 
 class Views:

@@ -65,7 +65,7 @@ class Target(NamedTuple):
     scores: Tensor
     place: Tensor
     boxes: Tensor
-    towers: Sequence[tuple[Tensor | Moments, Tensor | Moments]]
+    towers: Sequence[tuple[Moments, Moments]]
 
 
 class Tails(NamedTuple):
@@ -137,9 +137,9 @@ class CRD(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
         if not isinstance(teacher, Target):
-            teacher = target(teacher, share=1 if self.variant == "paper" else None, brief=False)
+            teacher = target(teacher, self.variant)
         target_scores = teacher.scores.float()
-        confidence = target_scores.sigmoid().amax(dim=1)  # (N, A)
+        confidence = target_scores.amax(dim=1).sigmoid()  # (N, A)
         total = everywhere(confidence.sum()) * processes() if positives is None else positives.float()
         divisor = total.clamp(min=1) / (processes() if positives is None else 1)
         cross: list[tuple[Tensor, Tensor]] = []
@@ -157,28 +157,20 @@ class CRD(nn.Module):
             scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
             boxes = _at(place, [box for _, box in levels])
             terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
-            distance = box_distance(boxes, teacher.boxes)
-            if self.variant != "paper":
-                distance = distance + OVERLAP * (1 - overlap(boxes, teacher.boxes))
+            distance = box_distance(boxes, teacher.boxes, 0 if self.variant == "paper" else OVERLAP)
             terms[f"{name}_box"] = (distance * confident).sum() / divisor
         return terms
 
 
 @torch.no_grad()
-def target(teacher: Sequence[Response], share: int | None = None, brief: bool = True) -> Target:
-    """What CRD reads of the teacher's responses.
-
-    Args:
-        teacher: One response per level.
-        share: Boxes are read at one in so many locations (:data:`SHARE`), where the teacher is most confident.
-        brief: Whether of tower activations their moments do, as where the rest of the head is a single layer.
-    """
+def target(teacher: Sequence[Response], variant: str = "default") -> Target:
+    """What CRD in one of its forms reads of the teacher's responses, one per level."""
+    share = 1 if variant == "paper" else SHARE
     scores = torch.cat([_flat(t.scores) for t in teacher], dim=2)
-    confidence = scores.sigmoid().amax(dim=1)
-    place = confidence.topk(-(-confidence.shape[1] // (share or SHARE)), dim=1, sorted=False).indices
+    best = scores.amax(dim=1)
+    place = best.topk(-(-best.shape[1] // share), dim=1, sorted=False).indices
     boxes = _at(place, [t.boxes for t in teacher])
-    towers = [(t.box_features, t.class_features) for t in teacher]
-    return Target(scores, place, boxes, [(moments(a), moments(b)) for a, b in towers] if brief else towers)
+    return Target(scores, place, boxes, [(moments(t.box_features), moments(t.class_features)) for t in teacher])
 
 
 def adapter(student: int, teacher: int, bias: bool = False, share: int = 1) -> nn.Module:
@@ -277,17 +269,19 @@ def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (disagreement * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
 
 
-def box_distance(boxes: Tensor, teacher: Tensor) -> Tensor:
+def box_distance(boxes: Tensor, teacher: Tensor, overlapping: float = 0) -> Tensor:
     """Distance of two box responses per location, ``(N, 4 R, A)`` -> ``(N, A)``, 0 where they are equal.
 
-    R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)). R = 1: 1 - :func:`overlap`.
+    R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)), and ``overlapping`` times 1 -
+    :func:`overlap`. R = 1: 1 - overlap in both places.
     """
     boxes, teacher = boxes.float(), teacher.detach().float()
     if boxes.shape[1] == 4:
-        return 1 - overlap(boxes, teacher)
+        return (1 + overlapping) * (1 - overlap(boxes, teacher))
     log_p = boxes.unflatten(1, (4, -1)).log_softmax(dim=2)
     log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
-    return (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
+    divergence = (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
+    return divergence + overlapping * (1 - overlap(boxes, teacher)) if overlapping else divergence
 
 
 def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:
