@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import yaml
-from screening import machine
+from common import machine
 from step_cost import random_detector, step
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER

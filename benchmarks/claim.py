@@ -15,13 +15,11 @@ in ``runs=``. Other keys (``epochs=``, ``seeds=``, ``jobs=4``, ``crd=9``, ...) g
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from screening import machine, public
+from common import keep, public
 from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 
@@ -65,7 +63,7 @@ def main(arguments: list[str]) -> int:
         teacher = trained(stage.teacher, imgsz, runs, training, given.get("teacher_epochs", 300))
         settings = {"seeds": 5, **training, "imgsz": imgsz, "model": stage.student, "teacher": str(teacher)}
         failed += compare(arms=stage.arms, out=str(runs / stage.folder), **settings)
-        keep(runs / stage.folder, out, name, "python benchmarks/claim.py " + public(arguments))
+        keep(runs / stage.folder, out, f"claim_{name}", "python benchmarks/claim.py " + public(arguments))
     return failed
 
 
@@ -80,14 +78,6 @@ def trained(model: str, imgsz: int, runs: Path, training: dict[str, Any], epochs
     elif (begun := YOLO(last)).ckpt["epoch"] >= 0:  # a finished one is stripped of it
         begun.train(resume=True)
     return best
-
-
-def keep(folder: Path, out: Path, stage: str, command: str) -> None:
-    """What the comparison says, with what it was made on and by."""
-    found = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-    report = {"command": command, **machine(), "comparison": found}
-    (out / f"claim_{stage}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    shutil.copy(folder / "compare.csv", out / f"claim_{stage}.csv")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from screening import machine, public
+from common import machine, public
 from ultralytics.cfg import parse_key_value_pair
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER

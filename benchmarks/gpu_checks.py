@@ -22,7 +22,7 @@ from typing import Any
 
 import step_cost
 import torch
-from screening import machine
+from common import machine
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 

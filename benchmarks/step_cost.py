@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 import yaml
-from screening import machine
+from common import machine
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER

@@ -74,6 +74,7 @@ def test_a_word_that_is_no_choice_is_named_with_the_choices(key, value):
         (dict(views=0), "views: must be a whole number from 1"),
         (dict(views=2.5), "views: must be a whole number from 1"),
         (dict(views=True), "views: must be a whole number from 1"),
+        (dict(views=8), "views: views=8 needs teacher_cache=ram or disk"),
         (dict(cache_limit=0), "cache_limit: must be a finite number"),
         (dict(cache_limit=math.nan), "cache_limit: must be a finite number"),
         (dict(teacher_cache="ram", multi_scale=0.5), "teacher_cache: views are of one size"),

@@ -49,10 +49,10 @@ class Config:
     fade: float
     variant: str
     graph: str
-    teacher_cache: str | None = None
-    views: int = 4
-    cache_limit: float = 20.0
-    trust: bool = False
+    teacher_cache: str | None
+    views: int
+    cache_limit: float
+    trust: bool
 
     @property
     def weights(self) -> dict[str, float]:
@@ -147,6 +147,8 @@ def _caching(values: Mapping[str, Any]) -> list[str]:
         found += [f"teacher_cache: {words}." for key, words in _UNCACHED.items() if values.get(key)]
         if values["variant"] == "paper":
             found.append("teacher_cache: variant=paper reads the teacher's maps as they are; leave it off.")
+    elif not found and views != DEFAULTS["views"]:
+        found.append(f"views: views={views!r} needs teacher_cache=ram or disk; add one of them, or leave views out.")
     return found
 
 

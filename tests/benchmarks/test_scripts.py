@@ -35,21 +35,28 @@ def test_step_cost_writes_its_keys_for_every_pair(tmp_path):
         assert row["ratio_to_builtin"] == pytest.approx(times[2] / times[3], rel=0.02)
 
 
-def test_screening_compares_the_three_arms_and_names_machine_and_command(tmp_path):
+def test_screening_compares_the_arms_and_names_machine_and_command(tmp_path):
     data, teacher = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt")
-    out, given = tmp_path / "out.json", ["epochs=1", "imgsz=64", "batch=4", "seeds=0"]
     run(
         "benchmarks/screening.py",
-        f"teacher={teacher}",
-        f"data={data}",
-        f"runs={tmp_path / 'runs'}",
-        f"out={out}",
-        *given,
+        *[f"teacher={teacher}", f"data={data}", f"runs={tmp_path / 'runs'}", f"out={tmp_path}"],
+        *["arms=plain,tskd", "epochs=1", "imgsz=64", "batch=4", "seeds=1"],
     )
-    report = json.loads(out.read_text())
-    assert [row["arm"] for row in report["rows"]] == ["plain", "ultralytics", "tskd"]
-    assert str(tmp_path) not in out.read_text()  # no path of the machine it ran on
+    said = (tmp_path / "screening_neu_128.json").read_text()
+    report = json.loads(said)
     assert {"command", "hardware", "versions", "commit"} <= report.keys()
+    assert list(report["comparison"]["arms"]) == ["plain", "tskd"]
+    assert str(tmp_path) not in said  # no path of the machine it ran on
+    assert (tmp_path / "screening_neu_128.csv").exists()
+
+
+def test_the_claim_refuses_a_stage_that_is_none_in_one_sentence():
+    result = subprocess.run(
+        [sys.executable, "benchmarks/claim.py", "stages=11n,foo"],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode != 0
+    assert result.stderr.strip().splitlines()[-1] == "stages: foo is none; choose from 11n, 26n, terms, best."
 
 
 def test_cache_cost_compares_epochs_and_finds_the_live_terms_in_the_cache(tmp_path):
