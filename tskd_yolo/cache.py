@@ -15,7 +15,6 @@ it is computed again. Nothing needs a lock, and processes of a run share the fil
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
@@ -24,7 +23,6 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +33,9 @@ from torch import Tensor
 from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import LOGGER, colorstr
 
-from tskd_yolo import __version__
 from tskd_yolo.config import ConfigError
 from tskd_yolo.features import Answer
+from tskd_yolo.known import fingerprint
 from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.crd import Moments, Target
 from tskd_yolo.losses.maps import Map, inverse_deviation
@@ -411,21 +409,5 @@ def _name_others(folder: Path, name: str) -> None:
 
 def key(header: Mapping[str, Any], *, teacher: Any, dataset: Any, args: Any, folder: Path) -> str:
     """A hash over everything that a record depends on: teacher, data, views, and what computes them."""
-    hashed = hashlib.sha256()
-    versions = {"tskd_yolo": __version__}
-    for library in ("torch", "ultralytics", "numpy", "opencv-python", "albumentations"):
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:  # opencv has several names, albumentations is optional
-            versions[library] = ""
     settings = {k: str(getattr(args, k, None)) for k in (*AUGMENTATIONS, "imgsz", "seed")}
-    hashed.update(json.dumps([header, versions, settings], sort_keys=True).encode())
-    for name, value in teacher.model.state_dict().items():
-        hashed.update(f"{name} {value.dtype}".encode())
-        hashed.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    for file, label in zip(dataset.im_files, dataset.labels, strict=True):
-        found = os.stat(file)
-        hashed.update(f"{os.path.relpath(file, folder)} {found.st_size} {found.st_mtime_ns}".encode())
-        for values in (label["cls"], label["bboxes"], *label["segments"]):
-            hashed.update(np.ascontiguousarray(values).tobytes())
-    return hashed.hexdigest()
+    return fingerprint([header, settings], network=teacher.model, dataset=dataset, folder=folder)

@@ -406,7 +406,7 @@ def order(job: dict[str, Any], log: Path, *, trust: bool) -> bool:
 
 
 class _Progress:
-    """Says how many runs are done, which are at work, and about how long the rest takes."""
+    """Says how many runs are done, which are begun, and about how long the rest takes."""
 
     def __init__(self, plan: Plan, chains: Sequence[Sequence[Run]]) -> None:
         self.plan, self.left = plan, [run for chain in chains for run in chain]
@@ -419,8 +419,8 @@ class _Progress:
         working = [f"{run} epoch {spent[run][0]}" for run in self.left if run not in done and spent[run][0]]
         seconds = time_left(spent, done=done, epochs=self.plan.common.get("epochs", DEFAULT_CFG_DICT["epochs"]))
         rest = "" if not seconds else f", about {_duration(seconds / self.plan.jobs)} left"
-        at_work = f"; at work: {', '.join(working)}" if working else ""
-        print(f"{len(done)} of {len(self.plan.runs)} runs done{rest}{at_work}", flush=True)
+        begun = f"; begun: {', '.join(working)}" if working else ""
+        print(f"{len(done)} of {len(self.plan.runs)} runs done{rest}{begun}", flush=True)
 
 
 def time_left(spent: Mapping[Run, tuple[int, float]], *, done: Sequence[Run], epochs: int) -> float | None:

@@ -32,6 +32,7 @@ from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Passes, Views, of_views
 from tskd_yolo.distiller import Distiller, Trial, undisturbed
 from tskd_yolo.inputs import PREVIOUS
+from tskd_yolo.known import Score
 from tskd_yolo.teacher import Teacher
 
 SIDE_FILE = "tskd_last.pt"
@@ -77,6 +78,7 @@ class DistillationMixin:
     metrics: Any
     epochs: Any
     train_loader: Any
+    test_loader: Any
     plot_metrics: Any
     run_callbacks: Any
     add_callback: Any
@@ -386,8 +388,7 @@ class DistillationMixin:
     def _introduce(self, distiller: Distiller) -> None:
         """Says what is distilled, once, with the teacher's own accuracy on this validation set."""
         frozen, student = distiller.teacher, deepcopy(unwrap_model(self.model))
-        LOGGER.info(f"\n{colorstr('tskd-yolo:')} validating the teacher {frozen.name}...")
-        metrics = self.validated(frozen.detector())
+        metrics = self._score(frozen)
         own = self.validated(student) if self._knows and not self.args.resume else {}
         if RANK not in {-1, 0}:
             return
@@ -415,6 +416,19 @@ class DistillationMixin:
         LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
         for doubt in _doubts(metrics, own, larger=frozen.params > get_num_params(student)):
             LOGGER.warning(doubt)
+
+    def _score(self, frozen: Teacher) -> dict[str, float]:
+        """The teacher's metrics on the run's validation set, from an earlier run where there was one like this."""
+        score = Score(network=frozen.model, dataset=self.test_loader.dataset, args=self.args)
+        found, where = score.recall(), f"{colorstr('tskd-yolo:')} the teacher {frozen.name}"
+        if self._total([float(bool(found))])[0] == max(self.world_size, 1):  # ranks validate together or not at all
+            LOGGER.info(f"\n{where} was validated on these images before; its score is in {score.file}")
+            return found
+        LOGGER.info(f"\n{where} is validated, once for these images and settings...")
+        found = self.validated(frozen.detector())
+        if RANK in {-1, 0}:
+            score.keep(found)
+        return found
 
     def validated(self, model: Any) -> dict[str, float]:
         """A detector's metrics on the run's validation set, by the engine's own validator; the model is spoiled."""

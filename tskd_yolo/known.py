@@ -1,0 +1,86 @@
+"""What decides a result, as a hash; and a teacher's score on a validation set, which is kept under such a hash.
+
+So a teacher is validated once per data set and image size, and not before every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics.utils import LOGGER, USER_CONFIG_DIR
+
+from tskd_yolo import __version__, files
+
+VALIDATION = (
+    "imgsz", "batch", "conf", "iou", "max_det", "single_cls", "classes", "agnostic_nms", "augment", "rect", "nms",
+    "amp", "quantize", "device",
+)  # fmt: skip
+"""Ultralytics' arguments that a score depends on, beside the data."""
+
+
+def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path) -> str:
+    """A hash over plain values, a network's weights, a data set's images and labels, and what computes with them.
+
+    Images count by name (from ``folder`` on), size and time, labels by content.
+    """
+    hashed = hashlib.sha256(json.dumps([values, _versions()], sort_keys=True).encode())
+    for name, value in network.state_dict().items():
+        hashed.update(f"{name} {value.dtype}".encode())
+        hashed.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for file, label in zip(dataset.im_files, dataset.labels, strict=True):
+        found = os.stat(file)
+        hashed.update(f"{os.path.relpath(file, folder)} {found.st_size} {found.st_mtime_ns}".encode())
+        for array in (label["cls"], label["bboxes"], *label["segments"]):
+            hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"tskd_yolo": __version__}
+    for library in ("torch", "ultralytics", "numpy", "opencv-python", "albumentations"):
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:  # opencv has several names, albumentations is optional
+            versions[library] = ""
+    return versions
+
+
+class Score:
+    """The score of one network on one validation set, in a file of Ultralytics' settings folder.
+
+    Args:
+        network: What is validated.
+        dataset: The validation set, an Ultralytics data set.
+        args: The run's arguments.
+    """
+
+    def __init__(self, *, network: Any, dataset: Any, args: Any) -> None:
+        values = {k: str(getattr(args, k, None)) for k in VALIDATION}
+        folder = Path(os.path.commonpath([Path(file).parent for file in dataset.im_files]))
+        name = fingerprint(values, network=network, dataset=dataset, folder=folder)
+        self.file = USER_CONFIG_DIR / "tskd-yolo" / f"{name[:32]}.json"
+
+    def recall(self) -> dict[str, float]:
+        """What was kept; empty where there is nothing, or nothing that can be read."""
+        try:
+            found = json.loads(self.file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # never kept, or damaged: it is measured again
+            return {}
+        whole = isinstance(found, dict) and all(isinstance(v, (int, float)) for v in found.values())
+        return found if whole else {}
+
+    def keep(self, score: Mapping[str, float]) -> None:
+        """Writes the score down; a folder that cannot be written costs the next run a validation, and is told."""
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            files.replace(self.file, json.dumps({k: float(v) for k, v in score.items()}).encode())
+        except OSError as error:
+            LOGGER.warning(f"the teacher's score could not be kept for later runs: {error}")
