@@ -19,7 +19,7 @@ MODULES = {
 ROOMS = (
     "cli", "compare", "report", "arm", "pictures", "judge", "verdict", "charts",
     "trainer", "inputs", "distiller", "cache", "teacher", "host", "features", "gate", "balance", "losses", "data",
-    "files", "config",
+    "known", "files", "config",
 )  # fmt: skip
 MAY_IMPORT = {
     "cli": {"trainer", "teacher", "data", "config", "demo", "check", "compare", "report", "host", "inputs"},
@@ -30,12 +30,13 @@ MAY_IMPORT = {
     "judge": {"files"},
     "verdict": set(),
     "charts": set(),
-    "trainer": {"distiller", "cache", "teacher", "balance", "inputs", "host", "files", "data", "config"},
+    "trainer": {"distiller", "cache", "teacher", "balance", "inputs", "host", "known", "files", "data", "config"},
     "inputs": {"teacher", "host", "data", "config"},
     "distiller": {"teacher", "features", "gate", "balance", "losses", "config"},
-    "cache": {"features", "losses", "config"},
+    "cache": {"features", "losses", "known", "config"},
     "teacher": {"features", "losses", "host", "config"},
     "host": {"files", "config"},
+    "known": {"files"},
     "files": set(),
     "gate": set(),
     "features": {"losses", "config"},
