@@ -81,4 +81,7 @@ def trained(model: str, imgsz: int, runs: Path, training: dict[str, Any], epochs
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]) > 0)
+    try:
+        sys.exit(main(sys.argv[1:]) > 0)
+    except config.ConfigError as error:
+        sys.exit(str(error))

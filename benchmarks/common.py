@@ -46,6 +46,7 @@ def keep(comparison: Path, out: Path, name: str, command: str) -> None:
     """What a comparison in its folder says, as ``NAME.json`` and ``NAME.csv``, with what it was made on and by."""
     found = json.loads((comparison / "compare.json").read_text(encoding="utf-8"))
     report = {"command": command, **machine(), "comparison": found}
+    out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     shutil.copy(comparison / "compare.csv", out / f"{name}.csv")
 

@@ -6,7 +6,9 @@
 Of every part: its value, the norm of its gradient on the neck features of all levels, and the cosine of that gradient
 with the detection loss's, as means over ``batches=3`` batches of the training set of ``data=``, without mosaic. A
 part is what a term is the sum of (DRD's pixels and instances, ...), the mean over levels where it is taken per level.
-Adapters are as they are drawn at the start of a run: for a trained student only parts without one mean anything.
+Adapters are as they are drawn at the start of a run: for a trained student only parts without one mean anything. Of a
+dual head each branch has its parts. ``clipped`` is the norm of the gradient on all of the student's parameters of what
+plain training and a run with the default weights go down along: Ultralytics clips it at 10.
 """
 
 from __future__ import annotations
@@ -32,9 +34,15 @@ from tskd_yolo.losses.maps import pair
 from tskd_yolo.losses.regions import masks
 from tskd_yolo.teacher import Teacher, load
 
+KEYS = {"teacher", "student", "data", "imgsz", "batch", "batches", "seed", "json"}
+
 
 def main(arguments: list[str]) -> None:
-    given = dict(a.split("=", 1) for a in arguments)
+    given = dict(a.partition("=")[::2] for a in arguments)
+    if unknown := given.keys() - KEYS:
+        sys.exit(f"{', '.join(sorted(unknown))}: is not an argument; choose from {', '.join(sorted(KEYS))}.")
+    if "teacher" not in given:
+        sys.exit("teacher: missing; give teacher=FILE.pt.")
     seed, size, batch = int(given.get("seed", 0)), int(given.get("imgsz", 128)), int(given.get("batch", 32))
     settings = {"data": given.get("data", "neu.yaml")}
     config.resolve(settings)
@@ -48,9 +56,12 @@ def main(arguments: list[str]) -> None:
     dataset = build_yolo_dataset(args, data["train"], batch, data, mode="train", stride=32)
     loader = build_dataloader(dataset, batch, 0, shuffle=True)
     found: dict[str, list[tuple[float, float, float]]] = {}
+    norms: dict[str, list[float]] = {}
     for images, _ in zip(loader, range(int(given.get("batches", 3))), strict=False):
         for name, measured in pulls(student, distiller, images).items():
             found.setdefault(name, []).append(measured)
+        for name, norm in clipped(student, distiller, images).items():
+            norms.setdefault(name, []).append(norm)
     rows = {
         name: {
             key: round(sum(x) / len(x), 4)
@@ -58,7 +69,12 @@ def main(arguments: list[str]) -> None:
         }
         for name, v in found.items()
     }
-    report = {"command": "python benchmarks/pulls.py " + public(arguments), **machine(), "parts": rows}
+    report = {
+        "command": "python benchmarks/pulls.py " + public(arguments),
+        **machine(),
+        "parts": rows,
+        "clipped": {name: round(sum(x) / len(x), 1) for name, x in norms.items()},
+    }
     print(json.dumps(report, indent=1))
     if out := given.get("json"):
         Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -86,13 +102,12 @@ def pulls(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[str
     parts = {"detection": loss.sum() / len(batch["img"])}
     parts.update(_features(distiller, levels, said.maps, batch))
     for branch in distiller.branches:
-        parts.update(
-            distiller.learned["crd"][branch].terms(
-                student=[level.responses[branch] for level in levels],
-                teacher=said.responses[branch],
-                tails=[distiller.teacher.tails(stride, branch) for stride in distiller.strides],
-            )
+        terms = distiller.learned["crd"][branch].terms(
+            student=[level.responses[branch] for level in levels],
+            teacher=said.responses[branch],
+            tails=[distiller.teacher.tails(stride, branch) for stride in distiller.strides],
         )
+        parts.update({name if len(distiller.branches) == 1 else f"{branch}.{name}": v for name, v in terms.items()})
     neck = [level.features for level in levels]
     gradients = {name: _gradient(value, neck) for name, value in parts.items()}
     return {
@@ -103,6 +118,20 @@ def pulls(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[str
         )
         for name, value in parts.items()
     }
+
+
+def clipped(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[str, float]:
+    """Norm of the gradient on the student's parameters of a step of plain training, and of one with the terms."""
+    batch = {**batch, "img": batch["img"].float() / 255}
+    found = {}
+    for name in ("plain", "tskd"):
+        student.zero_grad()
+        student.criterion = None
+        if name == "tskd":
+            distiller.arm(student, batch["img"])
+        student(batch)[0].sum().backward()
+        found[name] = float(torch.nn.utils.get_total_norm([p.grad for p in student.parameters() if p.grad is not None]))
+    return found
 
 
 def _features(distiller: Distiller, levels: list[Any], maps: Any, batch: dict[str, Any]) -> dict[str, Tensor]:

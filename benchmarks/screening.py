@@ -14,32 +14,30 @@ import sys
 from pathlib import Path
 
 from common import keep, public
-from ultralytics.cfg import parse_key_value_pair
 
-from tskd_yolo import config
-from tskd_yolo.compare import compare
+from tskd_yolo import cli
 
 SETTINGS = {
     "data": "neu.yaml",
     "model": "yolo11n.yaml",
     "arms": "plain,ultralytics,tskd",
-    "seeds": 3,
-    "epochs": 20,
-    "imgsz": 128,
-    "batch": 32,
+    "seeds": "3",
+    "epochs": "20",
+    "imgsz": "128",
+    "batch": "32",
     "device": "cpu",
 }
 
 
 def main(arguments: list[str]) -> int:
-    given = {**SETTINGS, **dict(parse_key_value_pair(a) for a in arguments)}
+    given = {**SETTINGS, **dict(a.partition("=")[::2] for a in arguments)}
     runs, out = Path(given.pop("runs", "runs/screening")).resolve(), Path(given.pop("out", "benchmarks/results"))
     name = given.pop("name", "screening_neu_128")
-    config.resolve(given)
-    failed = compare(**given, out=str(runs))
+    if code := cli.main(["compare", *(f"{key}={value}" for key, value in given.items()), f"out={runs}"]):
+        return code
     keep(runs, out, name, "python benchmarks/screening.py " + public(arguments))
-    return failed
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]) > 0)
+    sys.exit(main(sys.argv[1:]))

@@ -34,7 +34,7 @@ def given(tmp_path, monkeypatch):
 
 def test_a_score_is_found_again_by_whoever_asks_for_the_same(given):
     assert Score(**given).recall() == {}
-    Score(**given).keep(SCORE)
+    Score(**given).keep({**SCORE, "fitness": np.float64(0.3)})
     assert Score(**given).recall() == SCORE
 
 
@@ -66,7 +66,17 @@ def test_a_score_is_not_found_where_anything_that_decides_it_changed(given, chan
     assert Score(**given).recall() == {}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"metrics/mAP50(B)": "x"}', b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'{"metrics/mAP50(B)": 0.5}',
+        b'{"metrics/mAP50(B)": "x", "metrics/mAP50-95(B)": 0.2}',
+        b"\xff",
+    ],
+)
 def test_a_damaged_score_is_as_good_as_none(given, content):
     score = Score(**given)
     score.keep(SCORE)

@@ -25,11 +25,14 @@ VALIDATION = (
 )  # fmt: skip
 """Ultralytics' arguments that a score depends on, beside the data."""
 
+METRICS = {"metrics/mAP50(B)", "metrics/mAP50-95(B)"}
+"""What a score consists of."""
 
-def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path) -> str:
+
+def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None = None) -> str:
     """A hash over plain values, a network's weights, a data set's images and labels, and what computes with them.
 
-    Images count by name (from ``folder`` on), size and time, labels by content.
+    Images count by name (from ``folder`` on, so that the set may move), size and time, labels by content.
     """
     hashed = hashlib.sha256(json.dumps([values, _versions()], sort_keys=True).encode())
     for name, value in network.state_dict().items():
@@ -37,7 +40,8 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path) -> str
         hashed.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     for file, label in zip(dataset.im_files, dataset.labels, strict=True):
         found = os.stat(file)
-        hashed.update(f"{os.path.relpath(file, folder)} {found.st_size} {found.st_mtime_ns}".encode())
+        name = os.path.relpath(file, folder) if folder else file
+        hashed.update(f"{name} {found.st_size} {found.st_mtime_ns}".encode())
         for array in (label["cls"], label["bboxes"], *label["segments"]):
             hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()
@@ -64,8 +68,7 @@ class Score:
 
     def __init__(self, *, network: Any, dataset: Any, args: Any) -> None:
         values = {k: str(getattr(args, k, None)) for k in VALIDATION}
-        folder = Path(os.path.commonpath([Path(file).parent for file in dataset.im_files]))
-        name = fingerprint(values, network=network, dataset=dataset, folder=folder)
+        name = fingerprint(values, network=network, dataset=dataset)
         self.file = USER_CONFIG_DIR / "tskd-yolo" / f"{name[:32]}.json"
 
     def recall(self) -> dict[str, float]:
@@ -74,13 +77,13 @@ class Score:
             found = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # never kept, or damaged: it is measured again
             return {}
-        whole = isinstance(found, dict) and all(isinstance(v, (int, float)) for v in found.values())
-        return found if whole else {}
+        whole = isinstance(found, dict) and found.keys() == METRICS
+        return found if whole and all(isinstance(v, float) for v in found.values()) else {}
 
     def keep(self, score: Mapping[str, float]) -> None:
         """Writes the score down; a folder that cannot be written costs the next run a validation, and is told."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            files.replace(self.file, json.dumps({k: float(v) for k, v in score.items()}).encode())
+            files.replace(self.file, json.dumps({k: float(score[k]) for k in sorted(METRICS)}).encode())
         except OSError as error:
             LOGGER.warning(f"the teacher's score could not be kept for later runs: {error}")

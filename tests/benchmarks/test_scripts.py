@@ -50,6 +50,18 @@ def test_screening_compares_the_arms_and_names_machine_and_command(tmp_path):
     assert (tmp_path / "screening_neu_128.csv").exists()
 
 
+def test_pulls_measures_every_part_of_every_term(tmp_path):
+    data, teacher, file = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt"), tmp_path / "pulls.json"
+    run("benchmarks/pulls.py", f"teacher={teacher}", f"data={data}", "imgsz=64", "batch=4", "batches=1", f"json={file}")
+    report = json.loads(file.read_text())
+    crd = {"cross_class", "cross_box", "own_class", "own_box"}
+    assert report["parts"].keys() == crd | {"detection", "foreground", "background", "structure", "pixel", "instance"}
+    assert all(part["norm"] >= 0 and -1.001 <= part["cosine"] <= 1.001 for part in report["parts"].values())
+    assert report["parts"]["detection"]["cosine"] == pytest.approx(1, abs=1e-3)
+    assert 0 < report["clipped"]["plain"] != report["clipped"]["tskd"]
+    assert str(tmp_path) not in file.read_text()
+
+
 def test_the_claim_refuses_a_stage_that_is_none_in_one_sentence():
     result = subprocess.run(
         [sys.executable, "benchmarks/claim.py", "stages=11n,foo"],
