@@ -1,11 +1,12 @@
-"""How hard each part of the three terms pulls on the student's neck at weight 1, and whether towards the labels.
+"""How hard each part of the three terms pulls on the student at weight 1, and whether towards the labels.
 
     python benchmarks/pulls.py teacher=neu_yolo11s_128.pt student=yolo11n.yaml json=benchmarks/results/pulls_start.json
     python benchmarks/pulls.py teacher=neu_yolo11s_128.pt student=runs/tskd/weights/last.pt json=...
 
-Of every part: its value, the norm of its gradient on the neck features of all levels, and the cosine of that gradient
-with the detection loss's, as means over ``batches=3`` batches of the training set of ``data=``, without mosaic. A
-part is what a term is the sum of (DRD's pixels and instances, ...), the mean over levels where it is taken per level.
+Of every part: its value, the norm of its gradient on the neck features of all levels, or on the maps of the backbone's
+stages for what is called ``stages.``, and the cosine of that gradient with the detection loss's in the same place, as
+means over ``batches=3`` batches of the training set of ``data=``, without mosaic. A part is what a term is the sum of
+(DRD's pixels and instances, ...), the term's mean over levels or stages where it is taken on each.
 Adapters are as they are drawn at the start of a run: for a trained student only parts without one mean anything. Of a
 dual head each branch has its parts. ``clipped`` is the norm of the gradient on all of the student's parameters of what
 plain training and a run with the default weights go down along: Ultralytics clips it at 10.
@@ -29,9 +30,10 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel
 
 from tskd_yolo import config
-from tskd_yolo.distiller import Distiller, boxes_of
+from tskd_yolo.distiller import Distiller, boxes_of, heard
+from tskd_yolo.features import Answer
 from tskd_yolo.losses.maps import pair
-from tskd_yolo.losses.regions import masks
+from tskd_yolo.losses.regions import Boxes, masks
 from tskd_yolo.teacher import Teacher, load
 
 KEYS = {"teacher", "student", "data", "imgsz", "batch", "batches", "seed", "json"}
@@ -94,22 +96,31 @@ def pulls(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[str
     batch = {**batch, "img": batch["img"].float() / 255}
     said = distiller.ask(batch["img"])
     distiller.reader.arm()
+    distiller.stages.arm()
     predictions = student(batch["img"])
-    read = distiller.reader.read(predictions)
+    read, stages = distiller.reader.read(predictions), distiller.stages.read()
     distiller.reader.disarm()
+    distiller.stages.disarm()
     levels = [read[stride] for stride in distiller.strides]
+    neck = [level.features for level in levels]
+    boxes = boxes_of(batch, images=len(batch["img"]), size=(batch["img"].shape[2], batch["img"].shape[3]))
     loss, _ = student.init_criterion()(predictions, batch)
-    parts = {"detection": loss.sum() / len(batch["img"])}
-    parts.update(_features(distiller, levels, said.maps, batch))
+    at_neck = {"detection": loss.sum() / len(batch["img"]), **_drd(distiller, neck, said, boxes)}
     for branch in distiller.branches:
         terms = distiller.learned["crd"][branch].terms(
             student=[level.responses[branch] for level in levels],
             teacher=said.responses[branch],
             tails=[distiller.teacher.tails(stride, branch) for stride in distiller.strides],
         )
-        parts.update({name if len(distiller.branches) == 1 else f"{branch}.{name}": v for name, v in terms.items()})
-    neck = [level.features for level in levels]
-    gradients = {name: _gradient(value, neck) for name, value in parts.items()}
+        at_neck.update({name if len(distiller.branches) == 1 else f"{branch}.{name}": v for name, v in terms.items()})
+    at_stages = {"detection": at_neck["detection"], **_ded(distiller, stages, said, boxes)}
+    found = _pulled(at_neck, neck)
+    found.update({f"stages.{name}": pull for name, pull in _pulled(at_stages, stages).items()})
+    return found
+
+
+def _pulled(parts: dict[str, Tensor], inputs: list[Tensor]) -> dict[str, tuple[float, float, float]]:
+    gradients = {name: _gradient(value, inputs) for name, value in parts.items()}
     return {
         name: (
             float(value.detach()),
@@ -134,19 +145,25 @@ def clipped(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[s
     return found
 
 
-def _features(distiller: Distiller, levels: list[Any], maps: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """The parts of DRD and DED, as means over levels."""
-    size = (batch["img"].shape[2], batch["img"].shape[3])
-    boxes = boxes_of(batch, images=len(batch["img"]), size=size)
-    parts: dict[str, Tensor] = {}
-    for stride, level, wanted in zip(distiller.strides, levels, maps, strict=True):
-        ours, theirs = pair(distiller._brought(stride, level.features), distiller._wanted(wanted))
-        regions = masks(boxes, *level.features.shape[2:])
-        found = distiller.learned["ded"].terms(student=ours, teacher=theirs, masks=regions)
-        found.update(distiller.learned["drd"][str(stride)].terms(student=ours, teacher=theirs, boxes=boxes))
-        for name, value in found.items():
-            parts[name] = parts.get(name, 0) + value / len(levels)
-    return parts
+def _ded(distiller: Distiller, stages: list[Tensor], said: Answer, boxes: Boxes) -> dict[str, Tensor]:
+    """The parts of DED, as means over the backbone's stages."""
+    found = []
+    for i, (features, wanted) in enumerate(zip(stages, said.stages, strict=True)):
+        ours, theirs = pair(distiller._brought("stages", i, features), distiller._wanted(wanted))
+        regions = masks(boxes, *theirs.source.shape[2:])
+        found.append(distiller.learned["ded"].terms(student=ours, teacher=theirs, masks=regions))
+    return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
+
+
+def _drd(distiller: Distiller, neck: list[Tensor], said: Answer, boxes: Boxes) -> dict[str, Tensor]:
+    """The parts of DRD, as means over levels by what the teacher says there."""
+    assert said.said is not None
+    found = []
+    for i, (features, wanted) in enumerate(zip(neck, said.maps, strict=True)):
+        ours, theirs = pair(distiller._brought("neck", i, features), distiller._wanted(wanted))
+        unit = distiller.learned["drd"][str(distiller.strides[i])]
+        found.append(unit.terms(student=ours, teacher=theirs, boxes=boxes))
+    return {name: (heard(said.said) * torch.stack([terms[name] for terms in found])).sum() for name in found[0]}
 
 
 def _gradient(value: Tensor, inputs: list[Tensor]) -> Tensor:

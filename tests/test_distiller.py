@@ -14,7 +14,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from tests.helpers import make_detector
 from tskd_yolo import config
-from tskd_yolo.distiller import Distiller, boxes_of
+from tskd_yolo.distiller import Distiller, boxes_of, heard
 from tskd_yolo.losses import crd
 from tskd_yolo.teacher import Teacher, load
 
@@ -36,7 +36,7 @@ def make_student(model: str = "yolo11n.yaml") -> DetectionModel:
 
 
 def make(student, file: Path, **settings) -> Distiller:
-    values = config.build({**config.DEFAULTS, "teacher": str(file), **settings})
+    values = config.build({**config.DEFAULTS, "balance": "fixed", "teacher": str(file), **settings})
     frozen = Teacher(load(file), like=student, names=dict(enumerate(NAMES)), responses=values.crd > 0)
     return Distiller(student=student, teacher=frozen, config=values, seed=3)
 
@@ -86,7 +86,8 @@ def test_each_term_reaches_the_total_with_its_own_weight(model, kind, files):
 def test_a_term_of_weight_zero_is_not_computed_and_its_column_stays_zero(off, files):
     student, batch = make_student(), make_batch()
     distiller = make(student, files["11s"], **{off: 0})
-    assert off not in distiller.learned and set(distiller.learned) == {"neck", "drd", "ded", "crd"} - {off}
+    where = {"drd": "neck", "ded": "stages"}
+    assert set(distiller.learned) == {"neck", "stages", "drd", "ded", "crd"} - {off, where.get(off)}
     assert bool(distiller.reader.towers) == bool(distiller.teacher.reader.towers) == (off != "crd")
     vector, items = step(distiller, student, batch)
     assert items[f"{off}_loss"] == 0 and vector[-3 + ["drd", "ded", "crd"].index(off)] == 0
@@ -222,6 +223,54 @@ def test_of_the_teachers_neck_an_even_share_is_compared(files):
         for found, stride, share in zip(said, distiller.strides, shares, strict=True):
             assert torch.equal(found, whole[stride].features[:, ::share])
             assert found.untyped_storage().nbytes() == found.nbytes  # the rest is forgotten
+
+
+def test_a_level_where_the_teacher_finds_nothing_teaches_nothing(files):
+    student, batch = make_student(), make_batch()
+    for settings, silent in (({}, True), (dict(variant="paper"), False)):
+        distiller = make(student, files["11s"], drd=1, ded=1, crd=0, **settings)
+        for layers in distiller.teacher.head.cv3[1:]:
+            layers[-1].bias.fill_(-50.0)
+        distiller.arm(student, batch["img"])
+        predictions = student(batch["img"])
+        terms = distiller.terms(predictions, batch)
+        found = torch.autograd.grad(sum(terms.values()), predictions["feats"])
+        assert found[0].norm() > 0
+        assert [bool(g.norm() < 1e-9 * found[0].norm()) for g in found[1:]] == [silent, silent]
+        distiller.disarm(student)
+
+
+def test_ded_compares_stages_of_the_backbone_and_in_the_papers_form_the_neck(files):
+    student, batch = make_student(), make_batch()
+    for settings, place, sizes in (
+        ({}, "stages", [(64, 8), (64, 4), (64, 2)]),
+        (dict(variant="paper"), "neck", [(128, 8), (256, 4), (512, 2)]),
+    ):
+        distiller = make(student, files["11s"], drd=0, crd=0, **settings)
+        said = distiller.ask(batch["img"])
+        found = {"stages": said.stages, "neck": said.maps}
+        assert [(m.shape[1], m.shape[2]) for m in found.pop(place)] == sizes
+        assert not any(found.values()) and set(distiller.learned) == {place, "ded"}
+
+
+def test_ded_is_left_out_where_all_that_it_teaches_is_frozen(files):
+    student, batch = make_student(), make_batch()
+    distiller = make(student, files["11s"])
+    student.model[6].cv2.conv.weight.requires_grad_(True)
+    for layer in student.model[:6]:
+        layer.requires_grad_(False)
+    assert distiller.leave_frozen() == []
+    student.model[6].requires_grad_(False)
+    assert distiller.leave_frozen() == ["ded"] and list(distiller.on) == ["drd", "crd"]
+    items = step(distiller, student, batch)[1]
+    assert items["ded_loss"] == 0 and items["drd_loss"] > 0 and items["crd_loss"] > 0
+    assert distiller.leave_frozen() == []
+
+
+def test_what_is_heard_of_each_level_adds_up_to_one():
+    said = torch.tensor([[6.0, 1.0], [2.0, 1.0]])
+    assert torch.equal(heard(said), torch.tensor([0.8, 0.2]))
+    assert heard(torch.zeros(0, 2)).tolist() == [0, 0]
 
 
 def test_nothing_that_learns_is_in_the_student(files):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
-from tskd_yolo.features import STAGE, HeadReader, strides, towers
+from tskd_yolo.features import STAGE, STAGES, HeadReader, StageReader, strides, towers
 
 MODELS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
 BRANCHES = {
@@ -115,3 +115,25 @@ def test_strides_and_towers_name_what_the_head_has(models):
     for name, model in models.items():
         assert strides(model.model[-1]) == [8, 16, 32]
         assert list(towers(model.model[-1])) == BRANCHES[name]
+
+
+@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo11s.yaml", "yolo12n.yaml", "yolo26n.yaml"])
+def test_stages_are_the_last_maps_at_their_strides_before_the_next_is_halved(name):
+    model = DetectionModel(name, nc=3, verbose=False).eval()
+    gave: dict[int, torch.Tensor] = {}
+    for layer in model.model:
+        layer.register_forward_hook(lambda m, _, output: gave.update({m.i: output}))
+    reader = StageReader(model, keep=lambda place, features: features * (place + 1))
+    reader.arm()
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 96))
+    maps = reader.read()
+    assert len(maps) == len(reader.widths) == len(STAGES) == 3
+    for place, (stride, layer) in enumerate(STAGES.items()):
+        assert torch.equal(maps[place], gave[layer] * (place + 1)) and maps[place].shape[1] == reader.widths[place]
+        assert gave[layer].shape[2:] == (64 // stride, 96 // stride)
+        assert gave[layer + 1].shape[2] * 2 == gave[layer].shape[2]
+    reader.disarm()
+    assert not reader._maps and not reader._handles
+    last = max(STAGES.values())
+    assert {id(p) for p in reader.before()} == {id(p) for p in model.model[: last + 1].parameters()}

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "compare": {"arm", "report", "pictures", "judge", "verdict", "inputs", "config"},
     "report": {"pictures", "judge", "verdict", "charts", "config"},
     "arm": {"trainer", "teacher", "judge", "host", "config"},
-    "pictures": {"teacher", "losses"},
+    "pictures": {"teacher", "features", "losses"},
     "judge": {"files"},
     "verdict": set(),
     "charts": set(),

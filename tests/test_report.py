@@ -159,11 +159,12 @@ def test_the_attention_shown_is_the_factor_of_ded(out, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     heat = _Attention(str(teacher), 64, "default", dict(enumerate(EVIL)))(image)
     model, caught = load_checkpoint(str(teacher))[0], {}
-    model.model[-1].register_forward_pre_hook(lambda m, inputs: caught.update(levels=inputs[0]))
+    for layer in (2, 4, 6):
+        model.model[layer].register_forward_hook(lambda m, _, output: caught.update({m.i: output[..., ::2, ::2]}))
     with torch.no_grad():
         model(torch.from_numpy(image[..., ::-1].copy().transpose(2, 0, 1))[None] / 255)
-    assert [h.stride for h in heat] == [8, 16, 32]
-    for shown, features in zip(heat, caught["levels"]):
+    assert [h.stride for h in heat] == [4, 8, 16]
+    for shown, features in zip(heat, caught.values()):
         assert shown.strongest == pytest.approx(float(relative_attention(features)[0].max()), rel=1e-3)
 
 

@@ -3,8 +3,9 @@
 A record holds a view of an image, so that it is drawn only once, and what the terms read of the teacher and no more:
 
 - image and boxes of the view (:class:`tskd_yolo.data.views.Kept`);
-- neck features as 8-bit codes, per channel ``value = code * step + low``, with the mean and variance of each channel,
-  by which a batch is standardised, and DED's attention;
+- neck features and maps of the backbone's stages as 8-bit codes, per channel ``value = code * step + low``, with the
+  mean and variance of each channel, by which a batch is standardised; of the stages DED's attention, of the neck's
+  levels how much the teacher says on each;
 - per branch of the head: class logits, the box logits at the locations that CRD compares, and of the tower activations
   the mean and sum of squares of each channel.
 
@@ -41,7 +42,7 @@ from tskd_yolo.losses.crd import Moments, Target
 from tskd_yolo.losses.maps import Map, inverse_deviation
 from tskd_yolo.losses.regions import relative_attention
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when records come to hold something else."""
 
 SUFFIX = ".tskd"
@@ -61,10 +62,12 @@ _HEADER, _WHOLE, _ALIGN, _GB = 1 << 14, 1 << 32, 16, 1e9
 @torch.no_grad()
 def parts(answer: Answer) -> dict[str, Tensor]:
     """What is kept of the teacher's answer, by name, each ``(N, ...)``."""
-    kept: dict[str, Tensor] = {}
-    for i, features in enumerate(answer.maps):
-        assert isinstance(features, Tensor)
-        kept.update({f"map{i}.{name}": value for name, value in _coded(features).items()})
+    kept: dict[str, Tensor] = {} if answer.said is None else {"said": answer.said}
+    for kind, maps in (("map", answer.maps), ("stage", answer.stages)):
+        for i, features in enumerate(maps):
+            assert isinstance(features, Tensor)
+            coded = _coded(features, attended=kind == "stage")
+            kept.update({f"{kind}{i}.{name}": value for name, value in coded.items()})
     for branch, said in answer.responses.items():
         kept[f"{branch}.scores"] = _half(said.scores)
         kept[f"{branch}.place"] = said.place.int()
@@ -79,7 +82,7 @@ def _half(x: Tensor) -> Tensor:
     return x.clamp(-65504, 65504).half()
 
 
-def _coded(features: Tensor) -> dict[str, Tensor]:
+def _coded(features: Tensor, attended: bool) -> dict[str, Tensor]:
     """Features ``(N, C, H, W)`` as 8-bit codes, with the statistics of what the codes stand for."""
     values = features.float().flatten(2)
     low, high = values.aminmax(dim=2, keepdim=True)
@@ -87,24 +90,30 @@ def _coded(features: Tensor) -> dict[str, Tensor]:
     codes = ((values - low) / step).round().clamp(0, 255)
     variance, mean = torch.var_mean(codes, dim=2, correction=0)
     low, step = low.squeeze(2), step.squeeze(2)
-    spatial, channel = relative_attention(features.float())
-    return {
+    coded = {
         "codes": codes.byte().view_as(features),
         "channels": torch.stack((low, step, mean * step + low, variance * step.square()), dim=1),
-        "spatial": _half(spatial),
-        "channel": _half(channel),
     }
+    if attended:
+        spatial, channel = relative_attention(features.float())
+        coded.update(spatial=_half(spatial), channel=_half(channel))
+    return coded
 
 
 def answer(kept: Mapping[str, Tensor]) -> Answer:
     """What the terms read of the teacher, from :func:`parts`: maps standardised over the batch."""
-    levels = sum(name.endswith(".codes") for name in kept)
-    maps = [partial(_map, {k: kept[f"map{i}.{k}"] for k in _FIELDS}) for i in range(levels)]
+    maps, stages = (_maps(kept, kind) for kind in ("map", "stage"))
     branches = [name.removesuffix(".scores") for name in kept if name.endswith(".scores")]
-    return Answer(maps, {branch: _target(kept, branch) for branch in branches})
+    return Answer(maps, {branch: _target(kept, branch) for branch in branches}, kept.get("said"), stages)
 
 
-_FIELDS = "codes", "channels", "spatial", "channel"
+def _maps(kept: Mapping[str, Tensor], kind: str) -> list[Callable[[], Map]]:
+    fields: dict[int, dict[str, Tensor]] = {}
+    for name, value in kept.items():
+        place, _, field = name.partition(".")
+        if place.startswith(kind) and place.removeprefix(kind).isdigit():
+            fields.setdefault(int(place.removeprefix(kind)), {})[field] = value
+    return [partial(_map, fields[i]) for i in sorted(fields)]
 
 
 def _map(kept: Mapping[str, Tensor]) -> Map:
@@ -116,7 +125,8 @@ def _map(kept: Mapping[str, Tensor]) -> Map:
     rows = low.new_empty(codes.shape[1], codes.shape[0], math.prod(codes.shape[2:]))
     rows.copy_(codes.flatten(2).transpose(0, 1)).mul_((step * scale).T.unsqueeze(2))
     rows += ((low - center) * scale).T.unsqueeze(2)
-    return Map(rows, None, codes, (kept["spatial"].float(), kept["channel"].float()))
+    attention = (kept["spatial"].float(), kept["channel"].float()) if "spatial" in kept else None
+    return Map(rows, None, codes, attention)
 
 
 def _target(kept: Mapping[str, Tensor], branch: str) -> Target:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from tskd_yolo.balance import Fixed, Meter, Share
 from tskd_yolo.config import TERMS, Config
-from tskd_yolo.features import STAGE, Answer, HeadReader, Level, strides, towers
+from tskd_yolo.features import STAGE, STEP, Answer, HeadReader, Level, StageReader, strides, towers
 from tskd_yolo.gate import MOST, Gate, at_once
 from tskd_yolo.losses import CRD, DED, DRD
+from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.crd import Response, adapter, target
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
@@ -38,7 +39,7 @@ def undisturbed() -> Iterator[None]:
 
 
 CHANNELS = 64
-"""How many of a level's neck channels, or somewhat more, DRD and DED compare where the widths differ."""
+"""How many channels of a map, or somewhat more, DRD and DED compare where the widths differ."""
 
 Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], Answer]], Answer]
 """Images, the batch they are from and the teacher, to the teacher's answer: see :mod:`tskd_yolo.cache`."""
@@ -69,11 +70,15 @@ class Distiller:
         self.unpaired = sorted(set(strides(head)) ^ set(teacher.reader.strides))
         self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         paper = config.variant == "paper"
-        self.shares = {
-            s: 1 if paper or ours == theirs else max(theirs // min(ours, CHANNELS), 1)
-            for s, (ours, theirs) in self.widths.items()
-        }
+        self.shares = {s: 1 if paper else _one_in(*widths) for s, widths in self.widths.items()}
         """Of the teacher's neck channels one in so many is compared."""
+        self.stages = StageReader(student)
+        early = list(zip(self.stages.widths, teacher.stages.widths, strict=True))
+        self.early = [(ours, theirs, _one_in(ours, theirs)) for ours, theirs in early]
+        """Channels of the student's and of the teacher's backbone stages; of the latter one in so many is compared."""
+        teacher.stages.keep = lambda i, features: _share(features, self.early[i][2], STEP)
+        self.places = {"drd": "neck", "ded": "neck" if paper else "stages"}
+        """Where the feature terms compare."""
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
         self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
         stage = 0 if config.variant == "paper" else STAGE
@@ -104,13 +109,15 @@ class Distiller:
         """Adapters and graph units, by term and level."""
         paper = self.config.variant == "paper"
         modules: Any = nn.ModuleDict()
-        if "drd" in self.on or "ded" in self.on:
+        if self._compares("neck"):
             modules["neck"] = nn.ModuleDict(
                 {
                     str(s): adapter(ours, theirs, bias=paper, share=self.shares[s])
                     for s, (ours, theirs) in self.compared().items()
                 }
             )
+        if self._compares("stages"):
+            modules["stages"] = nn.ModuleList(adapter(a, -(-b // share), share=share) for a, b, share in self.early)
         if "drd" in self.on:
             trained = self.config.graph == "trained"
             modules["drd"] = nn.ModuleDict(
@@ -124,6 +131,10 @@ class Distiller:
             )
         return modules
 
+    def _compares(self, place: str) -> bool:
+        """Whether a feature term that is on compares there."""
+        return any(term in self.on and at == place for term, at in self.places.items())
+
     def compared(self) -> dict[int, tuple[int, int]]:
         """Neck channels of the student, and how many of the teacher's they are compared with, per level."""
         return {s: (ours, -(-theirs // self.shares[s])) for s, (ours, theirs) in self.widths.items()}
@@ -135,6 +146,13 @@ class Distiller:
             ours, theirs = (_stage_widths(h, branch, stride, self.reader.stage) for h in (head, self.teacher.head))
             widths.append(((ours[0], theirs[0]), (ours[1], theirs[1])))
         return widths
+
+    def leave_frozen(self) -> list[str]:
+        """Leaves DED out where all of the student's layers that it teaches are frozen; the terms that were left out."""
+        if self._compares("stages") and not any(p.requires_grad for p in self.stages.before()):
+            del self.on["ded"]
+            return ["ded"]
+        return []
 
     # One step ---------------------------------------------------------------------------------------------------------
 
@@ -151,6 +169,8 @@ class Distiller:
         self._size = (images.shape[2], images.shape[3])
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
+        if self._compares("stages"):
+            self.stages.arm()
         if self.config.variant == "paper" and "crd" in self.on:
             for branch in self.branches:  # a dual head's criterion holds one per branch
                 self._count_positives(branch, getattr(self._base, branch, self._base).assigner)
@@ -158,12 +178,15 @@ class Distiller:
 
     def ask(self, images: Tensor) -> Answer:
         """What the teacher says of images ``(N, 3, H, W)``: what the terms read, the student needs the memory."""
-        levels = self.teacher(images)
+        levels, stages = self.teacher.with_stages(images) if self._compares("stages") else (self.teacher(images), [])
         said = [levels[stride] for stride in self.strides]
-        neck = zip(said, self.shares.values(), strict=True) if "neck" in self.learned else ()
+        neck = zip(said, self.shares.values(), strict=True) if self._compares("neck") else ()
+        weighed = self._compares("neck") and self.config.variant != "paper"
         return Answer(
             [_share(level.features, share) for level, share in neck],
             {b: target([level.responses[b] for level in said], self.config.variant) for b in self.branches},
+            torch.stack([_said(level.scores) for level in said], dim=1) if weighed else None,
+            stages,
         )
 
     def _count_positives(self, branch: str, assigner: nn.Module) -> None:
@@ -181,6 +204,7 @@ class Distiller:
         for handle in self._handles:
             handle.remove()
         self.reader.disarm()
+        self.stages.disarm()
         self._target, self._positives, self._handles, self._base, self._places = None, {}, [], None, {}
 
     def loss(self, student: Any, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -228,64 +252,81 @@ class Distiller:
             return {}
         levels = self.reader.read(predictions)
         student = [levels[s] for s in self.strides]
-        terms = self._feature_terms(student, self._target.maps, batch)
-        self._places = dict.fromkeys(terms, [level.features for level in student])
+        maps = {"neck": [level.features for level in student]}
+        maps["stages"] = self.stages.read() if self._compares("stages") else []
+        terms = self._feature_terms(maps, self._target, batch)
+        self._places = {name: maps[self.places[name]] for name in terms}
         for branch in self.branches if "crd" in self.on else []:
             name = f"crd:{branch}"
             terms[name] = self._response_term(branch, student, self._target.responses[branch])
             # The second branch of a dual head sees the neck's features cut off from their graph.
             towers_ = [t for level in student for t in level.responses[branch][2:]]
-            self._places[name] = towers_ if branch == "one2one" else [level.features for level in student]
+            self._places[name] = towers_ if branch == "one2one" else maps["neck"]
         return terms
 
     def trial(self, student: Any, images: Tensor) -> tuple[Any, ...]:
         """Predictions and terms of a copy of the student on images without boxes."""
-        reader, self.reader = (
-            self.reader,
-            HeadReader(student.model[-1], responses="crd" in self.on, stage=self.reader.stage),
-        )
+        own = self.reader, self.stages
+        self.reader = HeadReader(student.model[-1], responses="crd" in self.on, stage=self.reader.stage)
+        self.stages = StageReader(student)
         try:
             self._target, self._size = self.ask(images.detach()), (images.shape[2], images.shape[3])
             self.reader.arm()
+            self.stages.arm()
             predictions = student(images)
             none = images.new_zeros(0)
             terms = self.terms(predictions, {"img": images, "bboxes": none.view(0, 4), "batch_idx": none})
             return predictions, [self._leave(name, term) for name, term in terms.items()]
         finally:
             self.reader.disarm()
-            self.reader, self._target = reader, None
+            self.stages.disarm()
+            (self.reader, self.stages), self._target = own, None
             for gate in self.gates.values():
                 gate.collect()
 
     def _feature_terms(
-        self, student: Sequence[Level], teacher: Sequence[Any], batch: dict[str, Tensor]
+        self, student: Mapping[str, Sequence[Tensor]], teacher: Answer, batch: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """DRD and DED: the mean over levels (the paper's form: the sum)."""
-        names = [term for term in ("drd", "ded") if term in self.on]
+        """DRD and DED of the student's maps by place, each a mean over the maps (the paper's form: the sum).
+
+        On the neck a level weighs by how much the teacher says there: one where it finds nothing has features that
+        nothing has ever asked for, noise to a student.
+        """
+        names = [term for term in self.places if term in self.on]
         if not names:
             return {}
         boxes = boxes_of(batch, images=len(batch["img"]), size=self._size)
+        wanted = {"neck": teacher.maps, "stages": teacher.stages}
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         with torch.autocast(boxes.xyxy.device.type, enabled=False):
-            ours = [self._brought(stride, level.features) for stride, level in zip(self.strides, student, strict=True)]
-            behind = {name: _behind(self.gates[name], ours) for name in names}
-            for i, stride in enumerate(self.strides):
-                theirs = self._wanted(teacher[i])
-                if "drd" in found:
-                    drd = self.learned["drd"][str(stride)]
-                    found["drd"].append(_compare(drd, behind["drd"][i], teacher=theirs, boxes=boxes))
-                if "ded" in found:
-                    regions = masks(boxes, *student[i].features.shape[2:])
-                    found["ded"].append(_compare(self.learned["ded"], behind["ded"][i], teacher=theirs, masks=regions))
-        paper = self.config.variant == "paper"
-        return {n: torch.stack(v).sum() if paper else torch.stack(v).mean() for n, v in found.items()}
+            for place in dict.fromkeys(self.places[name] for name in names):
+                ours = [self._brought(place, i, features) for i, features in enumerate(student[place])]
+                behind = {n: _behind(self.gates[n], ours) for n in names if self.places[n] == place}
+                for i, features in enumerate(wanted[place]):
+                    theirs = self._wanted(features)
+                    for name, maps in behind.items():
+                        found[name].append(self._compared(name, i, student=maps[i], teacher=theirs, boxes=boxes))
+            if self.config.variant == "paper":
+                return {name: torch.stack(values).sum() for name, values in found.items()}
+            weights = {"neck": None if teacher.said is None else heard(teacher.said)}
+            return {name: _mean(values, weights.get(self.places[name])) for name, values in found.items()}
 
-    def _brought(self, stride: int, features: Tensor) -> Tensor | Map:
+    def _compared(self, name: str, place: int, *, student: Any, teacher: Any, boxes: Boxes) -> Tensor:
+        """A feature term on one map, with its gradients."""
+        if name == "drd":
+            drd = self.learned["drd"][str(self.strides[place])]
+            return _compare(drd, student, teacher=teacher, boxes=boxes)
+        height, width = (teacher if isinstance(teacher, Tensor) else teacher.source).shape[2:]
+        return _compare(self.learned["ded"], student, teacher=teacher, masks=masks(boxes, height, width))
+
+    def _brought(self, place: str, i: int, features: Tensor) -> Tensor | Map:
         """The student's map at the teacher's width; standardised once for both losses, but for the paper's form."""
-        adapter = self.learned["neck"][str(stride)]
+        adapters = self.learned[place]
+        adapter = adapters[i] if place == "stages" else adapters[str(self.strides[i])]
         if self.config.variant == "paper":
             return adapter(features.float())
-        return standardised(features, None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1))
+        part = features[:, :, ::STEP, ::STEP] if place == "stages" else features
+        return standardised(part, None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1))
 
     def _wanted(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
         """The teacher's map as the losses take it."""
@@ -411,9 +452,30 @@ class _Criterion:
         return self._distiller.loss(self._student, predictions, batch)
 
 
-def _share(features: Tensor, step: int) -> Tensor:
-    """Every ``step``-th channel, as a copy: the others can be forgotten."""
-    return features if step == 1 else features[:, ::step].contiguous()
+def heard(said: Tensor) -> Tensor:
+    """The share of each level in what a teacher says, ``(N, levels)`` -> ``(levels,)``; they add up to 1."""
+    total = everywhere(said.sum(dim=0))
+    return total / total.sum().clamp(min=1e-12)
+
+
+def _said(scores: Tensor) -> Tensor:
+    """Best class probabilities of ``(N, classes, H, W)`` logits, summed over the cells, ``(N,)``."""
+    return scores.float().amax(dim=1).sigmoid().sum(dim=(1, 2))
+
+
+def _one_in(ours: int, theirs: int) -> int:
+    """Of a teacher's channels one in so many is compared with a student's."""
+    return 1 if ours == theirs else max(theirs // min(ours, CHANNELS), 1)
+
+
+def _share(features: Tensor, share: int, step: int = 1) -> Tensor:
+    """One in ``share`` channels and every ``step``-th cell, as a copy: the others can be forgotten."""
+    return features if share == step == 1 else features[:, ::share, ::step, ::step].contiguous()
+
+
+def _mean(values: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+    """Mean of scalars, weighted where ``weight``, which adds up to 1, is given."""
+    return torch.stack(list(values)).mean() if weight is None else (weight * torch.stack(list(values))).sum()
 
 
 def _behind(gate: Gate, maps: list[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ joined along A; a dual head (YOLO26) with one such dict per branch, ``one2many``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -22,22 +22,35 @@ After stage 1 the rest of the head is linear: what the teacher's classifier and 
 activations, for a small part of the cost of a detour from stage 0 on, where ``variant=paper`` enters.
 """
 
+STAGES = {4: 2, 8: 4, 16: 6}
+"""The layers that end the backbone's early stages, by their stride in pixels, in every family."""
+
+STEP = 2
+"""Of a stage every how manieth cell is read in either direction: all of stride 4 would cost more than the neck."""
+
 
 class Level(NamedTuple):
-    """One level of one network: its neck features ``(N, C, H, W)`` and, per branch, the head's response."""
+    """One level of one network: its neck features ``(N, C, H, W)``, the class logits ``(N, classes, H, W)`` of the
+    head's first branch and, where they are wanted, each branch's response.
+    """
 
     features: Tensor
+    scores: Tensor
     responses: dict[str, Response]
 
 
 class Answer(NamedTuple):
-    """What a teacher says of a batch, per level that both networks have and per branch of the head.
+    """What a teacher says of a batch, per level that both networks have, per branch of the head, per backbone stage.
 
     A map is the features ``(N, C, H, W)``, or gives them standardised when it is asked to: until then it may be small.
+    ``said`` ``(N, levels)`` is how much the teacher says on each level: best class probabilities, summed over cells;
+    None where no term reads it.
     """
 
     maps: Sequence[Tensor | Callable[[], Map]]
     responses: dict[str, Target]
+    said: Tensor | None = None
+    stages: Sequence[Tensor | Callable[[], Map]] = ()
 
 
 def towers(head: Any) -> dict[str, tuple[Any, Any]]:
@@ -98,7 +111,8 @@ class HeadReader:
         """Levels by stride, from the head's answer to the pass that was armed."""
         raw = predictions[1] if isinstance(predictions, tuple) else predictions
         branches = raw if "boxes" not in raw else {"one2many": raw}
-        features = next(branch["feats"] for name, branch in branches.items() if branch)
+        first = next(branch for branch in branches.values() if branch)
+        features = first["feats"]
         cells = [f.shape[2] * f.shape[3] for f in features]
         levels = []
         for i, feature in enumerate(features):
@@ -108,5 +122,51 @@ class HeadReader:
                 boxes, scores = (branches[name][k][..., start : start + cells[i]] for k in ("boxes", "scores"))
                 activations = (self._activations[name, kind, i] for kind in (0, 1))
                 responses[name] = Response(boxes.unflatten(2, size), scores.unflatten(2, size), *activations)
-            levels.append(Level(feature, responses))
+            scores = first["scores"][..., start : start + cells[i]].unflatten(2, size)
+            levels.append(Level(feature, scores, responses))
         return dict(zip(self.strides, levels, strict=True))
+
+
+class StageReader:
+    """Reads what the stages of a backbone say in a pass, armed for one pass at a time, like :class:`HeadReader`.
+
+    Args:
+        model: The detector.
+        keep: What is kept of a stage's map ``(N, C, H, W)``, by its place among :data:`STAGES`; the rest can be
+        forgotten within the pass.
+    """
+
+    def __init__(self, model: Any, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features) -> None:
+        self.model = model.model[: max(STAGES.values()) + 1]
+        self.layers = [self.model[i] for i in STAGES.values()]
+        self.widths = [layer.cv2.conv.out_channels for layer in self.layers]
+        self.keep = keep
+        self._maps: dict[int, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def arm(self) -> None:
+        """Catches the stages' maps in the next pass."""
+        self.disarm()
+        for i, layer in enumerate(self.layers):
+            self._handles.append(layer.register_forward_hook(self._hook(i)))
+
+    def disarm(self) -> None:
+        """Removes the hooks and forgets what they caught."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._maps = {}
+
+    def _hook(self, place: int) -> Any:
+        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+            self._maps[place] = self.keep(place, output)
+
+        return hook
+
+    def before(self) -> Iterator[nn.Parameter]:
+        """All parameters that the maps depend on."""
+        return self.model.parameters()
+
+    def read(self) -> list[Tensor]:
+        """One map per stage, from the pass that was armed."""
+        return [self._maps[i] for i in range(len(self.layers))]

@@ -15,6 +15,7 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.data.utils import check_det_dataset
 
 from tskd_yolo import teacher as teachers
+from tskd_yolo.features import STAGES, STEP
 from tskd_yolo.losses.regions import relative_attention, spatial_attention
 
 EACH_WAY = 3
@@ -24,7 +25,7 @@ WIDEST = 320
 
 
 class Heat(NamedTuple):
-    """Spatial attention of the teacher on one level, drawn over the image."""
+    """Spatial attention of the teacher on one map, drawn over the image."""
 
     stride: int
     strongest: float
@@ -134,7 +135,7 @@ def jpeg(image: Any) -> str:
 
 
 class _Attention:
-    """What the teacher looks at: the factor ``A_s`` of DED, of every level, over an image."""
+    """What the teacher looks at: the factor ``A_s`` of DED, of every map that DED compares, over an image."""
 
     def __init__(self, file: str, imgsz: int, variant: str, names: dict[int, str]) -> None:
         model = teachers.load(file)
@@ -145,10 +146,15 @@ class _Attention:
     def __call__(self, image: Any) -> list[Heat]:
         framed: Any = self.box(image=image)
         tensor = torch.from_numpy(np.ascontiguousarray(framed[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
+        levels, stages = self.teacher.with_stages(tensor)
+        if self.paper:
+            weights = {stride: spatial_attention(level.features) for stride, level in levels.items()}
+        else:
+            read = zip(STAGES, stages, strict=True)
+            weights = {stride: relative_attention(map_[..., ::STEP, ::STEP])[0] for stride, map_ in read}
         found = []
-        for stride, level in self.teacher(tensor).items():
-            features = level.features.float()
-            weight = (spatial_attention(features) if self.paper else relative_attention(features)[0])[0].numpy()
+        for stride, attention in weights.items():
+            weight = attention[0].numpy()
             found.append(Heat(stride, float(weight.max()), jpeg(_small(_overlay(framed, weight)))))
         return found
 

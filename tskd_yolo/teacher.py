@@ -17,7 +17,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import host
 from tskd_yolo.config import ConfigError
-from tskd_yolo.features import HeadReader, Level, towers
+from tskd_yolo.features import HeadReader, Level, StageReader, towers
 from tskd_yolo.losses.crd import Tails
 
 FAMILIES = {"YOLOv8": "yolov8.yaml", "YOLO11": "yolo11.yaml", "YOLO12": "yolo12.yaml", "YOLO26": "yolo26.yaml"}
@@ -127,6 +127,7 @@ class Teacher:
         head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
         self.head = head
         self.reader = HeadReader(head, responses=responses)
+        self.stages = StageReader(model)
         self._print = self._fingerprint()
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -149,6 +150,14 @@ class Teacher:
                 return self.reader.read(self.model(images.to(self._dtype, memory_format=torch.channels_last)))
         finally:
             self.reader.disarm()
+
+    def with_stages(self, images: Tensor) -> tuple[dict[int, Level], list[Tensor]]:
+        """Levels by stride, and what :attr:`stages` keeps of the backbone's stages, in the same pass."""
+        self.stages.arm()
+        try:
+            return self(images), self.stages.read()
+        finally:
+            self.stages.disarm()
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -314,6 +314,8 @@ class DistillationMixin:
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
         self.epoch = self.start_epoch  # the engine sets it when its loop begins
+        for term in self.distiller.leave_frozen():
+            LOGGER.warning(f"{term} is left out: freeze={self.args.freeze} freezes every layer that it would teach.")
         self._share(self.distiller)
         self._cast_teacher(self.distiller)
         for gate in self.distiller.gates.values():
