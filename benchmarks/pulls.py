@@ -33,7 +33,7 @@ from tskd_yolo import config
 from tskd_yolo.distiller import Distiller, boxes_of, heard
 from tskd_yolo.features import Answer
 from tskd_yolo.losses.maps import pair
-from tskd_yolo.losses.regions import Boxes, masks
+from tskd_yolo.losses.regions import Boxes, covered
 from tskd_yolo.teacher import Teacher, load
 
 KEYS = {"teacher", "student", "data", "imgsz", "batch", "batches", "seed", "json"}
@@ -150,7 +150,7 @@ def _ded(distiller: Distiller, stages: list[Tensor], said: Answer, boxes: Boxes)
     found = []
     for i, (features, wanted) in enumerate(zip(stages, said.stages, strict=True)):
         ours, theirs = pair(distiller._brought("stages", i, features), distiller._wanted(wanted))
-        regions = masks(boxes, *theirs.source.shape[2:])
+        regions = covered(boxes, *theirs.source.shape[2:])
         found.append(distiller.learned["ded"].terms(student=ours, teacher=theirs, masks=regions))
     return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
 

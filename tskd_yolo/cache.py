@@ -4,8 +4,7 @@ A record holds a view of an image, so that it is drawn only once, and what the t
 
 - image and boxes of the view (:class:`tskd_yolo.data.views.Kept`);
 - neck features and maps of the backbone's stages as 8-bit codes, per channel ``value = code * step + low``, with the
-  mean and variance of each channel, by which a batch is standardised; of the stages DED's attention, of the neck's
-  levels how much the teacher says on each;
+  mean and variance of each channel, by which a batch is standardised; how much the teacher says on each level;
 - per branch of the head: class logits, the box logits at the locations that CRD compares, and of the tower activations
   the mean and sum of squares of each channel.
 
@@ -40,7 +39,6 @@ from tskd_yolo.known import fingerprint
 from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.crd import Moments, Target
 from tskd_yolo.losses.maps import Map, inverse_deviation
-from tskd_yolo.losses.regions import relative_attention
 
 FORMAT = 2
 """Counts up when records come to hold something else."""
@@ -66,8 +64,7 @@ def parts(answer: Answer) -> dict[str, Tensor]:
     for kind, maps in (("map", answer.maps), ("stage", answer.stages)):
         for i, features in enumerate(maps):
             assert isinstance(features, Tensor)
-            coded = _coded(features, attended=kind == "stage")
-            kept.update({f"{kind}{i}.{name}": value for name, value in coded.items()})
+            kept.update({f"{kind}{i}.{name}": value for name, value in _coded(features).items()})
     for branch, said in answer.responses.items():
         kept[f"{branch}.scores"] = _half(said.scores)
         kept[f"{branch}.place"] = said.place.int()
@@ -82,7 +79,7 @@ def _half(x: Tensor) -> Tensor:
     return x.clamp(-65504, 65504).half()
 
 
-def _coded(features: Tensor, attended: bool) -> dict[str, Tensor]:
+def _coded(features: Tensor) -> dict[str, Tensor]:
     """Features ``(N, C, H, W)`` as 8-bit codes, with the statistics of what the codes stand for."""
     values = features.float().flatten(2)
     low, high = values.aminmax(dim=2, keepdim=True)
@@ -90,14 +87,10 @@ def _coded(features: Tensor, attended: bool) -> dict[str, Tensor]:
     codes = ((values - low) / step).round().clamp(0, 255)
     variance, mean = torch.var_mean(codes, dim=2, correction=0)
     low, step = low.squeeze(2), step.squeeze(2)
-    coded = {
+    return {
         "codes": codes.byte().view_as(features),
         "channels": torch.stack((low, step, mean * step + low, variance * step.square()), dim=1),
     }
-    if attended:
-        spatial, channel = relative_attention(features.float())
-        coded.update(spatial=_half(spatial), channel=_half(channel))
-    return coded
 
 
 def answer(kept: Mapping[str, Tensor]) -> Answer:
@@ -125,8 +118,7 @@ def _map(kept: Mapping[str, Tensor]) -> Map:
     rows = low.new_empty(codes.shape[1], codes.shape[0], math.prod(codes.shape[2:]))
     rows.copy_(codes.flatten(2).transpose(0, 1)).mul_((step * scale).T.unsqueeze(2))
     rows += ((low - center) * scale).T.unsqueeze(2)
-    attention = (kept["spatial"].float(), kept["channel"].float()) if "spatial" in kept else None
-    return Map(rows, None, codes, attention)
+    return Map(rows, None, codes)
 
 
 def _target(kept: Mapping[str, Tensor], branch: str) -> Target:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tskd_yolo.balance import Fixed, Meter, Share
 from tskd_yolo.config import TERMS, Config
-from tskd_yolo.features import STAGE, STEP, Answer, HeadReader, Level, StageReader, strides, towers
+from tskd_yolo.features import STAGE, STEPS, Answer, HeadReader, Level, StageReader, strides, towers
 from tskd_yolo.gate import MOST, Gate, at_once
 from tskd_yolo.losses import CRD, DED, DRD
 from tskd_yolo.losses.across import everywhere
@@ -22,7 +22,7 @@ from tskd_yolo.losses.crd import Response, adapter, target
 from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.drd import PaperDRD
 from tskd_yolo.losses.maps import Map, standardised
-from tskd_yolo.losses.regions import Boxes, masks
+from tskd_yolo.losses.regions import Boxes, covered, masks
 from tskd_yolo.teacher import Teacher
 
 
@@ -76,7 +76,7 @@ class Distiller:
         early = list(zip(self.stages.widths, teacher.stages.widths, strict=True))
         self.early = [(ours, theirs, _one_in(ours, theirs)) for ours, theirs in early]
         """Channels of the student's and of the teacher's backbone stages; of the latter one in so many is compared."""
-        teacher.stages.keep = lambda i, features: _share(features, self.early[i][2], STEP)
+        teacher.stages.keep = lambda i, features: _share(features, self.early[i][2], STEPS[i])
         self.places = {"drd": "neck", "ded": "neck" if paper else "stages"}
         """Where the feature terms compare."""
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
@@ -317,7 +317,8 @@ class Distiller:
             drd = self.learned["drd"][str(self.strides[place])]
             return _compare(drd, student, teacher=teacher, boxes=boxes)
         height, width = (teacher if isinstance(teacher, Tensor) else teacher.source).shape[2:]
-        return _compare(self.learned["ded"], student, teacher=teacher, masks=masks(boxes, height, width))
+        regions = masks if self.config.variant == "paper" else covered
+        return _compare(self.learned["ded"], student, teacher=teacher, masks=regions(boxes, height, width))
 
     def _brought(self, place: str, i: int, features: Tensor) -> Tensor | Map:
         """The student's map at the teacher's width; standardised once for both losses, but for the paper's form."""
@@ -325,7 +326,7 @@ class Distiller:
         adapter = adapters[i] if place == "stages" else adapters[str(self.strides[i])]
         if self.config.variant == "paper":
             return adapter(features.float())
-        part = features[:, :, ::STEP, ::STEP] if place == "stages" else features
+        part = features[:, :, :: STEPS[i], :: STEPS[i]] if place == "stages" else features
         return standardised(part, None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1))
 
     def _wanted(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:

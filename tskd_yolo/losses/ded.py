@@ -1,7 +1,7 @@
 """DED: decoupled expert distillation.
 
 A scratch that covers 1 % of an image drowns in the error of the other 99 %. So foreground and background are compared
-apart, each where the teacher looks, and a structural term keeps the texture of the maps.
+apart, and a structural term keeps the texture of the maps.
 
 Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
 Computers in Industry 166 (2025) 104252; SSIM after Wang et al., IEEE Transactions on Image Processing 13(4), 2004.
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.maps import Map, pair
-from tskd_yolo.losses.regions import Masks, channel_attention, relative_attention, spatial_attention
+from tskd_yolo.losses.regions import Masks, channel_attention, spatial_attention
 
 CHANNELS, STEP = 32, 2
 """Most channels that the structural prior compares, and how far apart its windows stand, in cells."""
@@ -26,14 +26,15 @@ _WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
 
 
 class DED(nn.Module):
-    """Attended feature error on foreground and on background, and the structural prior, of one level.
+    """Feature error on foreground and on background, and the structural prior, of one map.
 
-        e     = A_s(T) mean_C A_c(T) (s(S) - s(T))^2                       (N, H, W)
+        e     = mean_C (s(S) - s(T))^2                                     (N, H, W)
         loss  = sum(M_fg e) / sum(M_fg) + sum(M_bg e) / sum(M_bg) + (1 - SSIM(s(S), s(T))) / 2
 
     with ``s`` the standardisation of every channel and SSIM without its luminance factor, on an even share of at most
     32 channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
-    without cells gives 0, with a gradient of 0.
+    without cells gives 0, with a gradient of 0. The paper's attention is left out (:class:`PaperDED` has it): it puts
+    the gradient on few cells and channels, and a step's length is then spent on them.
 
     Shapes:
         student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); masks
@@ -49,8 +50,7 @@ class DED(nn.Module):
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``."""
         student, teacher = pair(student, teacher)
-        attention = teacher.attention or relative_attention(teacher.source.float())
-        error = difference_error(student=student, teacher=teacher, attention=attention)
+        error = difference_error(student=student, teacher=teacher)
         return {
             "foreground": _mean(error, masks.foreground),
             "background": _mean(error, masks.background),
@@ -84,34 +84,32 @@ def attended_error(*, student: Tensor, teacher: Tensor, attention: tuple[Tensor,
     return spatial * torch.einsum("nchw,nc->nhw", (student - teacher).square(), channel)
 
 
-def difference_error(*, student: Map, teacher: Map, attention: tuple[Tensor, Tensor]) -> Tensor:
-    """``A_s mean_C A_c (S - T)^2`` of two standardised maps, ``(N, H, W)``."""
-    spatial, channel = attention
-    error = _ChannelError.apply(student.rows, student.lift, teacher.full(), channel)
-    return spatial * error.view(spatial.shape) / channel.shape[1]
+def difference_error(*, student: Map, teacher: Map) -> Tensor:
+    """``mean_C (S - T)^2`` of two standardised maps, ``(N, H, W)``."""
+    return _CellError.apply(student.rows, student.lift, teacher.full()).unflatten(1, teacher.source.shape[2:])
 
 
-class _ChannelError(torch.autograd.Function):
-    """``sum_C A_c (L R - T)^2`` per cell; what it keeps for its gradient is the difference, once."""
+class _CellError(torch.autograd.Function):
+    """``mean_C (L R - T)^2`` per cell, ``(N, P)``; what it keeps for its gradient is the difference, once."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, lift: Tensor | None, teacher: Tensor, channel: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, lift: Tensor | None, teacher: Tensor) -> Tensor:
         if lift is None:
             difference = rows - teacher
         else:
             difference = torch.addmm(teacher.flatten(1), lift, rows.flatten(1), beta=-1).view_as(teacher)
-        ctx.save_for_backward(rows, lift, difference, channel)
-        return (channel.unsqueeze(1) @ difference.square().transpose(0, 1)).squeeze(1)  # (N, 1, C) @ (N, C, P)
+        ctx.save_for_backward(rows, lift, difference)
+        return difference.square().mean(dim=0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, lift, difference, channel = ctx.saved_tensors
-        back = (difference * (2 * channel).T.unsqueeze(2)).mul_(gradient)
+        rows, lift, difference = ctx.saved_tensors
+        back = difference * (gradient * (2 / len(difference)))
         if lift is None:
-            return back, None, None, None
+            return back, None, None
         back = back.flatten(1)
-        return (lift.T @ back).view_as(rows), back @ rows.flatten(1).T, None, None
+        return (lift.T @ back).view_as(rows), back @ rows.flatten(1).T, None
 
 
 def ssim(a: Tensor, b: Tensor, luminance: bool = True, step: int = 1) -> Tensor:

@@ -22,13 +22,11 @@ class Map(NamedTuple):
     Shapes:
         rows: ``(B, N, P)``, N images of P cells; lift: ``(C, B)``, or None where it is the identity.
         source: ``(N, B, H, W)``, the features as they were, or whatever has their shape.
-        attention: Spatial ``(N, H, W)`` and channel ``(N, B)`` attention of the source, where they are known already.
     """
 
     rows: Tensor
     lift: Tensor | None
     source: Tensor
-    attention: tuple[Tensor, Tensor] | None = None
 
     def read(self, weight: Tensor) -> Tensor:
         """``weight @ map``: ``(R, C)`` weights give ``(R, N, P)``."""

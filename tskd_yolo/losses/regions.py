@@ -6,6 +6,7 @@ Computers in Industry 166 (2025) 104252, hybrid attention and decoupled masks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,23 +58,6 @@ def channel_attention(features: Tensor, temperature: float = TEMPERATURE) -> Ten
     return features.shape[1] * energy.softmax(dim=1)
 
 
-def relative_attention(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Both attentions of a map measured in its own mean magnitude, per image: the same at any scale of the features.
-
-    With the paper's fixed temperature a map twice as large looks at fewer cells, in the end at one. At temperature 1
-    and a mean magnitude of 1 it is about as sharp as the paper's on the neck of a trained YOLO (magnitude 0.2 to 0.4).
-
-    Shapes:
-        features ``(N, C, H, W)``; output ``(N, H, W)`` and ``(N, C)``, each with mean 1.
-    """
-    magnitude = features.abs()
-    n, c, h, w = features.shape
-    channels = magnitude.mean(dim=(2, 3))
-    size = channels.mean(dim=1, keepdim=True) + 1e-12
-    spatial = h * w * (magnitude.mean(dim=1).flatten(1) / size).softmax(dim=1)
-    return spatial.view(n, h, w), c * (channels / size).softmax(dim=1)
-
-
 def standardise(x: Tensor) -> Tensor:
     """Brings every channel (dimension 1) of a small map to mean 0 and variance 1 over all other dimensions.
 
@@ -100,8 +84,7 @@ def masks(boxes: Boxes, height: int, width: int) -> Masks:
 
     A box gives each cell it covers ``1 / ((x2 + 1 - x1)(y2 + 1 - y1))``; where boxes overlap the largest weight, that
     of the smallest box, stands. Background is every cell without foreground, divided by their number per image (0
-    where there is none). Boxes are handled in slices of a fixed size: there is no loop over boxes, and no host
-    synchronisation.
+    where there is none).
     """
     x1, y1, x2, y2 = (edge.unsqueeze(1) for edge in cells(boxes, height, width))
     weight = ((x2 + 1 - x1) * (y2 + 1 - y1)).clamp(min=1).reciprocal()  # (K, 1)
@@ -109,16 +92,55 @@ def masks(boxes: Boxes, height: int, width: int) -> Masks:
     xs = torch.arange(width, device=weight.device)
     rows = (ys >= y1) & (ys <= y2)  # (K, H)
     columns = (xs >= x1) & (xs <= x2)  # (K, W)
-    flat = weight.new_zeros(boxes.images, height * width)
-    step = max(_CHUNK // (height * width), 1)
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
-        covered = (rows[part].unsqueeze(2) & columns[part].unsqueeze(1)).flatten(1)  # (K', HW)
-        image = boxes.image[part].long().unsqueeze(1).expand_as(covered)
-        flat = flat.scatter_reduce(0, image, covered * weight[part], reduce="amax")
-    foreground = flat.view(boxes.images, height, width)
+
+    def given(part: slice) -> Tensor:
+        return (rows[part].unsqueeze(2) & columns[part].unsqueeze(1)).flatten(1) * weight[part]
+
+    foreground = _largest(boxes, given, height * width).view(boxes.images, height, width)
     background = (foreground == 0).float()
     return Masks(foreground, background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1))
+
+
+def covered(boxes: Boxes, height: int, width: int) -> Masks:
+    """Foreground, the part of every cell that boxes cover (of several the largest), and background, the rest of it.
+
+    All of a region weighs alike, and no box is too small to be felt: weights are from 0 to 1, one for a whole cell.
+    """
+    x1, y1, x2, y2 = boxes.xyxy.float().unbind(1)
+    rows = _overlap(y1, y2, height, boxes.size[0])  # (K, H)
+    columns = _overlap(x1, x2, width, boxes.size[1])  # (K, W)
+
+    def given(part: slice) -> Tensor:
+        return (rows[part].unsqueeze(2) * columns[part].unsqueeze(1)).flatten(1)
+
+    foreground = _largest(boxes, given, height * width).view(boxes.images, height, width)
+    return Masks(foreground, 1 - foreground)
+
+
+def _overlap(start: Tensor, end: Tensor, count: int, size: int) -> Tensor:
+    """The part of each of ``count`` cells along ``size`` pixels that lies between start and end ``(K,)``."""
+    edge = torch.arange(count, device=start.device, dtype=start.dtype)
+    start, end = (x.unsqueeze(1) * (count / size) for x in (start, end))
+    return (torch.minimum(end, edge + 1) - torch.maximum(start, edge)).clamp(min=0)
+
+
+def _largest(boxes: Boxes, weights: Callable[[slice], Tensor], count: int) -> Tensor:
+    """Per image the largest weight that a box gives each cell, ``(N, cells)``, 0 without a box.
+
+    Boxes are handled in slices of a fixed size: there is no loop over boxes, and no host synchronisation.
+
+    Args:
+        weights: Of a slice of the boxes, ``(K', cells)``.
+        count: Of the cells.
+    """
+    flat = boxes.xyxy.new_zeros(boxes.images, count, dtype=torch.float32)
+    step = max(_CHUNK // count, 1)
+    for start in range(0, len(boxes.xyxy), step):
+        part = slice(start, start + step)
+        found = weights(part)
+        image = boxes.image[part].long().unsqueeze(1).expand_as(found)
+        flat = flat.scatter_reduce(0, image, found, reduce="amax")
+    return flat
 
 
 def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
