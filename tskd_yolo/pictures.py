@@ -15,8 +15,8 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.data.utils import check_det_dataset
 
 from tskd_yolo import teacher as teachers
-from tskd_yolo.features import STAGES, STEP
-from tskd_yolo.losses.regions import relative_attention, spatial_attention
+from tskd_yolo.features import STAGES, STEPS
+from tskd_yolo.losses.regions import Boxes, covered, spatial_attention
 
 EACH_WAY = 3
 """Images shown that were gained, and that were lost."""
@@ -25,7 +25,7 @@ WIDEST = 320
 
 
 class Heat(NamedTuple):
-    """Spatial attention of the teacher on one map, drawn over the image."""
+    """What DED weighs on one map, drawn over the image."""
 
     stride: int
     strongest: float
@@ -73,9 +73,9 @@ def disagreements(
         seen: ``seen.json`` per network: teacher, plain training, distilled.
         data: The data set.
         names: Its classes.
-        teacher: Checkpoint, for the maps.
-        imgsz: Size at which the teacher looks.
-        variant: Our key; the paper's attention has its own temperature.
+        teacher: Checkpoint, for the paper's attention.
+        imgsz: Size at which the networks look.
+        variant: Our key, on which it depends what DED weighs.
         seed: The seed, to be told.
     """
     rows = {who: json.loads(file.read_text(encoding="utf-8")) for who, file in seen.items()}
@@ -83,13 +83,14 @@ def disagreements(
     found = {who: {row["file"]: row for row in table} for who, table in rows.items()}
     gains = {file: _hits(row) - _hits(found[before][file]) for file, row in found[after].items()}
     files = choose(gains, {file: len(row["truth"]) for file, row in found[after].items()})
-    folder, look = check_det_dataset(data)["path"], _Attention(teacher, imgsz, variant, names)
+    folder, look = check_det_dataset(data)["path"], _Weights(teacher, imgsz, variant, names)
     shown = []
     for file in files:
         image = cv2.imread(str(Path(folder) / file))
         if image is not None:
             boxes = {who: table[file]["found"] for who, table in found.items()}
-            shown.append(_picture(file, image, found[after][file]["truth"], boxes, gains[file], look(image)))
+            truth = found[after][file]["truth"]
+            shown.append(_picture(file, image, truth, boxes, gains[file], look(image, truth)))
     return Pictures(shown, names, before, after, seed)
 
 
@@ -134,29 +135,46 @@ def jpeg(image: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode("ascii")
 
 
-class _Attention:
-    """What the teacher looks at: the factor ``A_s`` of DED, of every map that DED compares, over an image."""
+class _Weights:
+    """What DED weighs on an image, on every map that it compares, 1 on average.
+
+    By default foreground and background, each as much as the other and every cell of it alike; in the paper's form the
+    teacher's spatial attention.
+    """
 
     def __init__(self, file: str, imgsz: int, variant: str, names: dict[int, str]) -> None:
-        model = teachers.load(file)
-        self.teacher = teachers.Teacher(model, like=model, names=names, responses=False)
-        self.box = LetterBox((imgsz, imgsz), auto=False)
-        self.paper = variant == "paper"
+        self.imgsz, self.teacher = imgsz, None
+        if variant == "paper":
+            model = teachers.load(file)
+            self.teacher = teachers.Teacher(model, like=model, names=names, responses=False)
+            self.box = LetterBox((imgsz, imgsz), auto=False)
 
-    def __call__(self, image: Any) -> list[Heat]:
+    def __call__(self, image: Any, truth: Sequence[Sequence[float]]) -> list[Heat]:
+        """Heat of an image whose defects are rows of class and x1, y1, x2, y2 as parts of its size."""
+        shown, weights = self._regions(image, truth) if self.teacher is None else self._attention(image)
+        return [
+            Heat(stride, float(weight.max()), jpeg(_small(_overlay(shown, weight.numpy()))))
+            for stride, weight in weights.items()
+        ]
+
+    def _attention(self, image: Any) -> tuple[Any, dict[int, torch.Tensor]]:
         framed: Any = self.box(image=image)
         tensor = torch.from_numpy(np.ascontiguousarray(framed[..., ::-1].transpose(2, 0, 1)))[None].float() / 255
-        levels, stages = self.teacher.with_stages(tensor)
-        if self.paper:
-            weights = {stride: spatial_attention(level.features) for stride, level in levels.items()}
-        else:
-            read = zip(STAGES, stages, strict=True)
-            weights = {stride: relative_attention(map_[..., ::STEP, ::STEP])[0] for stride, map_ in read}
-        found = []
-        for stride, attention in weights.items():
-            weight = attention[0].numpy()
-            found.append(Heat(stride, float(weight.max()), jpeg(_small(_overlay(framed, weight)))))
-        return found
+        assert self.teacher is not None
+        levels = self.teacher(tensor)
+        return framed, {stride: spatial_attention(level.features)[0] for stride, level in levels.items()}
+
+    def _regions(self, image: Any, truth: Sequence[Sequence[float]]) -> tuple[Any, dict[int, torch.Tensor]]:
+        scale = self.imgsz / max(image.shape[:2])
+        height, width = (max(round(side * scale), 1) for side in image.shape[:2])
+        corners = torch.tensor([row[1:5] for row in truth]).view(-1, 4) * torch.tensor([width, height, width, height])
+        boxes = Boxes(corners, torch.zeros(len(corners)), 1, (height, width))
+        found = {}
+        for stride, step in zip(STAGES, STEPS, strict=True):
+            areas = covered(boxes, -(-height // (stride * step)), -(-width // (stride * step)))
+            shares = torch.stack([region[0] / region.sum() for region in areas if region.sum() > 0])
+            found[stride] = shares.mean(dim=0) * shares[0].numel()
+        return image, found
 
 
 def _overlay(image: Any, weight: Any) -> Any:
