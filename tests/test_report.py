@@ -147,25 +147,28 @@ def test_images_are_chosen_by_the_rule_that_the_page_states():
     assert choose({"a": 0, "b": 0}, {"a": 1, "b": 4}) == ["b", "a"]
 
 
-def test_the_attention_shown_is_the_factor_of_ded(out, tmp_path):
+def test_the_weights_shown_are_those_of_ded(out):
     import numpy as np
     import torch
     from ultralytics.nn.tasks import load_checkpoint
 
-    from tskd_yolo.losses.regions import relative_attention
-    from tskd_yolo.pictures import _Attention
+    from tskd_yolo.losses.regions import spatial_attention
+    from tskd_yolo.pictures import _Weights
 
-    teacher = out.parent / "teacher.pt"
+    teacher, names = str(out.parent / "teacher.pt"), dict(enumerate(EVIL))
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    heat = _Attention(str(teacher), 64, "default", dict(enumerate(EVIL)))(image)
-    model, caught = load_checkpoint(str(teacher))[0], {}
-    for layer in (2, 4, 6):
-        model.model[layer].register_forward_hook(lambda m, _, output: caught.update({m.i: output[..., ::2, ::2]}))
+    heat = _Weights(teacher, 64, "default", names)(image, [[0, 0, 0, 0.25, 0.5], [1, 0.5, 0.5, 0.5, 0.5]])
+    assert [(h.stride, round(h.strongest, 3)) for h in heat] == [(stride, 4) for stride in (4, 8, 16)]  # an eighth
+    heat = _Weights(teacher, 64, "default", names)(image, [])
+    assert [h.strongest for h in heat] == [1, 1, 1]
+    heat = _Weights(teacher, 64, "paper", names)(image, [])
+    model, caught = load_checkpoint(teacher)[0], {}
+    model.model[-1].register_forward_pre_hook(lambda m, inputs: caught.update(levels=inputs[0]))
     with torch.no_grad():
         model(torch.from_numpy(image[..., ::-1].copy().transpose(2, 0, 1))[None] / 255)
-    assert [h.stride for h in heat] == [4, 8, 16]
-    for shown, features in zip(heat, caught.values()):
-        assert shown.strongest == pytest.approx(float(relative_attention(features)[0].max()), rel=1e-3)
+    assert [h.stride for h in heat] == [8, 16, 32]
+    for shown, features in zip(heat, caught["levels"]):
+        assert shown.strongest == pytest.approx(float(spatial_attention(features).max()), rel=1e-3)
 
 
 def test_labels_in_an_image_do_not_hide_each_other():

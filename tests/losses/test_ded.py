@@ -15,14 +15,13 @@ from tskd_yolo.losses.ded import (
     STEP,
     PaperDED,
     _blur,
-    _ChannelError,
-    attended_error,
+    _CellError,
     difference_error,
     paper_terms,
     ssim,
 )
 from tskd_yolo.losses.maps import standardised
-from tskd_yolo.losses.regions import Boxes, Masks, channel_attention, masks, spatial_attention, standardise
+from tskd_yolo.losses.regions import Boxes, Masks, masks, standardise
 
 PARTS = "foreground", "background", "structure"
 
@@ -41,8 +40,6 @@ def test_the_loss_is_the_sum_of_its_unequal_parts():
 
 def reference_terms(student: torch.Tensor, teacher: torch.Tensor, where: Masks) -> dict[str, float]:
     """The formula of the docstring, cell by cell."""
-    size = teacher.abs().mean(dim=(1, 2, 3), keepdim=True) * 2  # temperature 1 where the others divide by 0.5
-    spatial, channel = spatial_attention(teacher / size), channel_attention(teacher / size)
     s, t = standardise(student), standardise(teacher)
     found = {}
     for name, mask in zip(("foreground", "background"), where):
@@ -50,8 +47,7 @@ def reference_terms(student: torch.Tensor, teacher: torch.Tensor, where: Masks) 
         for n in range(len(t)):
             for y in range(t.shape[2]):
                 for x in range(t.shape[3]):
-                    error = float((channel[n] * (s[n, :, y, x] - t[n, :, y, x]) ** 2).mean())
-                    total += float(mask[n, y, x] * spatial[n, y, x]) * error
+                    total += float(mask[n, y, x] * ((s[n, :, y, x] - t[n, :, y, x]) ** 2).mean())
         found[name] = total / float(mask.sum())
     return found
 
@@ -185,24 +181,23 @@ def test_a_level_of_a_single_pixel_stays_finite():
 
 
 @pytest.mark.parametrize("adapted", [True, False])
-def test_the_channel_error_has_the_gradient_that_differences_give(adapted):
+def test_the_cell_error_has_the_gradient_that_differences_give(adapted):
     def double(*shape):
         return torch.randn(*shape, dtype=torch.float64)
 
     rows, lift = double(3 if adapted else 5, 2, 6).requires_grad_(), double(5, 3).requires_grad_()
-    teacher, channel = double(5, 2, 6), double(2, 5)
+    teacher = double(5, 2, 6)
     if adapted:
-        assert torch.autograd.gradcheck(lambda r, w: _ChannelError.apply(r, w, teacher, channel), (rows, lift))
+        assert torch.autograd.gradcheck(lambda r, w: _CellError.apply(r, w, teacher), (rows, lift))
     else:
-        assert torch.autograd.gradcheck(lambda r: _ChannelError.apply(r, None, teacher, channel), rows)
+        assert torch.autograd.gradcheck(lambda r: _CellError.apply(r, None, teacher), rows)
 
 
 def test_the_error_of_maps_in_factors_is_that_of_the_full_maps():
-    attention = torch.rand(2, 20, 20), torch.rand(2, 16)
     student, teacher = standardised(torch.randn(2, 6, 20, 20), torch.randn(16, 6)), standardised(pair()["teacher"])
     full = [m.full().transpose(0, 1).unflatten(2, (20, 20)) for m in (student, teacher)]
-    expected = attended_error(student=full[0], teacher=full[1], attention=attention) / 16
-    found = difference_error(student=student, teacher=teacher, attention=attention)
+    expected = (full[0] - full[1]).square().mean(dim=1)
+    found = difference_error(student=student, teacher=teacher)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ from tskd_yolo.losses import regions
 from tskd_yolo.losses.regions import (
     Boxes,
     channel_attention,
+    covered,
     crops,
     masks,
     slots,
@@ -91,6 +92,26 @@ def test_background_sums_to_one_per_image_and_to_zero_where_boxes_cover_everythi
     found = masks(make([[-10, -10, 200, 200], [8, 8, 20, 20]], [0, 1], 3), 12, 16)
     torch.testing.assert_close(found.background.sum(dim=(1, 2)), torch.tensor([0.0, 1.0, 1.0]))
     assert not found.foreground[2].any() and (found.background[2] == 1 / 192).all()
+
+
+@pytest.mark.parametrize("grid", [(12, 16), (6, 4), (1, 1)])
+def test_what_boxes_cover_of_each_cell_is_what_counting_pixels_gives(grid):
+    boxes = random_boxes(9, 4, seed=1)
+    boxes = boxes._replace(xyxy=boxes.xyxy.round())
+    expected = torch.zeros(4, *grid)
+    for corners, image in zip(boxes.xyxy.int().tolist(), boxes.image.int().tolist()):
+        pixels = torch.zeros(1, 1, *SIZE)
+        pixels[..., max(corners[1], 0) : max(corners[3], 0), max(corners[0], 0) : max(corners[2], 0)] = 1
+        part = torch.nn.functional.adaptive_avg_pool2d(pixels, grid)[0, 0]
+        expected[image] = torch.maximum(expected[image], part)
+    found = covered(boxes, *grid)
+    torch.testing.assert_close(found.foreground, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.background, 1 - expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_defect_smaller_than_a_cell_is_felt_by_the_part_it_covers():
+    found = covered(make([[64, 48, 68, 52]], [0], 1), 3, 4).foreground  # cells of 32 x 32 pixels
+    assert found.count_nonzero() == 1 and float(found[0, 1, 2]) == pytest.approx(16 / 32**2)
 
 
 def test_without_any_box_all_is_background_and_nothing_is_cut():
