@@ -326,8 +326,8 @@ class Distiller:
         adapter = adapters[i] if place == "stages" else adapters[str(self.strides[i])]
         if self.config.variant == "paper":
             return adapter(features.float())
-        part = features[:, :, :: STEPS[i], :: STEPS[i]] if place == "stages" else features
-        return standardised(part, None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1))
+        lift = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
+        return standardised(features, lift, step=STEPS[i] if place == "stages" else 1)
 
     def _wanted(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
         """The teacher's map as the losses take it."""

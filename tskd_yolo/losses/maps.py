@@ -55,7 +55,7 @@ class Map(NamedTuple):
         return self.rows.transpose(0, 1)
 
 
-def standardised(features: Tensor | Map, adapter: Tensor | None = None) -> Map:
+def standardised(features: Tensor | Map, adapter: Tensor | None = None, step: int = 1) -> Map:
     """Brings every channel of ``adapter @ features`` to mean 0 and variance 1 over batch and cells.
 
     After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a
@@ -66,10 +66,12 @@ def standardised(features: Tensor | Map, adapter: Tensor | None = None) -> Map:
     Args:
         features: ``(N, B, H, W)``; a map that is standardised already comes back as it is.
         adapter: ``(C, B)``, the identity where it is missing.
+        step: Every how manieth cell is read, in either direction.
     """
     if isinstance(features, Map):
         return features
-    rows = centred(features.float())
+    rows = centred(features.float(), step)
+    features = features[:, :, ::step, ::step]
     count = rows.shape[1] * rows.shape[2]
     if adapter is None:
         variance = everywhere(torch.linalg.vector_norm(rows.flatten(1), dim=1).square() / count)
@@ -97,9 +99,9 @@ def inverse_deviation(variance: Tensor) -> Tensor:
     return (variance + 0.01 * variance.mean() + 1e-12).rsqrt()
 
 
-def centred(features: Tensor) -> Tensor:
-    """``(N, C, H, W)`` -> ``(C, N, P)`` with mean 0 per channel, in one pass either way."""
-    return _Centred.apply(features)
+def centred(features: Tensor, step: int = 1) -> Tensor:
+    """Every ``step``-th cell of ``(N, C, H, W)`` -> ``(C, N, P)`` with mean 0 per channel, in one pass either way."""
+    return _Centred.apply(features, step)
 
 
 class _Gram(torch.autograd.Function):
@@ -118,8 +120,9 @@ class _Gram(torch.autograd.Function):
 
 class _Centred(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor) -> Tensor:
-        ctx.like = features.new_empty(0), features.shape, features.is_contiguous()
+    def forward(ctx: Any, features: Tensor, step: int) -> Tensor:
+        ctx.like = features.new_empty(0), features.shape, features.is_contiguous(), step
+        features = features[:, :, ::step, ::step]
         rows = features.new_empty(features.shape[1], features.shape[0], *features.shape[2:])
         mean = everywhere(features.mean(dim=(0, 2, 3)))
         torch.sub(features.transpose(0, 1), mean.view(-1, 1, 1, 1), out=rows)
@@ -127,10 +130,12 @@ class _Centred(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        like, shape, plain = ctx.like
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        like, shape, plain, step = ctx.like
         layout = torch.contiguous_format if plain else torch.channels_last
-        back = like.new_empty(shape).contiguous(memory_format=layout)
+        make = like.new_empty if step == 1 else like.new_zeros
+        back = make(shape).contiguous(memory_format=layout)
+        part = back[:, :, ::step, ::step]
         mean = everywhere(gradient.mean(dim=(1, 2)))
-        torch.sub(gradient.unflatten(2, shape[2:]), mean.view(-1, 1, 1, 1), out=back.transpose(0, 1))
-        return back
+        torch.sub(gradient.unflatten(2, part.shape[2:]), mean.view(-1, 1, 1, 1), out=part.transpose(0, 1))
+        return back, None
