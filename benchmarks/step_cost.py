@@ -237,6 +237,7 @@ def terms(trainer: Trainer, batch: dict[str, Any]) -> Callable[[], None]:
         ready = trainer.preprocess_batch(dict(batch))
         predictions = leaves(model(ready["img"]))
     distiller.reader._activations = leaves(distiller.reader._activations)
+    distiller.stages._maps = leaves(distiller.stages._maps)
 
     def call() -> None:
         with autocast(trainer.amp, device=trainer.device.type):
