@@ -31,7 +31,7 @@ STEPS = 2, 2, 1
 
 class Level(NamedTuple):
     """One level of one network: its neck features ``(N, C, H, W)``, the class logits ``(N, classes, H, W)`` of the
-    head's first branch and, where they are wanted, each branch's response.
+    head's first branch, without a gradient, and, where they are wanted, each branch's response.
     """
 
     features: Tensor
@@ -114,16 +114,17 @@ class HeadReader:
         first = next(branch for branch in branches.values() if branch)
         features = first["feats"]
         cells = [f.shape[2] * f.shape[3] for f in features]
+        heard = first["scores"].detach().split(cells, dim=2)
+        # Split, not sliced: the way back is one copy, where slices would add up as many zeros as there are levels.
+        said = {name: [branches[name][k].split(cells, dim=2) for k in ("boxes", "scores")] for name in self.towers}
         levels = []
         for i, feature in enumerate(features):
-            start, size = sum(cells[:i]), feature.shape[2:]
+            size = feature.shape[2:]
             responses = {}
-            for name in self.towers:
-                boxes, scores = (branches[name][k][..., start : start + cells[i]] for k in ("boxes", "scores"))
+            for name, parts in said.items():
                 activations = (self._activations[name, kind, i] for kind in (0, 1))
-                responses[name] = Response(boxes.unflatten(2, size), scores.unflatten(2, size), *activations)
-            scores = first["scores"][..., start : start + cells[i]].unflatten(2, size)
-            levels.append(Level(feature, scores, responses))
+                responses[name] = Response(*(part[i].unflatten(2, size) for part in parts), *activations)
+            levels.append(Level(feature, heard[i].unflatten(2, size), responses))
         return dict(zip(self.strides, levels, strict=True))
 
 

@@ -53,7 +53,7 @@ class Gate:
 
     def _own(self, gradient: Tensor) -> Tensor:
         finite = self._finite if self.scaled else self._finite & gradient.isfinite()
-        return torch.where(finite, gradient, torch.zeros_like(gradient))
+        return torch.where(finite, gradient, gradient.new_zeros(()))
 
     def _back(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         present = [g for g in gradients if g is not None]
@@ -64,7 +64,7 @@ class Gate:
         if self.watching:
             left_out = (~finite).long()
             self._left_out = left_out if self._left_out is None else self._left_out + left_out
-        return [None if g is None else torch.where(finite, g, torch.zeros_like(g)) for g in gradients]
+        return [None if g is None else torch.where(finite, g, g.new_zeros(())) for g in gradients]
 
 
 class _Entrance(torch.autograd.Function):
