@@ -51,7 +51,7 @@ def train(files, tmp_path, monkeypatch, capsys):
         (dict(drd="nan"), ["drd: must be a finite number"]),
         (dict(drd="inf"), ["drd: must be a finite number"]),
         (dict(crd="word"), ["crd: must be a finite number >= 0, got 'word'"]),
-        (dict(balance="foo"), ["balance: must be one of fixed, share, got 'foo'"]),
+        (dict(balance="foo"), ["balance: must be one of share, fixed, got 'foo'"]),
         (dict(graph="x"), ["graph: must be one of fixed, trained, got 'x'"]),
         (dict(variant="y"), ["variant: must be one of default, paper, got 'y'"]),
         (dict(teacher=None), ["teacher: missing"]),

@@ -354,7 +354,7 @@ CASES = [
     Case("infinite", REFUSE, {"crd": "inf"}, ("crd: must be a finite number >= 0, got",)),
     Case("beyond float32", REFUSE, {"crd": "1e39"}, ("crd: must be a finite number >= 0, got",)),
     Case("empty list", REFUSE, {"crd": "[]"}, ("crd: must be a finite number >= 0, got []",)),
-    Case("no choice", REFUSE, {"balance": "foo"}, ("balance: must be one of fixed, share, got 'foo'.",)),
+    Case("no choice", REFUSE, {"balance": "foo"}, ("balance: must be one of share, fixed, got 'foo'.",)),
     Case("no bool", REFUSE, {"trust": "maybe"}, ("trust: must be True or False, got 'maybe'.",)),
     Case("distill_model", REFUSE, {"distill_model": "{f}/teacher.pt"}, ("distill_model: Ultralytics' built-in",)),
     Case("quantize=8", REFUSE, {"quantize": 8}, ("quantize: training with int8",)),

@@ -55,7 +55,8 @@ def test_pulls_measures_every_part_of_every_term(tmp_path):
     run("benchmarks/pulls.py", f"teacher={teacher}", f"data={data}", "imgsz=64", "batch=4", "batches=1", f"json={file}")
     report = json.loads(file.read_text())
     crd = {"cross_class", "cross_box", "own_class", "own_box"}
-    assert report["parts"].keys() == crd | {"detection", "foreground", "background", "structure", "pixel", "instance"}
+    ded = {f"stages.{part}" for part in ("detection", "foreground", "background", "structure")}
+    assert report["parts"].keys() == crd | ded | {"detection", "pixel", "instance"}
     assert all(part["norm"] >= 0 and -1.001 <= part["cosine"] <= 1.001 for part in report["parts"].values())
     assert report["parts"]["detection"]["cosine"] == pytest.approx(1, abs=1e-3)
     assert 0 < report["clipped"]["plain"] != report["clipped"]["tskd"]
