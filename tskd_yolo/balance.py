@@ -1,8 +1,9 @@
 """How much each term weighs, and what its pull on the student is beside that of the detection loss.
 
-The pull is the gradient on the features that a term teaches: the neck features, for DED the maps of the backbone's
-stages, or a head tower's activations where nothing else is reached. It is measured every :data:`EVERY` steps by walking
-back from the losses to these features only, without any weight's gradient, and before the pass that trains.
+The pull is the gradient on the features that a term teaches: the neck features, for DED the map of the
+backbone's stage at stride 16, or a head tower's activations where nothing else is reached. It is measured every
+:data:`EVERY` steps by walking back from the losses to these features only, without any weight's gradient, and before
+the pass that trains.
 """
 
 from __future__ import annotations

@@ -255,7 +255,9 @@ class Distiller:
         maps = {"neck": [level.features for level in student]}
         maps["stages"] = self.stages.read() if self._compares("stages") else []
         terms = self._feature_terms(maps, self._target, batch)
-        self._places = {name: maps[self.places[name]] for name in terms}
+        # Further down the graph a walk back from the loss takes more time, and memory while all of the graph is there.
+        measured = {"neck": maps["neck"], "stages": maps["stages"][-1:]}
+        self._places = {name: measured[self.places[name]] for name in terms}
         for branch in self.branches if "crd" in self.on else []:
             name = f"crd:{branch}"
             terms[name] = self._response_term(branch, student, self._target.responses[branch])
