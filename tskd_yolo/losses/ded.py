@@ -19,7 +19,7 @@ from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.maps import Map, pair
 from tskd_yolo.losses.regions import Masks, channel_attention, spatial_attention
 
-CHANNELS, STEP = 32, 2
+CHANNELS, STEP = 16, 2
 """Most channels that the structural prior compares, and how far apart its windows stand, in cells."""
 
 _WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2

@@ -18,7 +18,7 @@ from tskd_yolo.losses.graph import GraphUnit, neighbours
 from tskd_yolo.losses.maps import Map, inverse_deviation, pair
 from tskd_yolo.losses.regions import Boxes, channel_attention, crops, slots, spatial_attention, windows
 
-NODES, STATES, CROP, INSTANCES = 32, 64, 3, 8
+NODES, STATES, CROP, INSTANCES = 16, 32, 2, 8
 """Graph nodes, node width, cells per side of an instance, and most instances of an image that are compared."""
 
 
