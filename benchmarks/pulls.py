@@ -161,7 +161,7 @@ def _drd(distiller: Distiller, neck: list[Tensor], said: Answer, boxes: Boxes) -
     found = []
     for i, (features, wanted) in enumerate(zip(neck, said.maps, strict=True)):
         ours, theirs = pair(distiller._brought("neck", i, features), distiller._wanted(wanted))
-        unit = distiller.learned["drd"][str(distiller.strides[i])]
+        unit = distiller.learned["drd"][i]
         found.append(unit.terms(student=ours, teacher=theirs, boxes=boxes))
     return {name: (heard(said.said) * torch.stack([terms[name] for terms in found])).sum() for name in found[0]}
 

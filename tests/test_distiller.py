@@ -203,7 +203,7 @@ def test_levels_are_paired_by_stride_and_one_without_a_partner_is_reported(files
     student, batch = make_student("yolov8n-p2.yaml"), make_batch()
     distiller = make(student, files["11s"])
     assert distiller.strides == [8, 16, 32] and distiller.unpaired == [4]
-    assert list(distiller.widths) == [8, 16, 32]
+    assert len(distiller.pairs["neck"]) == 3
     vector, items = step(distiller, student, batch)
     vector.sum().backward()
     assert all(items[f"{t}_loss"] > 0 and items[f"{t}_loss"].isfinite() for t in ("drd", "ded", "crd"))
@@ -216,8 +216,8 @@ def test_of_the_teachers_neck_an_even_share_is_compared(files):
         (dict(variant="paper"), [1, 1, 1], [128, 256, 512]),
     ):
         distiller = make(student, files["11s"], **settings)
-        assert list(distiller.shares.values()) == shares
-        assert all(isinstance(a, nn.Conv2d) for a in distiller.learned["neck"].values())  # though as many as ours
+        assert [pair.share for pair in distiller.pairs["neck"]] == shares
+        assert all(isinstance(a, nn.Conv2d) for a in distiller.learned["neck"])  # though as many as ours
         said, whole = distiller.ask(batch["img"]).maps, distiller.teacher(batch["img"])
         assert [m.shape[1] for m in said] == widths
         for found, stride, share in zip(said, distiller.strides, shares, strict=True):
@@ -243,7 +243,7 @@ def test_a_level_where_the_teacher_finds_nothing_teaches_nothing(files):
 def test_ded_compares_stages_of_the_backbone_and_in_the_papers_form_the_neck(files):
     student, batch = make_student(), make_batch()
     for settings, place, sizes in (
-        ({}, "stages", [(64, 8), (64, 4), (64, 4)]),
+        ({}, "stages", [(64, 4), (64, 4), (64, 4)]),
         (dict(variant="paper"), "neck", [(128, 8), (256, 4), (512, 2)]),
     ):
         distiller = make(student, files["11s"], drd=0, crd=0, **settings)

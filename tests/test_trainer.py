@@ -392,21 +392,14 @@ def test_shares_and_cosines_are_columns_and_the_run_says_that_it_is_alive(balanc
         assert first[f"cosine/{term}"] != 0
         if balance == "share":
             assert second[f"share/{term}"] == pytest.approx(share, rel=1e-3)
+    assert "levels    stride 8: 64 -> 64 of 128   stride 16: " in caplog.text
+    assert "stages    stride 4: 64 -> 64 of 128   stride 8: 128 -> 64 of 256   stride 16: 128 -> " in caplog.text
     assert caplog.text.count("alive: every term reaches the student on 1 process(es)") == 1
 
 
 def test_terms_rise_and_fall_with_the_schedule(tmp_path, data, teacher):
-    trained(
-        tmp_path,
-        data,
-        teacher=str(teacher),
-        epochs=3,
-        balance="fixed",
-        ramp=2.0,
-        fade=0.3,
-        lr0=1e-6,
-        warmup_bias_lr=0.0,
-    )
+    factors = dict(balance="fixed", ramp=2.0, fade=0.3)
+    trained(tmp_path, data, teacher=str(teacher), epochs=3, lr0=1e-6, warmup_bias_lr=0.0, **factors)
     losses = [row["train/ded_loss"] for row in rows(tmp_path)]
     shares = [row["train/ded_loss"] / max(losses) for row in rows(tmp_path)]
     # Two batches an epoch: mean factors (0 + 0.25) / 2, (0.5 + 0.75) / 2 and (1 + 0.5 / 0.9) / 2.
@@ -421,6 +414,14 @@ def test_a_run_in_which_a_term_cannot_reach_the_student_is_stopped_with_the_reas
     said = capsys.readouterr().err
     assert "drd does not reach the student: what it teaches is frozen" in said and "Traceback" not in said
     assert not rows_written(tmp_path)
+
+
+def test_frozen_stages_leave_ded_out_with_a_warning_and_the_others_train(tmp_path, data, teacher, caplog):
+    trained(tmp_path, data, teacher=str(teacher), freeze=10)
+    assert "ded is left out: freeze=10 freezes every layer that it would teach" in caplog.text
+    assert "stages " not in caplog.text
+    (row,) = rows(tmp_path)
+    assert row["train/ded_loss"] == 0 and row["train/drd_loss"] > 0 and row["train/crd_loss"] > 0
 
 
 def rows_written(folder: Path) -> bool:

@@ -101,18 +101,15 @@ def answer(kept: Mapping[str, Tensor]) -> Answer:
 
 
 def _maps(kept: Mapping[str, Tensor], kind: str) -> list[Callable[[], Map]]:
-    fields: dict[int, dict[str, Tensor]] = {}
-    for name, value in kept.items():
-        place, _, field = name.partition(".")
-        if place.startswith(kind) and place.removeprefix(kind).isdigit():
-            fields.setdefault(int(place.removeprefix(kind)), {})[field] = value
-    return [partial(_map, fields[i]) for i in sorted(fields)]
+    maps: list[Callable[[], Map]] = []
+    while f"{kind}{len(maps)}.codes" in kept:
+        maps.append(partial(_map, *(kept[f"{kind}{len(maps)}.{field}"] for field in ("codes", "channels"))))
+    return maps
 
 
-def _map(kept: Mapping[str, Tensor]) -> Map:
+def _map(codes: Tensor, channels: Tensor) -> Map:
     """Codes to a standardised map: ``code * gain + shift`` per image and channel."""
-    codes = kept["codes"]
-    low, step, mean, variance = kept["channels"].unbind(1)  # each (N, C)
+    low, step, mean, variance = channels.unbind(1)  # each (N, C)
     center = everywhere(mean.mean(dim=0))
     scale = inverse_deviation(everywhere((variance + (mean - center).square()).mean(dim=0)))
     rows = low.new_empty(codes.shape[1], codes.shape[0], math.prod(codes.shape[2:]))

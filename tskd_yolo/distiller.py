@@ -6,7 +6,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,22 @@ Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], Answer]], Answer
 """Images, the batch they are from and the teacher, to the teacher's answer: see :mod:`tskd_yolo.cache`."""
 
 
+class Pair(NamedTuple):
+    """A map that feature terms compare: the student's channels, the teacher's, of which one in ``share`` is read, and
+    every how manieth cell is read in either direction.
+    """
+
+    ours: int
+    theirs: int
+    share: int = 1
+    step: int = 1
+
+    @property
+    def compared(self) -> int:
+        """Channels that are compared."""
+        return -(-self.theirs // self.share)
+
+
 class Distiller:
     """Compares a student with its teacher, on every level that both have.
 
@@ -68,17 +84,18 @@ class Distiller:
         head = student.model[-1]
         self.strides = [s for s in strides(head) if s in teacher.reader.strides]
         self.unpaired = sorted(set(strides(head)) ^ set(teacher.reader.strides))
-        self.widths = {s: (_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides}
         paper = config.variant == "paper"
-        self.shares = {s: 1 if paper else _one_in(*widths) for s, widths in self.widths.items()}
-        """Of the teacher's neck channels one in so many is compared."""
         self.stages = StageReader(student)
-        early = list(zip(self.stages.widths, teacher.stages.widths, strict=True))
-        self.early = [(ours, theirs, _one_in(ours, theirs)) for ours, theirs in early]
-        """Channels of the student's and of the teacher's backbone stages; of the latter one in so many is compared."""
-        teacher.stages.keep = lambda i, features: _share(features, self.early[i][2], STEPS[i])
+        neck = [(_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides]
+        early = zip(self.stages.widths, teacher.stages.widths, STEPS, strict=True)
+        self.pairs = {
+            "neck": [Pair(*widths, 1 if paper else _one_in(*widths)) for widths in neck],
+            "stages": [Pair(ours, theirs, _one_in(ours, theirs), step) for ours, theirs, step in early],
+        }
+        """Where feature terms compare: levels of the neck, and early stages of the backbone."""
+        teacher.stages.keep = lambda i, features: _share(features, self.pairs["stages"][i])
         self.places = {"drd": "neck", "ded": "neck" if paper else "stages"}
-        """Where the feature terms compare."""
+        """Of these the one for each feature term."""
         self.branches = [b for b in towers(head) if b in towers(teacher.head)] if "crd" in self.on else []
         self.untaught = [b for b in towers(head) if "crd" in self.on and b not in self.branches]
         stage = 0 if config.variant == "paper" else STAGE
@@ -106,23 +123,16 @@ class Distiller:
         self._handles: list[Any] = []
 
     def _modules(self, head: Any) -> Any:
-        """Adapters and graph units, by term and level."""
+        """Adapters by place and map, graph units by level."""
         paper = self.config.variant == "paper"
         modules: Any = nn.ModuleDict()
-        if self._compares("neck"):
-            modules["neck"] = nn.ModuleDict(
-                {
-                    str(s): adapter(ours, theirs, bias=paper, share=self.shares[s])
-                    for s, (ours, theirs) in self.compared().items()
-                }
-            )
-        if self._compares("stages"):
-            modules["stages"] = nn.ModuleList(adapter(a, -(-b // share), share=share) for a, b, share in self.early)
+        for place, pairs in self.pairs.items():
+            if self.compares(place):
+                modules[place] = nn.ModuleList(adapter(p.ours, p.compared, bias=paper, share=p.share) for p in pairs)
         if "drd" in self.on:
+            widths = [pair.compared for pair in self.pairs["neck"]]
             trained = self.config.graph == "trained"
-            modules["drd"] = nn.ModuleDict(
-                {str(s): PaperDRD(c) if paper else DRD(c, trained=trained) for s, (_, c) in self.compared().items()}
-            )
+            modules["drd"] = nn.ModuleList(PaperDRD(c) if paper else DRD(c, trained=trained) for c in widths)
         if "ded" in self.on:
             modules["ded"] = PaperDED() if paper else DED()
         if "crd" in self.on:
@@ -131,13 +141,9 @@ class Distiller:
             )
         return modules
 
-    def _compares(self, place: str) -> bool:
+    def compares(self, place: str) -> bool:
         """Whether a feature term that is on compares there."""
         return any(term in self.on and at == place for term, at in self.places.items())
-
-    def compared(self) -> dict[int, tuple[int, int]]:
-        """Neck channels of the student, and how many of the teacher's they are compared with, per level."""
-        return {s: (ours, -(-theirs // self.shares[s])) for s, (ours, theirs) in self.widths.items()}
 
     def _tower_widths(self, head: Any, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(student, teacher) width of the box and of the class tower, per level."""
@@ -149,7 +155,7 @@ class Distiller:
 
     def leave_frozen(self) -> list[str]:
         """Leaves DED out where all of the student's layers that it teaches are frozen; the terms that were left out."""
-        if self._compares("stages") and not any(p.requires_grad for p in self.stages.before()):
+        if self.compares("stages") and not any(p.requires_grad for p in self.stages.before()):
             del self.on["ded"]
             return ["ded"]
         return []
@@ -169,7 +175,7 @@ class Distiller:
         self._size = (images.shape[2], images.shape[3])
         self._base = getattr(student, "criterion", None) or student.init_criterion()
         self.reader.arm()
-        if self._compares("stages"):
+        if self.compares("stages"):
             self.stages.arm()
         if self.config.variant == "paper" and "crd" in self.on:
             for branch in self.branches:  # a dual head's criterion holds one per branch
@@ -178,12 +184,12 @@ class Distiller:
 
     def ask(self, images: Tensor) -> Answer:
         """What the teacher says of images ``(N, 3, H, W)``: what the terms read, the student needs the memory."""
-        levels, stages = self.teacher.with_stages(images) if self._compares("stages") else (self.teacher(images), [])
+        levels, stages = self.teacher.with_stages(images) if self.compares("stages") else (self.teacher(images), [])
         said = [levels[stride] for stride in self.strides]
-        neck = zip(said, self.shares.values(), strict=True) if self._compares("neck") else ()
-        weighed = self._compares("neck") and self.config.variant != "paper"
+        neck = zip(said, self.pairs["neck"], strict=True) if self.compares("neck") else ()
+        weighed = self.compares("neck") and self.config.variant != "paper"
         return Answer(
-            [_share(level.features, share) for level, share in neck],
+            [_share(level.features, pair) for level, pair in neck],
             {b: target([level.responses[b] for level in said], self.config.variant) for b in self.branches},
             torch.stack([_said(level.scores) for level in said], dim=1) if weighed else None,
             stages,
@@ -253,7 +259,7 @@ class Distiller:
         levels = self.reader.read(predictions)
         student = [levels[s] for s in self.strides]
         maps = {"neck": [level.features for level in student]}
-        maps["stages"] = self.stages.read() if self._compares("stages") else []
+        maps["stages"] = self.stages.read() if self.compares("stages") else []
         terms = self._feature_terms(maps, self._target, batch)
         # Further down the graph a walk back from the loss takes more time, and memory while all of the graph is there.
         measured = {"neck": maps["neck"], "stages": maps["stages"][-1:]}
@@ -307,29 +313,29 @@ class Distiller:
                 for i, features in enumerate(wanted[place]):
                     theirs = self._wanted(features)
                     for name, maps in behind.items():
-                        found[name].append(self._compared(name, i, student=maps[i], teacher=theirs, boxes=boxes))
+                        found[name].append(self._feature_term(name, i, student=maps[i], teacher=theirs, boxes=boxes))
             if self.config.variant == "paper":
                 return {name: torch.stack(values).sum() for name, values in found.items()}
-            weights = {"neck": None if teacher.said is None else heard(teacher.said)}
-            return {name: _mean(values, weights.get(self.places[name])) for name, values in found.items()}
+            levels = None if teacher.said is None else heard(teacher.said)
+            return {
+                name: _mean(values, levels if self.places[name] == "neck" else None) for name, values in found.items()
+            }
 
-    def _compared(self, name: str, place: int, *, student: Any, teacher: Any, boxes: Boxes) -> Tensor:
+    def _feature_term(self, name: str, i: int, *, student: Any, teacher: Any, boxes: Boxes) -> Tensor:
         """A feature term on one map, with its gradients."""
         if name == "drd":
-            drd = self.learned["drd"][str(self.strides[place])]
-            return _compare(drd, student, teacher=teacher, boxes=boxes)
+            return _compare(self.learned["drd"][i], student, teacher=teacher, boxes=boxes)
         height, width = (teacher if isinstance(teacher, Tensor) else teacher.source).shape[2:]
         regions = masks if self.config.variant == "paper" else covered
         return _compare(self.learned["ded"], student, teacher=teacher, masks=regions(boxes, height, width))
 
     def _brought(self, place: str, i: int, features: Tensor) -> Tensor | Map:
         """The student's map at the teacher's width; standardised once for both losses, but for the paper's form."""
-        adapters = self.learned[place]
-        adapter = adapters[i] if place == "stages" else adapters[str(self.strides[i])]
+        adapter: Any = self.learned[place][i]
         if self.config.variant == "paper":
             return adapter(features.float())
         lift = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
-        return standardised(features, lift, step=STEPS[i] if place == "stages" else 1)
+        return standardised(features, lift, step=self.pairs[place][i].step)
 
     def _wanted(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
         """The teacher's map as the losses take it."""
@@ -471,9 +477,10 @@ def _one_in(ours: int, theirs: int) -> int:
     return 1 if ours == theirs else max(theirs // min(ours, CHANNELS), 1)
 
 
-def _share(features: Tensor, share: int, step: int = 1) -> Tensor:
-    """One in ``share`` channels and every ``step``-th cell, as a copy: the others can be forgotten."""
-    return features if share == step == 1 else features[:, ::share, ::step, ::step].contiguous()
+def _share(features: Tensor, pair: Pair) -> Tensor:
+    """What is compared of a teacher's map, as a copy: the rest can be forgotten."""
+    step = pair.step
+    return features if pair.share == step == 1 else features[:, :: pair.share, ::step, ::step].contiguous()
 
 
 def _mean(values: Sequence[Tensor], weight: Tensor | None) -> Tensor:

@@ -25,8 +25,10 @@ activations, for a small part of the cost of a detour from stage 0 on, where ``v
 STAGES = {4: 2, 8: 4, 16: 6}
 """The layers that end the backbone's early stages, by their stride in pixels, in every family."""
 
-STEPS = 4, 2, 1
-"""Of each stage every how manieth cell is read in either direction: all of stride 4 would cost more than the neck."""
+STEPS = tuple(16 // stride for stride in STAGES)
+"""Of each stage every how manieth cell is read in either direction: one every 16 pixels, for all of stride 4 would cost
+more than the neck.
+"""
 
 
 class Level(NamedTuple):

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ from tskd_yolo import cache, config, files, host, inputs, teacher
 from tskd_yolo.balance import schedule
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Passes, Views, of_views
-from tskd_yolo.distiller import Distiller, Trial, undisturbed
+from tskd_yolo.distiller import Distiller, Pair, Trial, undisturbed
+from tskd_yolo.features import STAGES
 from tskd_yolo.inputs import PREVIOUS
 from tskd_yolo.known import Score
 from tskd_yolo.teacher import Teacher
@@ -401,7 +402,8 @@ class DistillationMixin:
             f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(metrics)}",
             f"{'student':10}{Path(str(self.args.model)).name:<28}{get_num_params(student):>12,}"
             f"{get_flops(student, self.args.imgsz):>9.1f}{_accuracy(own)}",
-            "levels    " + "   ".join(_level_words(distiller, stride) for stride in distiller.strides),
+            "levels    " + _pair_words(distiller.strides, distiller.pairs["neck"]),
+            *(["stages    " + _pair_words(STAGES, distiller.pairs["stages"])] if distiller.compares("stages") else []),
             "terms     "
             + "   ".join(f"{t} {w:g}" if w else f"{t} off" for t, w in self.config.weights.items())
             + f"   (balance={self.config.balance} variant={self.config.variant} graph={self.config.graph})",
@@ -598,9 +600,12 @@ def _engine_args(args: Any) -> Any:
     return IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k not in config.DEFAULTS})
 
 
-def _level_words(distiller: Distiller, stride: int) -> str:
-    (ours, theirs), compared = distiller.widths[stride], distiller.compared()[stride][1]
-    return f"stride {stride}: {ours} -> " + f"{compared} of " * (compared < theirs) + str(theirs)
+def _pair_words(strides: Iterable[int], pairs: Sequence[Pair]) -> str:
+    """Strides, and how many channels of the student are compared with how many of the teacher's."""
+    return "   ".join(
+        f"stride {stride}: {pair.ours} -> " + f"{pair.compared} of " * (pair.compared < pair.theirs) + str(pair.theirs)
+        for stride, pair in zip(strides, pairs, strict=True)
+    )
 
 
 def _accuracy(metrics: dict[str, float]) -> str:

@@ -32,7 +32,7 @@ class DED(nn.Module):
         loss  = sum(M_fg e) / sum(M_fg) + sum(M_bg e) / sum(M_bg) + (1 - SSIM(s(S), s(T))) / 2
 
     with ``s`` the standardisation of every channel and SSIM without its luminance factor, on an even share of at most
-    32 channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
+    16 channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
     without cells gives 0, with a gradient of 0. The paper's attention is left out (:class:`PaperDED` has it): it puts
     the gradient on few cells and channels, and a step's length is then spent on them.
 
@@ -117,8 +117,7 @@ def ssim(a: Tensor, b: Tensor, luminance: bool = True, step: int = 1) -> Tensor:
 
     Gaussian window 11x11 with sigma 1.5 and zero padding, one at every ``step``-th cell; C1 = 0.01^2, C2 = 0.03^2. On
     maps that have negative values the luminance factor has to be left out: for opposite maps it is negative, like the
-    structure, and their product
-    would call them alike.
+    structure, and their product would call them alike.
     """
     mean_b, bb = _blur(torch.cat((b, b * b)), step).chunk(2)  # apart: a teacher needs no gradient
     mean_a, aa, ab = _blur(torch.cat((a, a * a, a * b)), step).chunk(3)
