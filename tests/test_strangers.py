@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import socket
@@ -199,6 +200,45 @@ def test_an_own_label_cache_is_read_as_it_was_written(good):
     assert ours.keys() == theirs.keys() and ours["hash"] == theirs["hash"] and len(ours["labels"]) == 4
     for a, b in zip(ours["labels"], theirs["labels"], strict=True):
         assert all(np.array_equal(a[key], b[key]) for key in ("cls", "bboxes")) and a["im_file"] == b["im_file"]
+
+
+def test_a_label_cache_that_another_run_has_just_removed_stops_nobody(good, monkeypatch):
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    from tskd_yolo import host
+
+    data = check_det_dataset(str(good / "tiny.yaml"))
+    file = good / "set" / "labels" / "train.cache"
+    file.write_bytes(b"stale")
+    monkeypatch.setattr(Path, "exists", lambda self, real=Path.exists: self.name == file.name or real(self))
+
+    def scan() -> None:
+        YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
+        file.unlink()
+
+    with host.guarded():
+        scan()
+        scan()
+    with pytest.raises(FileNotFoundError, match="train.cache"):  # as the engine does it
+        scan()
+
+
+def test_labels_that_cannot_be_kept_are_read_all_the_same(good, monkeypatch, caplog):
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    from tskd_yolo import files, host
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "replace", full)
+    data = check_det_dataset(str(good / "tiny.yaml"))
+    with host.guarded():
+        found = YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
+    assert len(found.labels) == 4 and not (good / "set" / "labels" / "train.cache").exists()
+    assert "train.cache cannot be written (No space left on device): the next run reads all labels again" in caplog.text
 
 
 def test_a_class_of_ones_own_is_loaded_where_it_is_trusted_and_only_there(good, tmp_path):

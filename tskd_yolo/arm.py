@@ -48,7 +48,8 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     kinds: dict[str, Callable[..., Any]] = {"train": train, "teacher": judge_teacher, "latency": latency}
-    kinds[job.pop("kind")](**job)
+    with host.side_by_side():
+        kinds[job.pop("kind")](**job)
 
 
 def _end_with_the_caller() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import re
@@ -52,8 +53,13 @@ def safe(*, trust: bool = False) -> Iterator[None]:
     if not trust and not tasks._SafeLoad.SUPPORTED:
         raise ConfigError(["torch: 2.6 or newer is needed to load checkpoints safely; update it, or say trust=True."])
     read = scanner.load_dataset_cache_file if trust else read_cache
-    with swapped(tasks, "SAFE_LOAD", not trust), swapped(scanner, "load_dataset_cache_file", read):
+    with swapped(tasks, "SAFE_LOAD", not trust), swapped(scanner, "load_dataset_cache_file", read), side_by_side():
         yield
+
+
+def side_by_side() -> contextlib.AbstractContextManager[None]:
+    """Inside, runs that start together do not stumble over each other's label cache (see :func:`write_cache`)."""
+    return swapped(scanner, "save_dataset_cache_file", write_cache)
 
 
 @contextlib.contextmanager
@@ -93,6 +99,20 @@ def read_cache(path: Path) -> dict[str, Any]:
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
         return _Arrays(file).load().item()
+
+
+def write_cache(prefix: str, path: Path, content: dict[str, Any], version: str) -> None:
+    """Keeps a data set's labels where Ultralytics does, whole or not at all.
+
+    Its own function removes the old file first, which ends a run that was about to remove it, too.
+    """
+    content["version"] = version
+    buffer = io.BytesIO()
+    np.save(buffer, content, allow_pickle=True)  # type: ignore[arg-type]
+    try:
+        files.replace(path, buffer.getvalue())
+    except OSError as error:
+        LOGGER.warning(f"{prefix}{path} cannot be written ({error.strerror}): the next run reads all labels again.")
 
 
 @contextlib.contextmanager
