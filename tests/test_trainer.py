@@ -396,17 +396,8 @@ def test_shares_and_cosines_are_columns_and_the_run_says_that_it_is_alive(balanc
 
 
 def test_terms_rise_and_fall_with_the_schedule(tmp_path, data, teacher):
-    trained(
-        tmp_path,
-        data,
-        teacher=str(teacher),
-        epochs=3,
-        balance="fixed",
-        ramp=2.0,
-        fade=0.3,
-        lr0=1e-6,
-        warmup_bias_lr=0.0,
-    )
+    factors = dict(balance="fixed", ramp=2.0, fade=0.3)
+    trained(tmp_path, data, teacher=str(teacher), epochs=3, lr0=1e-6, warmup_bias_lr=0.0, **factors)
     losses = [row["train/ded_loss"] for row in rows(tmp_path)]
     shares = [row["train/ded_loss"] / max(losses) for row in rows(tmp_path)]
     # Two batches an epoch: mean factors (0 + 0.25) / 2, (0.5 + 0.75) / 2 and (1 + 0.5 / 0.9) / 2.
