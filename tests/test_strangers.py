@@ -215,6 +215,7 @@ def test_a_label_cache_that_another_run_has_just_removed_stops_nobody(good, monk
 
     def scan() -> None:
         YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
+        assert len(host.read_cache(file)["labels"]) == 4
         file.unlink()
 
     with host.guarded():

@@ -25,10 +25,8 @@ activations, for a small part of the cost of a detour from stage 0 on, where ``v
 STAGES = {4: 2, 8: 4, 16: 6}
 """The layers that end the backbone's early stages, by their stride in pixels, in every family."""
 
-STEPS = tuple(16 // stride for stride in STAGES)
-"""Of each stage every how manieth cell is read in either direction: one every 16 pixels, for all of stride 4 would cost
-more than the neck.
-"""
+STEPS = 2, 2, 1
+"""Of each stage every how manieth cell is read in either direction: all of stride 4 would cost more than the neck."""
 
 
 class Level(NamedTuple):
@@ -116,7 +114,7 @@ class HeadReader:
         first = next(branch for branch in branches.values() if branch)
         features = first["feats"]
         cells = [f.shape[2] * f.shape[3] for f in features]
-        heard = first["scores"].detach().split(cells, dim=2)
+        scores = first["scores"].detach().split(cells, dim=2)
         # Split, not sliced: the way back is one copy, where slices would add up as many zeros as there are levels.
         said = {name: [branches[name][k].split(cells, dim=2) for k in ("boxes", "scores")] for name in self.towers}
         levels = []
@@ -126,7 +124,7 @@ class HeadReader:
             for name, parts in said.items():
                 activations = (self._activations[name, kind, i] for kind in (0, 1))
                 responses[name] = Response(*(part[i].unflatten(2, size) for part in parts), *activations)
-            levels.append(Level(feature, heard[i].unflatten(2, size), responses))
+            levels.append(Level(feature, scores[i].unflatten(2, size), responses))
         return dict(zip(self.strides, levels, strict=True))
 
 

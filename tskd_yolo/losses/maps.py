@@ -121,7 +121,9 @@ class _Gram(torch.autograd.Function):
 class _Centred(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, step: int) -> Tensor:
-        ctx.like = features.new_empty(0), features.shape, features.is_contiguous(), step
+        layout = torch.contiguous_format if features.is_contiguous() else torch.channels_last
+        ctx.whole = features.shape, dict(dtype=features.dtype, device=features.device, memory_format=layout)
+        ctx.step = step
         features = features[:, :, ::step, ::step]
         rows = features.new_empty(features.shape[1], features.shape[0], *features.shape[2:])
         mean = everywhere(features.mean(dim=(0, 2, 3)))
@@ -131,11 +133,11 @@ class _Centred(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        like, shape, plain, step = ctx.like
-        layout = torch.contiguous_format if plain else torch.channels_last
-        make = like.new_empty if step == 1 else like.new_zeros
-        back = make(shape).contiguous(memory_format=layout)
-        part = back[:, :, ::step, ::step]
+        shape, kind = ctx.whole
+        back = torch.empty(shape, **kind)
+        if ctx.step > 1:
+            back.zero_()
+        part = back[:, :, :: ctx.step, :: ctx.step]
         mean = everywhere(gradient.mean(dim=(1, 2)))
         torch.sub(gradient.unflatten(2, part.shape[2:]), mean.view(-1, 1, 1, 1), out=part.transpose(0, 1))
         return back, None
