@@ -150,7 +150,7 @@ def _ded(distiller: Distiller, stages: list[Tensor], said: Answer, boxes: Boxes)
     found = []
     for i, (features, wanted) in enumerate(zip(stages, said.stages, strict=True)):
         ours, theirs = pair(distiller._brought("stages", i, features), distiller._wanted(wanted))
-        regions = covered(boxes, *theirs.source.shape[2:])
+        regions = covered(boxes, *theirs.size)
         found.append(distiller.learned["ded"].terms(student=ours, teacher=theirs, masks=regions))
     return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
 

@@ -11,9 +11,11 @@ of processor time, which other work on the machine does not change much.
 
 ``teacher_forward_s`` is the teacher as tskd-yolo runs it (batch norms folded, raw head output, its dtype and memory
 format), ``teacher_forward_stock_s`` as ``distill_model`` does (neither, and boxes decoded). The floor is student step +
-teacher_forward; ``ratio_to_floor`` and ``ratio_to_builtin`` are ratios of medians. ``drd_step_s`` ... are our step with
-one term only, ``terms_s`` all three forward and backward down to the student's tensors, ``our_part_s`` what our step
-takes beyond the floor.
+teacher_forward; ``ratio_to_floor`` and ``ratio_to_builtin`` are ratios of medians. On a CPU our student runs in
+channels_last and the engine's does not, so the same is also told of a plain student in channels_last:
+``student_channels_last_step_s`` and the stricter ``ratio_to_floor_channels_last``. ``our_part_s`` is what our step takes
+beyond that stricter floor, ``drd_step_s`` ... our step with one term only, ``terms_s`` all three forward and backward
+down to the student's tensors.
 
 Memory is that of a process which does nothing else. On CUDA it is what its allocator held at most; on a CPU the most
 that was resident during its first steps, less what was after the trainer was built, plus the teacher's weights.
@@ -48,7 +50,8 @@ from tskd_yolo import Trainer
 from tskd_yolo.config import TERMS
 from tskd_yolo.data.demo import NAMES, prepare
 
-STEPS = ("student", "distill", "builtin", *TERMS)
+PLAIN = ("student", "student_channels_last")
+STEPS = (*PLAIN, "distill", "builtin", *TERMS)
 VALUES = {"boxes": [1, 10, 100, 500], "batch": [4, 8, 16, 32], "imgsz": [128, 224, 320], "classes": [6, 80]}
 WARM = 2
 
@@ -113,7 +116,7 @@ def sweep(pair: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             case = argparse.Namespace(**{**vars(options), options.sweep: value})
             if not cases or options.sweep != "boxes":  # boxes alone change nothing in a trainer
                 place = Path(folder) / str(value)
-                trainers = {name: built(name, pair, place, case) for name in ("student", "distill", "builtin")}
+                trainers = {name: built(name, pair, place, case) for name in (*PLAIN, "distill", "builtin")}
             cases[value] = case
             for name, call in calls(trainers, fixed_batch(case)).items():
                 table[f"{value}:{name}"] = call
@@ -178,10 +181,11 @@ def figures(seconds: dict[str, tuple[float, float | None]]) -> dict[str, float]:
         t = {name: both[index] for name, both in seconds.items()}
         if None in t.values():
             continue
-        floor = t["student_step"] + t["teacher_forward"]
-        t["our_part"] = t["distill_step"] - floor
+        floor, strict = (t[f"{name}_step"] + t["teacher_forward"] for name in PLAIN)
+        t["our_part"] = t["distill_step"] - strict
         found.update({f"{name}{suffix}_s": round(value, 5) for name, value in t.items()})
         found[f"ratio_to_floor{suffix}"] = round(t["distill_step"] / floor, 4)
+        found[f"ratio_to_floor_channels_last{suffix}"] = round(t["distill_step"] / strict, 4)
         found[f"ratio_to_builtin{suffix}"] = round(t["distill_step"] / t["builtin_step"], 4)
     return found
 
@@ -204,13 +208,15 @@ def built(name: str, pair: str, folder: Path, options: argparse.Namespace) -> An
         optimizer="AdamW", exist_ok=True,
     )  # fmt: skip
     trainer: Any
-    if name == "student":
+    if name in PLAIN:
         trainer = DetectionTrainer(overrides=common)
     elif name == "builtin":
         trainer = DetectionTrainer(overrides={**common, "distill_model": str(checkpoint)})
     else:
         trainer = Trainer(**common, teacher=str(checkpoint), **{t: 0 for t in TERMS if name in TERMS and t != name})
     trainer._setup_train()
+    if name == "student_channels_last":
+        trainer.model.to(memory_format=torch.channels_last)
     trainer._model_train()
     trainer.optimizer.zero_grad()
     return trainer

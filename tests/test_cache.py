@@ -41,11 +41,11 @@ def test_a_map_out_of_its_record_is_the_standardised_map_but_for_the_rounding_to
     features = torch.randn(4, 24, 6, 5) * torch.linspace(0.01, 30, 24).view(1, -1, 1, 1) + 3
     kept = answer(parts(cache.Answer([features], {}))).maps[0]()
     plain = standardised(features)
-    assert isinstance(kept, Map) and kept.source.shape == features.shape
-    assert 0 < (kept.rows - plain.rows).abs().max() < 0.03 and (kept.rows - plain.rows).abs().mean() < 0.01
-    assert kept.rows.mean(dim=(1, 2)).abs().max() < 1e-3
+    assert isinstance(kept, Map) and kept.image(kept.cells).shape == features.shape
+    assert 0 < (kept.cells - plain.cells).abs().max() < 0.03 and (kept.cells - plain.cells).abs().mean() < 0.01
+    assert kept.cells.mean(dim=(0, 1)).abs().max() < 1e-3
     flat = answer(parts(cache.Answer([torch.full((2, 3, 4, 4), 7.0)], {}))).maps[0]()
-    assert flat.rows.abs().max() < 1e-3  # a map without any variation stays one
+    assert flat.cells.abs().max() < 1e-3  # a map without any variation stays one
 
 
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])

@@ -243,7 +243,7 @@ def test_a_level_where_the_teacher_finds_nothing_teaches_nothing(files):
 def test_ded_compares_stages_of_the_backbone_and_in_the_papers_form_the_neck(files):
     student, batch = make_student(), make_batch()
     for settings, place, sizes in (
-        ({}, "stages", [(64, 4), (64, 4), (64, 4)]),
+        ({}, "stages", [(64, 8), (64, 4), (64, 4)]),
         (dict(variant="paper"), "neck", [(128, 8), (256, 4), (512, 2)]),
     ):
         distiller = make(student, files["11s"], drd=0, crd=0, **settings)

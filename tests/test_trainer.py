@@ -73,8 +73,43 @@ def test_a_weight_so_small_that_it_rounds_away_leaves_every_random_number_where_
 
     stock = DetectionTrainer(overrides=settings(tmp_path / "stock", data))
     stock.train()
-    trained(tmp_path / "ours", data, teacher=str(teacher), balance="fixed", drd=1e-30, ded=1e-30, crd=1e-30)
+    weightless = dict(balance="fixed", drd=1e-30, ded=1e-30, crd=1e-30)
+    trained(tmp_path / "ours", data, teacher=str(teacher), channels_last=False, **weightless)
     assert same(*(weights(tmp_path / who / "run" / "weights" / "last.pt") for who in ("stock", "ours")))
+
+
+@pytest.mark.parametrize(
+    ("pays", "wanted", "taken"), [(True, None, True), (True, True, True), (True, False, False), (False, None, False)]
+)
+def test_on_a_cpu_the_student_trains_in_channels_last_where_that_pays_and_nobody_forbids_it(
+    tmp_path, data, teacher, monkeypatch, caplog, pays, wanted, taken
+):
+    from tskd_yolo import Trainer, host
+
+    monkeypatch.setattr(host, "channels_last_pays", lambda: pays)
+    found = []
+
+    def look(trainer):
+        found.extend(
+            not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+            for weight in (trainer.model.model[1].conv.weight, trainer.ema.ema.model[1].conv.weight)
+        )
+
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), channels_last=wanted))
+    trainer.add_callback("on_train_batch_end", look)
+    trainer.train()
+    assert found and set(found) == {taken} and trainer.args.channels_last is wanted
+    assert not any("is only supported on CUDA" in record.message for record in caplog.records)
+    saved = weights(tmp_path / "run" / "weights" / "last.pt")
+    assert all(value.is_contiguous() for value in saved.values())  # released engines cannot fuse anything else
+
+
+def test_the_memory_format_changes_nothing_but_rounding(tmp_path, data, teacher):
+    for name, wanted in (("last", True), ("first", False)):
+        trained(tmp_path / name, data, teacher=str(teacher), channels_last=wanted)
+    last, first = rows(tmp_path / "last")[0], rows(tmp_path / "first")[0]
+    for key in (key for key in first if key.startswith("train/")):
+        assert last[key] == pytest.approx(first[key], rel=1e-2), key
 
 
 def test_every_checkpoint_loads_where_this_package_cannot_be_imported(finished, teacher, tmp_path, data):

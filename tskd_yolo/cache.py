@@ -16,7 +16,6 @@ it is computed again. Nothing needs a lock, and processes of a run share the fil
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import shutil
@@ -40,7 +39,7 @@ from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.crd import Moments, Target
 from tskd_yolo.losses.maps import Map, inverse_deviation
 
-FORMAT = 2
+FORMAT = 3
 """Counts up when records come to hold something else."""
 
 SUFFIX = ".tskd"
@@ -81,14 +80,14 @@ def _half(x: Tensor) -> Tensor:
 
 def _coded(features: Tensor) -> dict[str, Tensor]:
     """Features ``(N, C, H, W)`` as 8-bit codes, with the statistics of what the codes stand for."""
-    values = features.float().flatten(2)
-    low, high = values.aminmax(dim=2, keepdim=True)
+    values = features.float().permute(0, 2, 3, 1).flatten(1, 2)
+    low, high = values.aminmax(dim=1, keepdim=True)
     step = ((high - low) / 255).clamp(min=1e-30)
     codes = ((values - low) / step).round().clamp(0, 255)
-    variance, mean = torch.var_mean(codes, dim=2, correction=0)
-    low, step = low.squeeze(2), step.squeeze(2)
+    variance, mean = torch.var_mean(codes, dim=1, correction=0)
+    low, step = low.squeeze(1), step.squeeze(1)
     return {
-        "codes": codes.byte().view_as(features),
+        "codes": codes.byte().unflatten(1, features.shape[2:]),
         "channels": torch.stack((low, step, mean * step + low, variance * step.square()), dim=1),
     }
 
@@ -112,10 +111,8 @@ def _map(codes: Tensor, channels: Tensor) -> Map:
     low, step, mean, variance = channels.unbind(1)  # each (N, C)
     center = everywhere(mean.mean(dim=0))
     scale = inverse_deviation(everywhere((variance + (mean - center).square()).mean(dim=0)))
-    rows = low.new_empty(codes.shape[1], codes.shape[0], math.prod(codes.shape[2:]))
-    rows.copy_(codes.flatten(2).transpose(0, 1)).mul_((step * scale).T.unsqueeze(2))
-    rows += ((low - center) * scale).T.unsqueeze(2)
-    return Map(rows, None, codes)
+    cells = torch.addcmul(((low - center) * scale).unsqueeze(1), codes.flatten(1, 2), (step * scale).unsqueeze(1))
+    return Map(cells, None, (codes.shape[1], codes.shape[2]))
 
 
 def _target(kept: Mapping[str, Tensor], branch: str) -> Target:

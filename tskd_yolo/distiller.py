@@ -325,7 +325,7 @@ class Distiller:
         """A feature term on one map, with its gradients."""
         if name == "drd":
             return _compare(self.learned["drd"][i], student, teacher=teacher, boxes=boxes)
-        height, width = (teacher if isinstance(teacher, Tensor) else teacher.source).shape[2:]
+        height, width = teacher.shape[2:] if isinstance(teacher, Tensor) else teacher.size
         regions = masks if self.config.variant == "paper" else covered
         return _compare(self.learned["ded"], student, teacher=teacher, masks=regions(boxes, height, width))
 
@@ -480,7 +480,9 @@ def _one_in(ours: int, theirs: int) -> int:
 def _share(features: Tensor, pair: Pair) -> Tensor:
     """What is compared of a teacher's map, as a copy: the rest can be forgotten."""
     step = pair.step
-    return features if pair.share == step == 1 else features[:, :: pair.share, ::step, ::step].contiguous()
+    if pair.share == step == 1:
+        return features
+    return features[:, :: pair.share, ::step, ::step].contiguous(memory_format=torch.channels_last)
 
 
 def _mean(values: Sequence[Tensor], weight: Tensor | None) -> Tensor:
@@ -505,12 +507,12 @@ def _tensors(features: Tensor | Map) -> list[Tensor]:
     """What of a map, standardised or plain, carries gradient."""
     if isinstance(features, Tensor):
         return [features]
-    return [features.rows] if features.lift is None else [features.rows, features.lift]
+    return [features.cells] if features.lift is None else [features.cells, features.lift]
 
 
 def _with(features: Tensor | Map, first: Tensor, lift: Tensor | None = None) -> Tensor | Map:
     """The map with other tensors in the place of :func:`_tensors`."""
-    return first if isinstance(features, Tensor) else features._replace(rows=first, lift=lift)
+    return first if isinstance(features, Tensor) else features._replace(cells=first, lift=lift)
 
 
 def _term(name: str) -> str:

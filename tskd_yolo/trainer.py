@@ -248,9 +248,17 @@ class DistillationMixin:
         assert model is not None
         if found := teacher.mismatches(student_yaml=self.model.yaml, teacher=model, names=self.data["names"]):
             raise ConfigError(found)
+        if self._lays_out():
+            self.model.to(memory_format=torch.channels_last)
         with undisturbed():  # folding batch norms draws random numbers
             frozen = Teacher(model, like=self.model, names=self.data["names"], responses=self.config.crd > 0)
         self.distiller = Distiller(student=self.model, teacher=frozen, config=self.config, seed=self.args.seed)
+
+    def _lays_out(self) -> bool:
+        """Whether the student is brought to channels_last here: on a CPU, where the engine never does it, a step takes
+        a quarter less time. Elsewhere the engine decides, and it writes checkpoints in its own format anyway.
+        """
+        return self.device.type == "cpu" and self.args.channels_last is not False and host.channels_last_pays()
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """The engine's model; remembers whether its weights were trained on these classes."""
@@ -299,6 +307,9 @@ class DistillationMixin:
             distiller.teacher.cast(torch.bfloat16 if self.args.amp == "bf16" else torch.float16)
 
     def _setup_train(self, *args: Any, **kwargs: Any) -> None:
+        wanted = self.args.channels_last
+        if any(self.config.weights.values()) and self._lays_out():
+            self.args.channels_last = None  # or the engine says that it ignores what we do
         try:
             super()._setup_train(*args, **kwargs)  # type: ignore[misc]
         except TypeError as error:
@@ -311,6 +322,8 @@ class DistillationMixin:
             if "froze the entire model" in str(error):
                 raise ConfigError([f"freeze: {self.args.freeze} leaves no parameter to train; freeze less."]) from error
             raise
+        finally:
+            self.args.channels_last = wanted
         if self.distiller is None:
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
@@ -453,6 +466,8 @@ class DistillationMixin:
         """The last moment before the student's forward pass: the teacher sees the images that the student will see."""
         batch = super().preprocess_batch(batch)  # type: ignore[misc]
         if self.distiller is not None:
+            if self._lays_out():  # once for both networks
+                batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
             self.distiller.factor = self._schedule()
             self.distiller.arm(unwrap_model(self.model), batch["img"], batch)
         return batch

@@ -185,17 +185,17 @@ def test_the_cell_error_has_the_gradient_that_differences_give(adapted):
     def double(*shape):
         return torch.randn(*shape, dtype=torch.float64)
 
-    rows, lift = double(3 if adapted else 5, 2, 6).requires_grad_(), double(5, 3).requires_grad_()
-    teacher = double(5, 2, 6)
+    cells, lift = double(2, 6, 3 if adapted else 5).requires_grad_(), double(5, 3).requires_grad_()
+    teacher = double(2, 6, 5)
     if adapted:
-        assert torch.autograd.gradcheck(lambda r, w: _CellError.apply(r, w, teacher), (rows, lift))
+        assert torch.autograd.gradcheck(lambda c, w: _CellError.apply(c, w, teacher), (cells, lift))
     else:
-        assert torch.autograd.gradcheck(lambda r: _CellError.apply(r, None, teacher), rows)
+        assert torch.autograd.gradcheck(lambda c: _CellError.apply(c, None, teacher), cells)
 
 
 def test_the_error_of_maps_in_factors_is_that_of_the_full_maps():
     student, teacher = standardised(torch.randn(2, 6, 20, 20), torch.randn(16, 6)), standardised(pair()["teacher"])
-    full = [m.full().transpose(0, 1).unflatten(2, (20, 20)) for m in (student, teacher)]
+    full = [m.image(m.full()) for m in (student, teacher)]
     expected = (full[0] - full[1]).square().mean(dim=1)
     found = difference_error(student=student, teacher=teacher)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

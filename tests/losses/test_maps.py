@@ -13,8 +13,8 @@ from tskd_yolo.losses.maps import _Gram, centred, pair, standardised
 from tskd_yolo.losses.regions import standardise
 
 
-def rows_of(features: torch.Tensor) -> torch.Tensor:
-    return features.flatten(2).transpose(0, 1)
+def cells_of(features: torch.Tensor) -> torch.Tensor:
+    return features.flatten(2).transpose(1, 2)
 
 
 def with_gradients(value: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -26,7 +26,7 @@ def with_gradients(value: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Ten
 def test_centring_has_the_gradient_that_differences_give(layout):
     features = torch.randn(3, 4, 2, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
     assert torch.autograd.gradcheck(centred, features)
-    torch.testing.assert_close(centred(features), rows_of(features - features.mean(dim=(0, 2, 3), keepdim=True)))
+    torch.testing.assert_close(centred(features), cells_of(features - features.mean(dim=(0, 2, 3), keepdim=True)))
     centred(features).square().sum().backward()
     assert features.grad.is_contiguous(memory_format=layout)
 
@@ -43,7 +43,7 @@ def test_a_map_in_factors_is_the_adapted_map_standardised(adapted):
     plain = F.conv2d(features, adapter[..., None, None]) if adapted else features
     for ours, theirs in zip(
         with_gradients(standardised(features, adapter).full(), *inputs),
-        with_gradients(rows_of(standardise(plain)), *inputs),
+        with_gradients(cells_of(standardise(plain)), *inputs),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
@@ -52,7 +52,7 @@ def test_a_map_in_factors_is_the_adapted_map_standardised(adapted):
 def test_reading_a_map_is_multiplying_the_full_one():
     found = standardised(torch.randn(2, 6, 4, 5), torch.randn(9, 6))
     weight = torch.randn(3, 9)
-    expected = torch.einsum("rc,cnp->rnp", weight, found.full())
+    expected = torch.einsum("rc,npc->npr", weight, found.full())
     torch.testing.assert_close(found.read(weight), expected, rtol=1e-4, atol=1e-5)
     assert standardised(found) is found
 
@@ -71,7 +71,7 @@ def test_the_two_factors_of_an_answer_multiply_to_the_units_relation(learn):
             getattr(unit, name).normal_()
     found = standardised(torch.randn(3, 7, 4, 5), torch.randn(9, 7))
     nodes, project = unit.answer(found)
-    full = found.full().transpose(0, 1).unflatten(2, (4, 5))
+    full = found.image(found.full())
     torch.testing.assert_close((nodes @ project).unflatten(2, (4, 5)), unit.relation(full), rtol=1e-4, atol=1e-5)
 
 
@@ -92,12 +92,12 @@ def test_the_relation_error_of_factors_is_that_of_the_maps_they_stand_for():
 def standardised_double(features: torch.Tensor):
     """The library works in float32; the algebra is checked in double."""
     found = standardised(features.float())
-    rows = centred(features)
-    scale = (rows.var(dim=(1, 2), correction=0) + 0.01 * rows.var(dim=(1, 2), correction=0).mean() + 1e-12).rsqrt()
-    return found._replace(rows=rows * scale.view(-1, 1, 1), source=features)
+    cells = centred(features)
+    variance = cells.var(dim=(0, 1), correction=0)
+    return found._replace(cells=cells * (variance + 0.01 * variance.mean() + 1e-12).rsqrt())
 
 
 def test_the_teachers_map_carries_no_gradient():
     teacher = torch.randn(2, 4, 3, 3, requires_grad=True)
     student, frozen = pair(torch.randn(2, 4, 3, 3, requires_grad=True), teacher)
-    assert student.rows.requires_grad and not frozen.rows.requires_grad and not frozen.source.requires_grad
+    assert student.cells.requires_grad and not frozen.cells.requires_grad

@@ -191,11 +191,11 @@ def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: T
     if len(tail) > 1:
         return tail(renormalise(student, teacher, adapter))
     with torch.autocast(student.device.type, enabled=False):
-        rows, lift, gain, mean = _matched(student, teacher, adapter)
+        cells, lift, gain, mean = _matched(student, teacher, adapter)
         last: Any = tail[0]
         weight = last.weight.flatten(1).float()
         bias, weight = last.bias.float() + weight @ mean, weight * gain
-        return _laid_out(_product(bias, weight if lift is None else weight @ lift, rows), student)
+        return _laid_out(F.linear(cells, weight if lift is None else weight @ lift, bias), student)
 
 
 def renormalise(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module | None = None) -> Tensor:
@@ -204,39 +204,34 @@ def renormalise(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module |
     ``(s - mean(s)) / (std(s) + 1e-6) * std(t) + mean(t)``, unbiased deviations, ``(N, C, H, W)``, float32.
     """
     with torch.autocast(student.device.type, enabled=False):
-        rows, lift, gain, mean = _matched(student, teacher, adapter or nn.Identity())
+        cells, lift, gain, mean = _matched(student, teacher, adapter or nn.Identity())
         if lift is None:
-            return _laid_out(rows * gain.view(-1, 1, 1) + mean.view(-1, 1, 1), student)
-        return _laid_out(_product(mean, lift * gain.unsqueeze(1), rows), student)
+            return _laid_out(cells * gain + mean, student)
+        return _laid_out(F.linear(cells, lift * gain.unsqueeze(1), mean), student)
 
 
 def _matched(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module) -> tuple[Tensor, Any, Tensor, Tensor]:
-    """Centred rows ``(B, N, P)`` of the student, its adapter as a matrix, and per adapted channel the factor to the
+    """Centred cells ``(N, P, B)`` of the student, its adapter as a matrix, and per adapted channel the factor to the
     teacher's deviation and the teacher's mean, ``(C,)``.
     """
-    rows = centred(student.float())
-    to_deviation, mean = _channels(teacher, rows.shape[1] * rows.shape[2])
-    deviation, lift = _adapted(rows.flatten(1), adapter)
-    return rows, lift, to_deviation / (deviation + 1e-6), mean
+    cells = centred(student.float())
+    to_deviation, mean = _channels(teacher, cells.shape[0] * cells.shape[1])
+    deviation, lift = _adapted(cells.flatten(0, 1), adapter)
+    return cells, lift, to_deviation / (deviation + 1e-6), mean
 
 
-def _product(bias: Tensor, weight: Tensor, rows: Tensor) -> Tensor:
-    """``weight @ rows + bias``, rows ``(B, N, P)`` -> ``(C, N, P)``."""
-    return torch.addmm(bias.unsqueeze(1), weight, rows.flatten(1)).view(-1, *rows.shape[1:])
+def _laid_out(cells: Tensor, like: Tensor) -> Tensor:
+    """``(N, P, C)`` -> ``(N, C, H, W)``."""
+    return cells.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
-def _laid_out(rows: Tensor, like: Tensor) -> Tensor:
-    """``(C, N, P)`` -> ``(N, C, H, W)``."""
-    return rows.transpose(0, 1).unflatten(2, like.shape[2:])
-
-
-def _adapted(rows: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
-    """Unbiased deviation per adapted channel of centred rows ``(B, N P)``, and the adapter as a matrix ``(C, B)``."""
-    count = _unbiased(rows.shape[1])
+def _adapted(cells: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
+    """Unbiased deviation per adapted channel of centred cells ``(N P, B)``, and the adapter as a matrix ``(C, B)``."""
+    count = _unbiased(len(cells))
     if isinstance(adapter, nn.Identity):
-        return (everywhere(torch.linalg.vector_norm(rows, dim=1).square() / count) + 1e-12).sqrt(), None
+        return (everywhere(cells.square().sum(dim=0) / count) + 1e-12).sqrt(), None
     lift = adapter.weight.flatten(1)
-    return (everywhere(adapted_variance(rows, lift, count)) + 1e-12).sqrt(), lift
+    return (everywhere(adapted_variance(cells, lift, count)) + 1e-12).sqrt(), lift
 
 
 def _unbiased(count: int) -> float:
@@ -246,9 +241,9 @@ def _unbiased(count: int) -> float:
 
 @torch.no_grad()
 def moments(features: Tensor) -> Moments:
-    """Of tower activations ``(N, C, H, W)``; no copy is made."""
-    features = features.float().flatten(2)
-    return Moments(features.mean(dim=2), torch.linalg.vector_norm(features, dim=2).square())
+    """Of tower activations ``(N, C, H, W)``."""
+    features = features.float()
+    return Moments(features.mean(dim=(2, 3)), features.square().sum(dim=(2, 3)))
 
 
 @torch.no_grad()

@@ -86,30 +86,30 @@ def attended_error(*, student: Tensor, teacher: Tensor, attention: tuple[Tensor,
 
 def difference_error(*, student: Map, teacher: Map) -> Tensor:
     """``mean_C (S - T)^2`` of two standardised maps, ``(N, H, W)``."""
-    return _CellError.apply(student.rows, student.lift, teacher.full()).unflatten(1, teacher.source.shape[2:])
+    return _CellError.apply(student.cells, student.lift, teacher.full()).unflatten(1, teacher.size)
 
 
 class _CellError(torch.autograd.Function):
-    """``mean_C (L R - T)^2`` per cell, ``(N, P)``; what it keeps for its gradient is the difference, once."""
+    """``mean_C (R L^T - T)^2`` per cell, ``(N, P)``; what it keeps for its gradient is the difference, once."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, lift: Tensor | None, teacher: Tensor) -> Tensor:
+    def forward(ctx: Any, cells: Tensor, lift: Tensor | None, teacher: Tensor) -> Tensor:
         if lift is None:
-            difference = rows - teacher
+            difference = cells - teacher
         else:
-            difference = torch.addmm(teacher.flatten(1), lift, rows.flatten(1), beta=-1).view_as(teacher)
-        ctx.save_for_backward(rows, lift, difference)
-        return difference.square().mean(dim=0)
+            difference = torch.addmm(teacher.flatten(0, 1), cells.flatten(0, 1), lift.T, beta=-1).view_as(teacher)
+        ctx.save_for_backward(cells, lift, difference)
+        return torch.linalg.vector_norm(difference, dim=2).square() / difference.shape[2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, lift, difference = ctx.saved_tensors
-        back = difference * (gradient * (2 / len(difference)))
+        cells, lift, difference = ctx.saved_tensors
+        back = difference * (gradient * (2 / difference.shape[2])).unsqueeze(2)
         if lift is None:
             return back, None, None
-        back = back.flatten(1)
-        return (lift.T @ back).view_as(rows), back @ rows.flatten(1).T, None
+        back = back.flatten(0, 1)
+        return (back @ lift).view_as(cells), back.T @ cells.flatten(0, 1), None
 
 
 def ssim(a: Tensor, b: Tensor, luminance: bool = True, step: int = 1) -> Tensor:

@@ -53,7 +53,7 @@ class DRD(nn.Module):
         terms = self.terms(student=student, teacher=teacher, boxes=boxes)
         total = terms["pixel"] + terms["instance"]
         if self.trained:
-            own = self.unit.reconstruction(teacher.images.unflatten(2, teacher.source.shape[2:]))
+            own = self.unit.reconstruction(teacher.image(teacher.full()))
             total = total + (own - own.detach())
         return total
 
@@ -65,8 +65,7 @@ class DRD(nn.Module):
 
     def _instance(self, student: Map, teacher: Map, boxes: Boxes) -> Tensor:
         boxes, taken = slots(boxes, INSTANCES)
-        height, width = teacher.source.shape[2:]
-        cut = windows(boxes, height, width, CROP).unflatten(0, taken.shape).flatten(1, 2)  # (N, I cells, P)
+        cut = windows(boxes, *teacher.size, CROP).unflatten(0, taken.shape).flatten(1, 2)  # (N, I cells, P)
         weight = taken.unsqueeze(2).expand(-1, -1, CROP**2).flatten(1).unsqueeze(1)  # (N, 1, I cells)
         ours, theirs = (_weighted_standardise(self._answers(m, cut, taken), weight) for m in (student, teacher))
         return ((ours - theirs).square() * weight).sum() / (everywhere(weight.sum()) * ours.shape[1]).clamp(min=1e-6)

@@ -89,16 +89,15 @@ class GraphUnit(nn.Module):
 
         Neither states nor relation are spread over the positions. Weights are constants here.
         """
-        project = features.read(self._weight("project_weight")) + self._weight("project_bias").view(-1, 1, 1)
-        project = project.transpose(0, 1)
+        project = (features.read(self._weight("project_weight")) + self._weight("project_bias")).transpose(1, 2)
         nodes = self.gather(features, project) / project.shape[2]
         between = F.linear(nodes, self._weight("between_nodes_weight"), self._weight("between_nodes_bias"))
         return self.reason(nodes + between), project
 
     def gather(self, features: Map, weights: Tensor) -> Tensor:
         """Weighted sums of states over the positions, ``(N, K, P)`` weights -> ``(N, S, K)``; states are not formed."""
-        sums = features.through(self._weight("state_weight")) @ (features.images @ weights.transpose(1, 2))
-        return sums + self._weight("state_bias")[:, None] * weights.sum(dim=2).unsqueeze(1)
+        sums = F.linear(weights @ features.cells, features.through(self._weight("state_weight")))
+        return (sums + self._weight("state_bias") * weights.sum(dim=2, keepdim=True)).transpose(1, 2)
 
     def extend(self, relation: Tensor, learn: bool = False) -> Tensor:
         """``BN(W_e Y)`` with the batch's own statistics and epsilon 1e-4, ``(N, C, H, W)``."""

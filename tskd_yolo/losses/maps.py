@@ -1,8 +1,9 @@
 """Standardised feature maps as matrices, so that what the losses ask of them are a few matrix products.
 
-Channels are rows, cells of all images are columns. Everything that DRD and DED read is linear in the standardised map,
-so a narrow student is not brought to its teacher's width and standardised there, map by map: its adapter and the scale
-of every adapted channel become one matrix, which is multiplied with what a loss reads before the map comes in.
+Cells of all images are rows, channels are columns, as they lie in memory where a network runs in channels_last.
+Everything that DRD and DED read is linear in the standardised map, so a narrow student is not brought to its teacher's
+width and standardised there, map by map: its adapter and the scale of every adapted channel become one matrix, which
+is multiplied with what a loss reads before the map comes in.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,42 +19,39 @@ from tskd_yolo.losses.across import everywhere
 
 
 class Map(NamedTuple):
-    """A map of C channels, each with mean 0 and variance 1 (see :func:`standardised`): ``lift @ rows``.
+    """A map of C channels, each with mean 0 and variance 1 (see :func:`standardised`): ``cells @ lift^T``.
 
     Shapes:
-        rows: ``(B, N, P)``, N images of P cells; lift: ``(C, B)``, or None where it is the identity.
-        source: ``(N, B, H, W)``, the features as they were, or whatever has their shape.
+        cells: ``(N, P, B)``, N images of P cells; lift: ``(C, B)``, or None where it is the identity.
+    Units:
+        size: height and width in cells, whose product is P.
     """
 
-    rows: Tensor
+    cells: Tensor
     lift: Tensor | None
-    source: Tensor
+    size: tuple[int, int]
 
     def read(self, weight: Tensor) -> Tensor:
-        """``weight @ map``: ``(R, C)`` weights give ``(R, N, P)``."""
-        return self._product(self.through(weight))
+        """``map @ weight^T``: ``(R, C)`` weights give ``(N, P, R)``."""
+        return F.linear(self.cells, self.through(weight))
 
     def through(self, weight: Tensor) -> Tensor:
-        """The weights ``(R, C)`` of the map as weights ``(R, B)`` of its rows."""
+        """The weights ``(R, C)`` of the map as weights ``(R, B)`` of its cells."""
         return weight if self.lift is None else weight @ self.lift
 
     def full(self) -> Tensor:
-        """The map itself, ``(C, N, P)``."""
-        return self.rows if self.lift is None else self._product(self.lift)
+        """The map itself, ``(N, P, C)``."""
+        return self.cells if self.lift is None else F.linear(self.cells, self.lift)
 
     def some(self, most: int) -> Tensor:
-        """An even share of at most ``most`` channels, as maps ``(channels, N, H, W)``."""
-        step = -(-len(self.rows if self.lift is None else self.lift) // most)
-        part = self.rows[::step] if self.lift is None else self._product(self.lift[::step])
-        return part.unflatten(2, self.source.shape[2:])
+        """An even share of at most ``most`` channels, as maps ``(N, channels, H, W)``."""
+        step = -(-(self.cells.shape[2] if self.lift is None else len(self.lift)) // most)
+        part = self.cells[..., ::step] if self.lift is None else F.linear(self.cells, self.lift[::step])
+        return self.image(part).contiguous()
 
-    def _product(self, weight: Tensor) -> Tensor:
-        return (weight @ self.rows.flatten(1)).unflatten(1, self.rows.shape[1:])
-
-    @property
-    def images(self) -> Tensor:
-        """The rows image by image, ``(N, B, P)``, not copied."""
-        return self.rows.transpose(0, 1)
+    def image(self, cells: Tensor) -> Tensor:
+        """``(N, P, C)`` as ``(N, C, H, W)``, not copied."""
+        return cells.transpose(1, 2).unflatten(2, self.size)
 
 
 def standardised(features: Tensor | Map, adapter: Tensor | None = None, step: int = 1) -> Map:
@@ -70,20 +69,18 @@ def standardised(features: Tensor | Map, adapter: Tensor | None = None, step: in
     """
     if isinstance(features, Map):
         return features
-    rows = centred(features.float(), step)
-    features = features[:, :, ::step, ::step]
-    count = rows.shape[1] * rows.shape[2]
+    cells, size = centred(features.float(), step), (-(-features.shape[2] // step), -(-features.shape[3] // step))
+    count = cells.shape[0] * cells.shape[1]
     if adapter is None:
-        variance = everywhere(torch.linalg.vector_norm(rows.flatten(1), dim=1).square() / count)
-        scale = inverse_deviation(variance).view(-1, 1, 1)
-        return Map(rows * scale if rows.requires_grad else rows.mul_(scale), None, features)
-    variance = everywhere(adapted_variance(rows.flatten(1), adapter, count))
-    return Map(rows, adapter * inverse_deviation(variance).unsqueeze(1), features)
+        scale = inverse_deviation(everywhere(cells.square().sum(dim=(0, 1)) / count))
+        return Map(cells * scale if cells.requires_grad else cells.mul_(scale), None, size)
+    variance = everywhere(adapted_variance(cells.flatten(0, 1), adapter, count))
+    return Map(cells, adapter * inverse_deviation(variance).unsqueeze(1), size)
 
 
-def adapted_variance(rows: Tensor, adapter: Tensor, count: float) -> Tensor:
-    """Variance of each row of ``adapter @ rows``, ``(C,)``, for centred rows ``(B, cells)``: ``diag(A K A^T)``."""
-    covariance = _Gram.apply(rows) / count
+def adapted_variance(cells: Tensor, adapter: Tensor, count: float) -> Tensor:
+    """Variance of each channel of ``cells @ adapter^T``, ``(C,)``, for centred ``(cells, B)``: ``diag(A K A^T)``."""
+    covariance = _Gram.apply(cells) / count
     return ((adapter @ covariance) * adapter).sum(dim=1).clamp(min=0)  # rounding may fall below
 
 
@@ -100,22 +97,22 @@ def inverse_deviation(variance: Tensor) -> Tensor:
 
 
 def centred(features: Tensor, step: int = 1) -> Tensor:
-    """Every ``step``-th cell of ``(N, C, H, W)`` -> ``(C, N, P)`` with mean 0 per channel, in one pass either way."""
+    """Every ``step``-th cell of ``(N, C, H, W)`` -> ``(N, P, C)`` with mean 0 per channel, in one pass either way."""
     return _Centred.apply(features, step)
 
 
 class _Gram(torch.autograd.Function):
-    """``R R^T``, whose gradient is one product where autograd, blind to the symmetry, takes two."""
+    """``R^T R``, whose gradient is one product where autograd, blind to the symmetry, takes two."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        return rows @ rows.T
+        return rows.T @ rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return (gradient + gradient.T) @ ctx.saved_tensors[0]
+        return ctx.saved_tensors[0] @ (gradient + gradient.T)
 
 
 class _Centred(torch.autograd.Function):
@@ -124,11 +121,12 @@ class _Centred(torch.autograd.Function):
         layout = torch.contiguous_format if features.is_contiguous() else torch.channels_last
         ctx.whole = features.shape, dict(dtype=features.dtype, device=features.device, memory_format=layout)
         ctx.step = step
-        features = features[:, :, ::step, ::step]
-        rows = features.new_empty(features.shape[1], features.shape[0], *features.shape[2:])
-        mean = everywhere(features.mean(dim=(0, 2, 3)))
-        torch.sub(features.transpose(0, 1), mean.view(-1, 1, 1, 1), out=rows)
-        return rows.flatten(2)
+        part = features[:, :, ::step, ::step].permute(0, 2, 3, 1)
+        if step > 1:
+            part = part.contiguous()  # read twice
+        mean = everywhere(part.mean(dim=(0, 1, 2)))
+        cells = torch.sub(part, mean, out=features.new_empty(part.shape))
+        return cells.flatten(1, 2)
 
     @staticmethod
     @once_differentiable
@@ -137,7 +135,7 @@ class _Centred(torch.autograd.Function):
         back = torch.empty(shape, **kind)
         if ctx.step > 1:
             back.zero_()
-        part = back[:, :, :: ctx.step, :: ctx.step]
-        mean = everywhere(gradient.mean(dim=(1, 2)))
-        torch.sub(gradient.unflatten(2, part.shape[2:]), mean.view(-1, 1, 1, 1), out=part.transpose(0, 1))
+        part = back[:, :, :: ctx.step, :: ctx.step].permute(0, 2, 3, 1)
+        mean = everywhere(gradient.mean(dim=(0, 1)))
+        torch.sub(gradient.unflatten(1, part.shape[1:3]), mean, out=part)
         return back, None
