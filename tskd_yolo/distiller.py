@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tskd_yolo.balance import Fixed, Meter, Share
 from tskd_yolo.config import TERMS, Config
-from tskd_yolo.features import STAGE, STEPS, Answer, HeadReader, Level, StageReader, strides, towers
+from tskd_yolo.features import STAGE, STAGES, STEPS, Answer, HeadReader, Level, StageReader, strides, towers
 from tskd_yolo.gate import MOST, Gate, at_once
 from tskd_yolo.losses import CRD, DED, DRD
 from tskd_yolo.losses.across import everywhere
@@ -46,10 +46,11 @@ Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], Answer]], Answer
 
 
 class Pair(NamedTuple):
-    """A map that feature terms compare: the student's channels, the teacher's, of which one in ``share`` is read, and
-    every how manieth cell is read in either direction.
+    """A map that feature terms compare: its stride in pixels, the student's channels, the teacher's, of which one in
+    ``share`` is read, and every how manieth cell is read in either direction.
     """
 
+    stride: int
     ours: int
     theirs: int
     share: int = 1
@@ -86,11 +87,11 @@ class Distiller:
         self.unpaired = sorted(set(strides(head)) ^ set(teacher.reader.strides))
         paper = config.variant == "paper"
         self.stages = StageReader(student)
-        neck = [(_neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides]
-        early = zip(self.stages.widths, teacher.stages.widths, STEPS, strict=True)
+        neck = [(s, _neck_width(head, s), _neck_width(teacher.head, s)) for s in self.strides]
+        early = zip(STAGES, self.stages.widths, teacher.stages.widths, STEPS, strict=True)
         self.pairs = {
-            "neck": [Pair(*widths, 1 if paper else _one_in(*widths)) for widths in neck],
-            "stages": [Pair(ours, theirs, _one_in(ours, theirs), step) for ours, theirs, step in early],
+            "neck": [Pair(s, ours, theirs, 1 if paper else _one_in(ours, theirs)) for s, ours, theirs in neck],
+            "stages": [Pair(s, ours, theirs, _one_in(ours, theirs), step) for s, ours, theirs, step in early],
         }
         """Where feature terms compare: levels of the neck, and early stages of the backbone."""
         teacher.stages.keep = lambda i, features: _share(features, self.pairs["stages"][i])

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,6 @@ from tskd_yolo.balance import schedule
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Passes, Views, of_views
 from tskd_yolo.distiller import Distiller, Pair, Trial, undisturbed
-from tskd_yolo.features import STAGES
 from tskd_yolo.inputs import PREVIOUS
 from tskd_yolo.known import Score
 from tskd_yolo.teacher import Teacher
@@ -415,8 +414,8 @@ class DistillationMixin:
             f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(metrics)}",
             f"{'student':10}{Path(str(self.args.model)).name:<28}{get_num_params(student):>12,}"
             f"{get_flops(student, self.args.imgsz):>9.1f}{_accuracy(own)}",
-            "levels    " + _pair_words(distiller.strides, distiller.pairs["neck"]),
-            *(["stages    " + _pair_words(STAGES, distiller.pairs["stages"])] if distiller.compares("stages") else []),
+            "levels    " + _pair_words(distiller.pairs["neck"]),
+            *(["stages    " + _pair_words(distiller.pairs["stages"])] if distiller.compares("stages") else []),
             "terms     "
             + "   ".join(f"{t} {w:g}" if w else f"{t} off" for t, w in self.config.weights.items())
             + f"   (balance={self.config.balance} variant={self.config.variant} graph={self.config.graph})",
@@ -615,11 +614,11 @@ def _engine_args(args: Any) -> Any:
     return IterableSimpleNamespace(**{k: v for k, v in vars(args).items() if k not in config.DEFAULTS})
 
 
-def _pair_words(strides: Iterable[int], pairs: Sequence[Pair]) -> str:
+def _pair_words(pairs: Iterable[Pair]) -> str:
     """Strides, and how many channels of the student are compared with how many of the teacher's."""
     return "   ".join(
-        f"stride {stride}: {pair.ours} -> " + f"{pair.compared} of " * (pair.compared < pair.theirs) + str(pair.theirs)
-        for stride, pair in zip(strides, pairs, strict=True)
+        f"stride {p.stride}: {p.ours} -> " + f"{p.compared} of " * (p.compared < p.theirs) + str(p.theirs)
+        for p in pairs
     )
 
 
