@@ -19,7 +19,7 @@ from tskd_yolo.losses.across import everywhere
 from tskd_yolo.losses.maps import Map, pair
 from tskd_yolo.losses.regions import Masks, channel_attention, spatial_attention
 
-CHANNELS, STEP = 32, 2
+CHANNELS, STEP = 16, 2
 """Most channels that the structural prior compares, and how far apart its windows stand, in cells."""
 
 _WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -32,7 +32,7 @@ class DED(nn.Module):
         loss  = sum(M_fg e) / sum(M_fg) + sum(M_bg e) / sum(M_bg) + (1 - SSIM(s(S), s(T))) / 2
 
     with ``s`` the standardisation of every channel and SSIM without its luminance factor, on an even share of at most
-    32 channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
+    16 channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
     without cells gives 0, with a gradient of 0. The paper's attention is left out (:class:`PaperDED` has it): it puts
     the gradient on few cells and channels, and a step's length is then spent on them.
 
