@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 README = ROOT / "README.md"
@@ -62,9 +62,14 @@ setup(
     ],
     python_requires=">=3.10",
     # cfg/ and datasets/ stand at the top of the repository and travel inside the package.
-    packages=["tskd_yolo", "tskd_yolo.losses", "tskd_yolo.data", "tskd_yolo.cfg", "tskd_yolo.datasets"],
+    packages=[*find_packages(include=["tskd_yolo", "tskd_yolo.*"]), "tskd_yolo.cfg", "tskd_yolo.datasets"],
     package_dir={"tskd_yolo": "tskd_yolo", "tskd_yolo.cfg": "cfg", "tskd_yolo.datasets": "datasets"},
-    package_data={"tskd_yolo": ["py.typed", "templates/*"], "tskd_yolo.cfg": DATA, "tskd_yolo.datasets": DATA},
+    package_data={
+        "tskd_yolo": ["py.typed"],
+        "tskd_yolo.compare": ["templates/*"],
+        "tskd_yolo.cfg": DATA,
+        "tskd_yolo.datasets": DATA,
+    },
     include_package_data=False,
     zip_safe=False,
     install_requires=[

@@ -31,7 +31,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER
 
 from tskd_yolo import Trainer
-from tskd_yolo.data.demo import NAMES, prepare
+from tskd_yolo.data.drawn import NAMES, prepare
 
 
 def main() -> None:

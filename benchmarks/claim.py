@@ -24,7 +24,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 
 from tskd_yolo import config
-from tskd_yolo.compare import compare
+from tskd_yolo.compare.runner import compare
 
 OWN = {"runs", "out", "stages", "teacher_epochs"}
 

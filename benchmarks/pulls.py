@@ -30,11 +30,11 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel
 
 from tskd_yolo import config
-from tskd_yolo.distiller import Distiller, boxes_of, heard
-from tskd_yolo.features import Answer
-from tskd_yolo.losses.maps import pair
-from tskd_yolo.losses.regions import Boxes, covered
-from tskd_yolo.teacher import Teacher, load
+from tskd_yolo.distill.distiller import Distiller, boxes_of, heard
+from tskd_yolo.distill.features import Answer
+from tskd_yolo.distill.teacher import Teacher, load
+from tskd_yolo.losses.boxes import Boxes, covered
+from tskd_yolo.losses.standardize import pair
 
 KEYS = {"teacher", "student", "data", "imgsz", "batch", "batches", "seed", "json"}
 

@@ -1,12 +1,15 @@
 """Do two commits train the same students? Short runs on drawn images, recorded to the last bit.
 
-    python benchmarks/recorded_runs.py record out=FILE.json [tree=.] [started=FOLDER]   # what one working tree trains
-    python benchmarks/recorded_runs.py compare a=OLD.json b=NEW.json                    # exit code 1 where they differ
-    python benchmarks/recorded_runs.py commits a=COMMIT b=COMMIT                        # both, each in a clone of its own
+    python benchmarks/recorded_runs.py record out=FILE.json [tree=.] [started=FOLDER]
+    python benchmarks/recorded_runs.py compare a=OLD.json b=NEW.json
+    python benchmarks/recorded_runs.py commits a=COMMIT b=COMMIT
 
-Recorded are every column of results.csv but the time, and a hash of the student's weights, of eleven runs: DFL and
-YOLO26 heads, ``variant=default`` and ``paper``, with and without ``teacher_cache``, ``graph=trained``, and runs that go
-on from checkpoints which the first of two commits has written. The same seed on the same machine gives the same bits.
+``record`` trains with the package of one working tree, ``compare`` ends with code 1 where two records differ, and
+``commits`` does both with two commits, each in a clone of its own.
+
+Recorded are every column of results.csv but the time, and a hash of the student's weights: DFL and YOLO26 heads,
+``variant=default`` and ``paper``, with and without ``teacher_cache``, ``graph=trained``, and runs that go on from
+checkpoints which the first of two commits has written. The same seed on the same machine gives the same bits.
 """
 
 from __future__ import annotations
@@ -67,8 +70,8 @@ def train(work: Path, name: str, family: str, more: dict[str, Any], stop: bool =
 
     model, _ = FAMILIES[family]
     trainer = Trainer(
-        data=str(work / "data.yaml"), model=model, teacher=str(work / f"teacher{family}.pt"), epochs=3, imgsz=64, batch=4,
-        nbs=4, workers=0, device="cpu", plots=False, project=str(work / "runs"), name=name, exist_ok=True,
+        data=str(work / "data.yaml"), model=model, teacher=str(work / f"teacher{family}.pt"), epochs=3, imgsz=64,
+        batch=4, nbs=4, workers=0, device="cpu", plots=False, project=str(work / "runs"), name=name, exist_ok=True,
         warmup_epochs=0, optimizer="AdamW", lr0=0.002, seed=3, close_mosaic=1, **more,
     )  # fmt: skip
     if stop:
@@ -88,9 +91,7 @@ def resumed(folder: Path, work: Path, family: str) -> Path:
     """Goes on with a run that was interrupted after its first epoch."""
     from tskd_yolo import Trainer
 
-    Trainer(
-        resume=True, model=str(folder / "weights" / "last.pt"), teacher=str(work / f"teacher{family}.pt")
-    ).train()
+    Trainer(resume=True, model=str(folder / "weights" / "last.pt"), teacher=str(work / f"teacher{family}.pt")).train()
     return folder
 
 

@@ -48,7 +48,7 @@ from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from tskd_yolo import Trainer
 from tskd_yolo.config import TERMS
-from tskd_yolo.data.demo import NAMES, prepare
+from tskd_yolo.data.drawn import NAMES, prepare
 
 PLAIN = ("student", "student_channels_last")
 STEPS = (*PLAIN, "distill", "builtin", *TERMS)

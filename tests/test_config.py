@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tskd_yolo import config, inputs
+from tskd_yolo import config
 from tskd_yolo.cli import parse
 from tskd_yolo.config import DEFAULTS, TERMS, Config, ConfigError, build, folder, problems, resolve
+from tskd_yolo.train import checks
 
 GOOD = {**DEFAULTS, "teacher": "teacher.pt"}
 
@@ -171,7 +172,7 @@ arguments = st.dictionaries(keys, anything | st.sampled_from([-1, 0, 8, 2.5, Tru
 def checked(given_arguments) -> None:
     places = {key: None for key in ("model", "data", "teacher", "pretrained", "project", "cfg")}
     with pytest.raises(ConfigError) as caught:  # nothing to train, so something is always wrong
-        inputs.check({**DEFAULT_CFG_DICT, **DEFAULTS}, {**given_arguments, **places})
+        checks.check({**DEFAULT_CFG_DICT, **DEFAULTS}, {**given_arguments, **places})
     found = caught.value.problems
     assert {"data: missing", "model: missing"} <= {p.split(";")[0] for p in found} and len(set(found)) == len(found)
     assert all("\n" not in p.replace(p.partition(": is not an argument")[0], "") for p in found if p)

@@ -9,13 +9,13 @@ __all__ = "ConfigError", "Trainer", "__version__"
 
 if TYPE_CHECKING:
     from tskd_yolo.config import ConfigError
-    from tskd_yolo.trainer import Trainer
+    from tskd_yolo.train.trainer import Trainer
 
 
 def __getattr__(name: str) -> Any:
     """Loads the trainer, and Ultralytics with it, only when it is asked for: losses and data need neither."""
     if name == "Trainer":
-        from tskd_yolo.trainer import Trainer
+        from tskd_yolo.train.trainer import Trainer
 
         return Trainer
     if name == "ConfigError":

@@ -77,7 +77,7 @@ _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg
 def _user_errors() -> tuple[type[Exception], ...]:
     """What a mistake in a user's files raises before training; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.voc import VocError
-    from tskd_yolo.trainer import RunError
+    from tskd_yolo.train.trainer import RunError
 
     return VocError, RunError, FileNotFoundError, FileExistsError
 
@@ -196,10 +196,10 @@ def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:
     """Brings keys that Ultralytics has retired to their present names, in place, by Ultralytics' own rules."""
     from ultralytics.cfg import check_dict_alignment
 
-    from tskd_yolo import host
+    from tskd_yolo import compat
 
     # On an unknown key it prints its whole help page; those are told by the caller, together with everything else.
-    with host.silent(), contextlib.suppress(SyntaxError, TypeError):
+    with compat.silent(), contextlib.suppress(SyntaxError, TypeError):
         check_dict_alignment(keys, values)
 
 
@@ -212,16 +212,16 @@ def _train(arguments: list[str]) -> None:
     if found:
         from ultralytics.cfg import DEFAULT_CFG_DICT
 
-        from tskd_yolo.inputs import check
+        from tskd_yolo.train.checks import check
 
         check({**DEFAULT_CFG_DICT, **DEFAULTS}, values, found)
-    from tskd_yolo.trainer import Trainer
+    from tskd_yolo.train.trainer import Trainer
 
     Trainer(**values).train()
 
 
 def _compare(arguments: list[str]) -> int:
-    from tskd_yolo.compare import KEYS, checked, compare
+    from tskd_yolo.compare.runner import KEYS, checked, compare
 
     values, found = parse(arguments, more=KEYS)
     if found:
@@ -244,7 +244,7 @@ def _val(arguments: list[str]) -> bool:
         return False
     if found:
         raise ConfigError(found)
-    from tskd_yolo.report import validate
+    from tskd_yolo.compare.report import validate
 
     with _guarded(arguments):
         return validate(**values)
@@ -291,18 +291,18 @@ def _delegate(arguments: list[str]) -> None:
 @contextlib.contextmanager
 def _guarded(arguments: list[str]) -> Iterator[None]:
     """Inside, Ultralytics loads known classes only, and a user's mistake that it names becomes ours."""
-    from tskd_yolo import host
+    from tskd_yolo import compat
 
-    host.place_fonts()
+    compat.place_fonts()
     try:
-        with host.forced(trust=any(map(_trusting, arguments))):
+        with compat.forced(trust=any(map(_trusting, arguments))):
             yield
     except SyntaxError as error:  # how Ultralytics names an argument that it does not know
         raise ConfigError([line for line in str(error).splitlines() if line.strip()]) from error
     except (TypeError, pickle.UnpicklingError) as error:
-        if not host.refused_global(error):
+        if not compat.refused_global(error):
             raise
-        raise ConfigError([f"model: the checkpoint {host.why(error)}."]) from error
+        raise ConfigError([f"model: the checkpoint {compat.why(error)}."]) from error
     except ModuleNotFoundError as error:
         raise ConfigError(
             [f"{error.name}: this needs the package, which is not installed; install it with pip install {error.name}."]

@@ -32,7 +32,7 @@ def demo(out: str | Path = "runs/demo", seed: int = 0) -> Path:
     """
     from ultralytics.utils import LOGGER
 
-    from tskd_yolo.data.demo import NAMES, prepare
+    from tskd_yolo.data.drawn import NAMES, prepare
 
     start, folder = time.time(), Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def _train(who: str, folder: Path, data: Path, seed: int) -> dict[str, Any]:
     from ultralytics import YOLO
     from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-    from tskd_yolo.trainer import Trainer
+    from tskd_yolo.train.trainer import Trainer
 
     result = folder / who / "demo.json"
     if result.exists():

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.losses.test_drd import SIZE, NoHostSync, pair, random_boxes
+from tskd_yolo.losses.boxes import Boxes, Masks, masks, standardise
 from tskd_yolo.losses.ded import (
     CHANNELS,
     DED,
@@ -20,8 +21,7 @@ from tskd_yolo.losses.ded import (
     paper_terms,
     ssim,
 )
-from tskd_yolo.losses.maps import standardised
-from tskd_yolo.losses.regions import Boxes, Masks, masks, standardise
+from tskd_yolo.losses.standardize import standardised
 
 PARTS = "foreground", "background", "structure"
 

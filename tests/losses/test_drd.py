@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tskd_yolo.losses.boxes import Boxes, crops, slots, standardise
 from tskd_yolo.losses.drd import CROP, DRD, INSTANCES, PaperDRD
-from tskd_yolo.losses.graph import neighbours
-from tskd_yolo.losses.regions import Boxes, crops, slots, standardise
+from tskd_yolo.losses.glore import neighbours
 
 SIZE = 160, 160
 

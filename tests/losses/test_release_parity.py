@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tskd_yolo.losses import crd, ded, drd
-from tskd_yolo.losses.graph import GraphUnit
-from tskd_yolo.losses.regions import Boxes, channel_attention, masks, spatial_attention
+from tskd_yolo.losses.boxes import Boxes, channel_attention, masks, spatial_attention
+from tskd_yolo.losses.glore import GraphUnit
 
 RELATIVE_ERROR = 1e-4
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd_yolo.losses.across import everywhere, processes
-from tskd_yolo.losses.maps import adapted_variance, centred
+from tskd_yolo.losses.distributed import everywhere, processes
+from tskd_yolo.losses.standardize import adapted_variance, centred
 
 SHARE = 8
 """One in so many locations of an image has its box compared: those where the teacher is most confident."""

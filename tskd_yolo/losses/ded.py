@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tskd_yolo.losses.across import everywhere
-from tskd_yolo.losses.maps import Map, pair
-from tskd_yolo.losses.regions import Masks, channel_attention, spatial_attention
+from tskd_yolo.losses.boxes import Masks, channel_attention, spatial_attention
+from tskd_yolo.losses.distributed import everywhere
+from tskd_yolo.losses.standardize import Map, pair
 
 CHANNELS, STEP = 16, 2
 """Most channels that the structural prior compares, and how far apart its windows stand, in cells."""

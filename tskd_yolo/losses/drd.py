@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd_yolo.losses.across import everywhere
-from tskd_yolo.losses.graph import GraphUnit, neighbours
-from tskd_yolo.losses.maps import Map, inverse_deviation, pair
-from tskd_yolo.losses.regions import Boxes, channel_attention, crops, slots, spatial_attention, windows
+from tskd_yolo.losses.boxes import Boxes, channel_attention, crops, slots, spatial_attention, windows
+from tskd_yolo.losses.distributed import everywhere
+from tskd_yolo.losses.glore import GraphUnit, neighbours
+from tskd_yolo.losses.standardize import Map, inverse_deviation, pair
 
 NODES, STATES, CROP, INSTANCES = 16, 32, 2, 8
 """Graph nodes, node width, cells per side of an instance, and most instances of an image that are compared."""

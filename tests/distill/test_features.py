@@ -1,0 +1,139 @@
+"""What is read from a pass of the head, against what its layers gave."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+from ultralytics.nn.tasks import DetectionModel
+
+from tskd_yolo.distill.features import STAGE, STAGES, HeadReader, StageReader, strides, towers
+
+MODELS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
+BRANCHES = {
+    "yolov8n.yaml": ["one2many"],
+    "yolo11n.yaml": ["one2many"],
+    "yolo26n.yaml": ["one2many", "one2one"],
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, DetectionModel]:
+    return {name: DetectionModel(name, nc=3, verbose=False).eval() for name in MODELS}
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("stage", [0, STAGE])
+@pytest.mark.parametrize("name", MODELS)
+def test_levels_are_what_the_heads_convolutions_gave(name, stage, training, models):
+    model = models[name]
+    head = model.model[-1]
+    head.training = training  # raw answers, or decoded boxes beside them
+    reader = HeadReader(head, responses=True, stage=stage)
+    gave = {}
+    handles = [
+        stage.register_forward_hook(lambda module, _, output: gave.update({id(module): output}))
+        for pair in towers(head).values()
+        for tower in pair
+        for layers in tower
+        for stage in layers
+    ]
+    reader.arm()
+    with torch.no_grad():
+        predictions = model(torch.rand(2, 3, 64, 96))
+    levels = reader.read(predictions)
+    for handle in handles:
+        handle.remove()
+    reader.disarm()
+    assert list(levels) == [8, 16, 32]
+    for index, (stride, level) in enumerate(levels.items()):
+        assert list(level.responses) == BRANCHES[name]
+        assert level.features.shape[2:] == (64 // stride, 96 // stride)
+        for branch, answer in level.responses.items():
+            box, score = (tower[index] for tower in towers(head)[branch])
+            for found, layer in (
+                (answer.boxes, box[-1]),
+                (answer.scores, score[-1]),
+                (answer.box_features, box[stage]),
+                (answer.class_features, score[stage]),
+            ):
+                assert torch.equal(found, gave[id(layer)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_neck_features_are_the_very_tensors_that_came_into_the_head(name, models):
+    model = models[name]
+    head, entered = model.model[-1], []
+    handle = head.register_forward_pre_hook(lambda _, inputs: entered.extend(inputs[0]))
+    with torch.no_grad():
+        levels = HeadReader(head, responses=False).read(model(torch.rand(1, 3, 64, 64)))
+    handle.remove()
+    assert all(level.features is tensor for level, tensor in zip(levels.values(), entered))
+    assert all(not level.responses for level in levels.values())
+
+
+def test_student_features_of_a_dual_head_carry_their_gradient(models):
+    """The second branch sees detached maps; the features must be those that are not."""
+    model = models["yolo26n.yaml"]
+    model.model[-1].training = True
+    levels = HeadReader(model.model[-1], responses=False).read(model(torch.rand(1, 3, 64, 64)))
+    assert all(level.features.requires_grad for level in levels.values())
+
+
+def test_no_hook_remains_after_disarm_and_arming_twice_adds_none(models):
+    model = models["yolo26n.yaml"]
+    reader = HeadReader(model.model[-1], responses=True)
+    reader.arm()
+    armed = hooks(model)
+    assert armed == 2 * 2 * 3  # branches, towers, levels
+    reader.arm()
+    assert hooks(model) == armed
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 64))
+    assert reader._activations
+    reader.disarm()
+    assert hooks(model) == 0 and not reader._activations
+    reader.disarm()
+    copy.deepcopy(model)
+    torch.save(model, io.BytesIO())
+
+
+def test_a_reader_of_features_only_needs_no_hook(models):
+    reader = HeadReader(models["yolo11n.yaml"].model[-1], responses=False)
+    reader.arm()
+    assert hooks(models["yolo11n.yaml"]) == 0
+
+
+def test_strides_and_towers_name_what_the_head_has(models):
+    for name, model in models.items():
+        assert strides(model.model[-1]) == [8, 16, 32]
+        assert list(towers(model.model[-1])) == BRANCHES[name]
+
+
+@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo11s.yaml", "yolo12n.yaml", "yolo26n.yaml"])
+def test_stages_are_the_last_maps_at_their_strides_before_the_next_is_halved(name):
+    model = DetectionModel(name, nc=3, verbose=False).eval()
+    gave: dict[int, torch.Tensor] = {}
+    for layer in model.model:
+        layer.register_forward_hook(lambda m, _, output: gave.update({m.i: output}))
+    reader = StageReader(model, keep=lambda place, features: features * (place + 1))
+    reader.arm()
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 96))
+    maps = reader.read()
+    assert len(maps) == len(reader.widths) == len(STAGES) == 3
+    for place, (stride, layer) in enumerate(STAGES.items()):
+        assert torch.equal(maps[place], gave[layer] * (place + 1)) and maps[place].shape[1] == reader.widths[place]
+        assert gave[layer].shape[2:] == (64 // stride, 96 // stride)
+        assert gave[layer + 1].shape[2] * 2 == gave[layer].shape[2]
+    reader.disarm()
+    assert not reader._maps and not reader._handles
+    last = max(STAGES.values())
+    assert {id(p) for p in reader.before()} == {id(p) for p in model.model[: last + 1].parameters()}

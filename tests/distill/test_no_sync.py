@@ -1,0 +1,78 @@
+"""Our part of a training step never makes the host wait for the device: counted on a CPU, op by op.
+
+The detection loss is the host's own and asks a lot (it picks by boolean indices, forward and backward). So a smooth
+function of the predictions stands in for it here: what is left is the teacher, the terms, the gates, the meter and
+their way back. On a GPU, benchmarks/gpu_checks.py holds the same with the real loss.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.distill.test_distiller import files, make, make_batch, make_student  # noqa: F401, files is a fixture
+
+ASKS = {
+    "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
+    "unique_consecutive", "bincount", "lift_fresh",
+}  # fmt: skip
+"""Ops that read a value, whose result's size depends on values, or (the last) that bring a Python value in."""
+
+
+class Waits(TorchDispatchMode):
+    """Counts where a host would wait for its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__
+        by_mask = name in {"index", "index_put", "index_put_", "_index_put_impl_"} and any(
+            i is not None and i.dtype in {torch.bool, torch.uint8} for i in args[1]
+        )
+        moved = name == "_to_copy" and kwargs.get("device") not in {None, args[0].device}
+        sized = name == "repeat_interleave" and kwargs.get("output_size") is None
+        if name in ASKS or by_mask or moved or sized:
+            self.found.append(name)
+        return function(*args, **kwargs)
+
+
+def smooth_loss(predictions, batch):
+    """Stands in for the detection loss: reaches every prediction of every branch, and asks nothing."""
+    branches = [predictions] if "boxes" in predictions else list(predictions.values())
+    parts = torch.stack([b[key].float().square().mean() for b in branches for key in ("boxes", "scores")])
+    return parts.sum().expand(3) * len(batch["img"]), {}
+
+
+def waits(distiller, student, batch) -> list[str]:
+    """What one whole step of ours asks, from the teacher's pass to the last gradient."""
+    with Waits() as mode:
+        distiller.arm(student, batch["img"])
+        distiller._base = smooth_loss
+        vector, _ = student.loss(batch)
+        vector.sum().backward()
+    return mode.found
+
+
+@pytest.mark.parametrize("balance", ["fixed", "share"])
+@pytest.mark.parametrize("boxes", [0, 1, 500])
+@pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
+def test_our_part_of_a_step_never_waits_for_the_device(model, kind, boxes, balance, files):  # noqa: F811
+    student, batch = make_student(model), make_batch(boxes=boxes)
+    distiller = make(student, files[kind], balance=balance)
+    assert waits(distiller, student, batch) == []  # the first step, which the meter measures
+    assert distiller.meter.pulls
+    assert waits(distiller, student, batch) == []  # and one that it does not
+
+
+def test_the_count_sees_what_it_looks_for():
+    x = torch.arange(4.0, requires_grad=True)
+    with Waits() as mode:
+        (x[x > 1].sum() * x.sum().item()).backward()
+        x.detach().nonzero()
+        torch.tensor(1.0)
+    assert {"index", "_local_scalar_dense", "nonzero", "lift_fresh"} <= set(mode.found)
+    assert any(name.startswith(("index_put", "_index_put")) for name in mode.found)

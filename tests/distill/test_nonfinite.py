@@ -1,0 +1,142 @@
+"""The gate between a term and the student: what is not finite stays behind it."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from tskd_yolo.distill.nonfinite import Gate, at_once
+
+
+def step(term, x, gate=None):
+    gate = gate or Gate()
+    (behind,) = gate.enter([x])
+    value = gate.leave(term(behind))
+    value.backward()
+    return value, gate
+
+
+def test_a_finite_term_and_its_gradient_pass_unchanged():
+    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    value, gate = step(lambda t: t.pow(3).sum(), x)
+    y.pow(3).sum().backward()
+    assert value == y.pow(3).sum() and torch.equal(x.grad, y.grad)
+    assert gate.collect() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "term",
+    [
+        lambda t: (t * float("nan")).sum(),
+        lambda t: (t / 0).sum(),
+        lambda t: (t - t).sqrt().sum(),  # finite, but with an infinite gradient
+        lambda t: torch.where(t > 0, t.log(), torch.zeros(())).sum() * 0 + (t * 0).rsqrt().sum() * 0,
+    ],
+    ids=["nan", "infinity", "infinite gradient", "infinity times zero"],
+)
+def test_what_is_not_finite_gives_zero_and_a_gradient_of_zero(term):
+    x = torch.tensor([1.0, 2.0, -3.0], requires_grad=True)
+    control = torch.tensor([1.0, 2.0, -3.0], requires_grad=True)
+    torch.where(term(control).isfinite(), term(control), torch.zeros(())).backward()
+    assert not control.grad.isfinite().all()  # choosing another value alone does not help
+    value, gate = step(term, x)
+    assert value.isfinite() and torch.equal(x.grad, torch.zeros(3))
+    assert gate.collect() == (1, 1) and gate.collect() == (0, 0)
+
+
+def test_all_that_a_term_reads_is_left_out_together():
+    x, y = (torch.ones(2, requires_grad=True) for _ in "xy")
+    gate = Gate()
+    a, b = gate.enter([x, y])
+    gate.leave(a.sum() + (b - 1).sqrt().sum()).backward()
+    assert torch.equal(x.grad, torch.zeros(2)) and torch.equal(y.grad, torch.zeros(2))
+
+
+def test_two_terms_that_read_the_same_features_do_not_disturb_each_other():
+    x = torch.ones(3, requires_grad=True)
+    sick, well = Gate(), Gate()
+    (a,), (b,) = sick.enter([x]), well.enter([x])
+    (sick.leave((a * float("inf")).sum()) + well.leave(2 * b.sum())).backward()
+    assert torch.equal(x.grad, torch.full((3,), 2.0))
+    assert sick.collect() == (1, 1) and well.collect() == (0, 1)
+
+
+def test_the_terms_own_parameters_stay_finite():
+    layer = nn.Linear(3, 2)
+    gate = Gate()
+    gate.watch(layer.parameters())
+    x = torch.ones(1, 3, requires_grad=True)
+    step(lambda t: layer(t).sum() * float("nan"), x, gate)
+    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())
+    step(lambda t: layer(t).sum(), x, gate)
+    assert layer.bias.grad.tolist() == [1.0, 1.0]
+
+
+def test_with_a_loss_scaler_an_overflowing_gradient_is_left_to_it():
+    x = torch.ones(2, requires_grad=True)
+    gate = Gate()
+    gate.scaled = True
+    step(lambda t: (t - 1).sqrt().sum(), x, gate)
+    assert not x.grad.isfinite().all() and gate.collect() == (0, 1)
+    y = torch.ones(2, requires_grad=True)
+    step(lambda t: t.sum() * float("nan"), y, gate)
+    assert torch.equal(y.grad, torch.zeros(2)) and gate.collect() == (1, 1)
+
+
+def test_nothing_is_asked_of_the_device_within_a_step():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoSync(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func not in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}, func
+            return func(*args, **(kwargs or {}))
+
+    with NoSync():
+        step(lambda t: t.sum(), torch.ones(2, requires_grad=True))
+
+
+def test_gradients_taken_at_once_are_those_of_the_backward_pass():
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3, requires_grad=True)
+    found = []
+    for value in (
+        layer(x.tanh()).pow(2).sum(),
+        at_once(lambda t: layer(t).pow(2).sum(), [x.tanh()], layer.parameters()),
+    ):
+        found.append((value.detach(), *torch.autograd.grad(5 * value, [x, *layer.parameters()])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_of_a_term_taken_at_once_nothing_but_a_gradient_per_tensor_stays_in_memory():
+    kept = []
+    x = torch.randn(4, 3, requires_grad=True)
+
+    def term(t):
+        inner = t.exp()
+        kept.append(weakref.ref(inner))
+        return inner.sin().sum()
+
+    value = at_once(term, [x])
+    assert kept[0]() is None
+    for _ in range(2):  # the meter walks back before the pass that trains does
+        (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+        torch.testing.assert_close(gradient, x.exp().cos().detach() * x.exp().detach())
+
+
+def test_a_half_precision_gradient_waits_in_float32_for_the_scalers_factor():
+    x = torch.ones(3, dtype=torch.float16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(at_once(lambda t: 1e-9 * t.sum(), [x]) * 2.0**16, x)
+    assert gradient.dtype == torch.float16 and gradient.float() == pytest.approx(1e-9 * 2**16, rel=1e-2)
+
+
+def test_what_is_frozen_stays_without_gradient():
+    frozen, x = torch.ones(3), torch.ones(3, requires_grad=True)
+    assert not at_once(lambda t: t.sum(), [frozen]).requires_grad
+    at_once(lambda a, b: (a * b).sum(), [frozen, x]).backward()
+    assert frozen.grad is None and torch.equal(x.grad, torch.ones(3))
+    with torch.no_grad():
+        assert not at_once(lambda t: t.sum(), [x]).requires_grad

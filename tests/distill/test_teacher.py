@@ -1,0 +1,242 @@
+"""The teacher: what may become one, and that it answers as the model it was, frozen."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel, yaml_model_load
+
+from tests.helpers import make_detector
+from tskd_yolo.config import ConfigError
+from tskd_yolo.distill.teacher import Teacher, family, load, mismatches
+from tskd_yolo.losses.crd import renormalise
+
+NAMES = "crack", "pit", "scale"
+KINDS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
+
+
+def named(names) -> dict[int, str]:
+    return dict(enumerate(names))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("teachers")
+    return {kind: make_detector(folder / f"{kind}.pt", kind, NAMES) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def student() -> DetectionModel:
+    return DetectionModel("yolo11n.yaml", nc=3, verbose=False)
+
+
+def frozen(file: Path, student, names=NAMES, responses=True) -> Teacher:
+    return Teacher(load(file), like=student, names=named(names), responses=responses)
+
+
+def raw(model: DetectionModel, images: torch.Tensor) -> dict:
+    """Head output per branch of the plain model in eval mode."""
+    with torch.no_grad():
+        answer = model.eval()(images)[1]
+    return answer if "one2many" in answer else {"one2many": answer}
+
+
+def joined(levels: dict, branch: str, what: str) -> torch.Tensor:
+    return torch.cat([getattr(level.responses[branch], what).flatten(2) for level in levels.values()], dim=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_folded_teacher_says_what_the_plain_model_says_on_every_branch(kind, files, student):
+    images = torch.rand(2, 3, 64, 64)
+    plain = raw(load(files[kind]), images)
+    levels = frozen(files[kind], student)(images)
+    assert list(levels[8].responses) == list(plain)
+    for branch, answer in plain.items():
+        torch.testing.assert_close(joined(levels, branch, "boxes"), answer["boxes"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(joined(levels, branch, "scores"), answer["scores"], rtol=1e-4, atol=1e-4)
+    for level, feature in zip(levels.values(), plain["one2many"]["feats"]):
+        torch.testing.assert_close(level.features, feature, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_frozen_and_running_it_changes_nothing_in_it(files, student):
+    teacher = frozen(files["yolo26n.yaml"], student)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in teacher.model.modules())
+    before = {k: v.clone() for k, v in teacher.model.state_dict().items()}
+    levels = teacher(torch.rand(2, 3, 64, 64, requires_grad=True))
+    tensors = [t for level in levels.values() for r in level.responses.values() for t in r]
+    assert not any(t.requires_grad for t in [*tensors, *(level.features for level in levels.values())])
+    assert all(torch.equal(v, before[k]) for k, v in teacher.model.state_dict().items())
+    assert not any(m._forward_hooks for m in teacher.model.modules())
+
+
+def test_a_pass_that_fails_leaves_no_hook(files, student):
+    teacher = frozen(files["yolo11n.yaml"], student)
+    with pytest.raises(RuntimeError):
+        teacher(torch.rand(1, 5, 64, 64))
+    assert not any(m._forward_hooks for m in teacher.model.modules())
+
+
+def test_its_size_is_counted_and_its_copy_for_validation_decodes_boxes(files, student):
+    plain = load(files["yolo11n.yaml"])
+    count = sum(p.numel() for p in plain.parameters())
+    teacher = frozen(files["yolo11n.yaml"], student)
+    assert teacher.params == count and teacher.name == "yolo11n.yaml.pt"
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.detector()(images)[0], plain.eval()(images)[0], rtol=1e-3, atol=1e-3)
+    assert teacher.head.training and not teacher.detector().model[-1].training
+
+
+def test_it_runs_in_the_dtype_it_is_cast_to_whatever_the_images_are(files, student):
+    teacher = frozen(files["yolo11n.yaml"], student)
+    teacher.cast(torch.bfloat16)
+    levels = teacher(torch.rand(1, 3, 64, 64))
+    assert levels[8].features.dtype == torch.bfloat16
+    assert next(teacher.detector().parameters()).dtype == torch.float32
+
+
+# Order of classes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["yolo11n.yaml", "yolo26n.yaml"])
+def test_a_teacher_with_its_classes_in_another_order_gives_the_same_logits_permuted(kind, files, student):
+    images, order = torch.rand(2, 3, 64, 64), [2, 0, 1]  # no permutation that is its own inverse
+    ours = [NAMES[i] for i in order]
+    straight, turned = frozen(files[kind], student), frozen(files[kind], student, names=ours)
+    assert not straight.reordered and turned.reordered
+    before, after = straight(images), turned(images)
+    for stride in before:
+        for branch in before[stride].responses:
+            a, b = before[stride].responses[branch], after[stride].responses[branch]
+            torch.testing.assert_close(b.scores, a.scores[:, order])
+            torch.testing.assert_close(b.boxes, a.boxes)
+            through = turned.tails(stride, branch).score(a.class_features)
+            torch.testing.assert_close(through, a.scores[:, order], rtol=1e-4, atol=1e-4)
+    assert list(turned.detector().names.values()) == ours
+
+
+def test_names_are_matched_without_case_and_blanks(files, student):
+    assert not frozen(files["yolo11n.yaml"], student, names=(" Crack", "PIT", "scale ")).reordered
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tails_make_the_teachers_own_answers_of_its_own_activations(kind, files, student):
+    teacher = frozen(files[kind], student)
+    for stride, level in teacher(torch.rand(2, 3, 64, 64)).items():
+        for branch, answer in level.responses.items():
+            tails = teacher.tails(stride, branch)
+            for tail, features, said in (
+                (tails.box, answer.box_features, answer.boxes),
+                (tails.score, answer.class_features, answer.scores),
+            ):
+                torch.testing.assert_close(tail(features), said, rtol=1e-4, atol=1e-4)
+                again = tail(renormalise(features, features))
+                torch.testing.assert_close(again, said, rtol=1e-3, atol=1e-3)
+
+
+# What may become a teacher --------------------------------------------------------------------------------------------
+
+
+def problem(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    (sentence,) = caught.value.problems
+    assert sentence.startswith("teacher: ") and sentence.endswith(".") and path.name in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    assert "was not found" in problem(tmp_path / "nothing.pt")
+    assert "is a folder" in problem(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100, b"PK\x03\x04 cut off"], ids=["empty", "text", "cut"])
+def test_a_file_that_is_no_checkpoint_is_named(content, tmp_path):
+    file = tmp_path / "teacher.pt"
+    file.write_bytes(content)
+    assert "is empty, cut short or no checkpoint at all" in problem(file)
+
+
+@pytest.mark.parametrize("content", [{"weights": 1}, [1, 2], {"model": {"a": torch.zeros(1)}}], ids=str)
+def test_a_checkpoint_without_a_model_is_named(content, tmp_path):
+    torch.save(content, tmp_path / "teacher.pt")
+    assert "holds no model" in problem(tmp_path / "teacher.pt")
+
+
+def test_a_classifier_is_named_as_one(tmp_path):
+    model = ClassificationModel("yolo11n-cls.yaml", nc=3, verbose=False)
+    model.args, model.task = {}, "classify"
+    torch.save({"model": model, "train_args": {"task": "classify"}}, tmp_path / "teacher.pt")
+    assert "classif" in problem(tmp_path / "teacher.pt").lower()
+
+
+def test_a_detector_is_loaded_in_float32_with_its_names_and_path(files):
+    model = load(str(files["yolo11n.yaml"]))
+    assert model.names == named(NAMES) and Path(model.pt_path).name == "yolo11n.yaml.pt"
+    assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
+
+
+@pytest.mark.parametrize("width", "nsmlx")
+@pytest.mark.parametrize(
+    ("stem", "name"), [("yolov8", "YOLOv8"), ("yolo11", "YOLO11"), ("yolo12", "YOLO12"), ("yolo26", "YOLO26")]
+)
+def test_every_width_of_a_family_is_recognised(stem, name, width):
+    assert family(yaml_model_load(f"{stem}{width}.yaml")) == name
+
+
+@pytest.mark.parametrize(
+    "model", "yolov8n-p2 yolov8n-p6 yolov8n-ghost yolov5n yolov10n yolo11n-seg yolo26n-p2 yolo11n-cls rtdetr-l".split()
+)
+def test_other_architectures_belong_to_no_family(model):
+    assert family(yaml_model_load(f"{model}.yaml")) is None
+
+
+def test_the_family_is_read_from_what_a_built_model_carries(files):
+    for kind, name in zip(KINDS, ("YOLOv8", "YOLO11", "YOLO26")):
+        assert family(load(files[kind]).yaml) == name
+
+
+def unlike(files, names=NAMES, model="yolo11n.yaml") -> list[str]:
+    return mismatches(student_yaml=yaml_model_load(model), teacher=load(files["yolo11n.yaml"]), names=named(names))
+
+
+def test_a_teacher_that_fits_has_no_mismatch_also_with_its_classes_in_another_order(files):
+    assert unlike(files) == []
+    assert unlike(files, names=NAMES[::-1]) == []
+    assert unlike(files, names=[n.upper() for n in NAMES]) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (dict(model="yolov8n.yaml"), ["YOLO11", "YOLOv8", "one family"]),
+        (dict(model="yolo11n-seg.yaml"), ["model:", "not a plain"]),
+        (dict(names=("crack", "pit", "rust")), ["3 classes", "crack, pit, scale", "crack, pit, rust"]),
+        (dict(names=("crack", "pit")), ["3 classes", "has 2"]),
+        (dict(names=("crack", "pit", "pit")), ["crack, pit, pit"]),
+        (dict(names=[f"c{i}" for i in range(80)]), ["has 80", "c5, ..."]),
+    ],
+    ids=["family", "segmentation", "list", "count", "doubled", "many"],
+)
+def test_each_mismatch_is_one_sentence(change, words, files):
+    (sentence,) = unlike(files, **change)
+    assert all(word in sentence for word in words) and sentence.endswith(".") and "\n" not in sentence
+
+
+def test_mismatches_are_told_together(files):
+    assert len(unlike(files, names=("a", "b"), model="yolo26n.yaml")) == 2
+
+
+def test_two_classes_of_one_name_on_both_sides_keep_both_outputs(tmp_path, student):
+    """Names that are equal but for case match as multisets; each output must then be used once."""
+    file = make_detector(tmp_path / "teacher.pt", "yolo11n.yaml", ("Pit", "crack", "pit"))
+    assert unlike({"yolo11n.yaml": file}, names=("Pit", "crack", "pit")) == []
+    plain, images = load(file), torch.rand(1, 3, 64, 64)
+    scores = raw(copy.deepcopy(plain), images)["one2many"]["scores"]
+    said = joined(frozen(file, student, names=("Pit", "crack", "pit"))(images), "one2many", "scores")
+    torch.testing.assert_close(said, scores, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,103 @@
+"""Standardised maps in factors: every shortcut against the plain formula, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.losses.test_drd import pair as random_pair
+from tskd_yolo.losses.boxes import standardise
+from tskd_yolo.losses.drd import relation_error
+from tskd_yolo.losses.glore import GraphUnit
+from tskd_yolo.losses.standardize import _Gram, centred, pair, standardised
+
+
+def cells_of(features: torch.Tensor) -> torch.Tensor:
+    return features.flatten(2).transpose(1, 2)
+
+
+def with_gradients(value: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    weight = torch.randn(value.shape, generator=torch.Generator().manual_seed(1), dtype=value.dtype)
+    return [value, *torch.autograd.grad((value * weight).sum(), inputs)]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_centring_has_the_gradient_that_differences_give(layout):
+    features = torch.randn(3, 4, 2, 5, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    assert torch.autograd.gradcheck(centred, features)
+    torch.testing.assert_close(centred(features), cells_of(features - features.mean(dim=(0, 2, 3), keepdim=True)))
+    centred(features).square().sum().backward()
+    assert features.grad.is_contiguous(memory_format=layout)
+
+
+def test_the_gram_matrix_has_the_gradient_that_differences_give():
+    assert torch.autograd.gradcheck(_Gram.apply, torch.randn(3, 5, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_map_in_factors_is_the_adapted_map_standardised(adapted):
+    features = (torch.randn(2, 6, 4, 5) * 3 + 2).requires_grad_()
+    adapter = torch.randn(9, 6, requires_grad=True) if adapted else None
+    inputs = [features, adapter] if adapted else [features]
+    plain = F.conv2d(features, adapter[..., None, None]) if adapted else features
+    for ours, theirs in zip(
+        with_gradients(standardised(features, adapter).full(), *inputs),
+        with_gradients(cells_of(standardise(plain)), *inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_reading_a_map_is_multiplying_the_full_one():
+    found = standardised(torch.randn(2, 6, 4, 5), torch.randn(9, 6))
+    weight = torch.randn(3, 9)
+    expected = torch.einsum("rc,npc->npr", weight, found.full())
+    torch.testing.assert_close(found.read(weight), expected, rtol=1e-4, atol=1e-5)
+    assert standardised(found) is found
+
+
+def test_a_large_offset_costs_no_accuracy():
+    features, adapter = torch.randn(2, 6, 8, 8), torch.randn(9, 6)
+    moved = standardised(features + 1000, adapter).full()
+    torch.testing.assert_close(moved, standardised(features, adapter).full(), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_the_two_factors_of_an_answer_multiply_to_the_units_relation(learn):
+    unit = GraphUnit(9, nodes=4, states=6, trained=learn)
+    with torch.no_grad():
+        for name in ("state_bias", "project_bias", "between_nodes_bias"):
+            getattr(unit, name).normal_()
+    found = standardised(torch.randn(3, 7, 4, 5), torch.randn(9, 7))
+    nodes, project = unit.answer(found)
+    full = found.image(found.full())
+    torch.testing.assert_close((nodes @ project).unflatten(2, (4, 5)), unit.relation(full), rtol=1e-4, atol=1e-5)
+
+
+def test_the_relation_error_of_factors_is_that_of_the_maps_they_stand_for():
+    maps = random_pair(n=3, c=8, h=5, w=6)
+    student = maps["student"].double().requires_grad_()
+    unit = GraphUnit(8, nodes=4, states=6).double()
+    plain = F.mse_loss(
+        standardise(unit.relation(standardise(student))),
+        standardise(unit.relation(standardise(maps["teacher"].double()))),
+    )
+    ours, theirs = (standardised_double(x) for x in (student, maps["teacher"].double()))
+    value = relation_error(unit.answer(ours), unit.answer(theirs))
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(v, student)[0] for v in (value, plain)))
+
+
+def standardised_double(features: torch.Tensor):
+    """The library works in float32; the algebra is checked in double."""
+    found = standardised(features.float())
+    cells = centred(features)
+    variance = cells.var(dim=(0, 1), correction=0)
+    return found._replace(cells=cells * (variance + 0.01 * variance.mean() + 1e-12).rsqrt())
+
+
+def test_the_teachers_map_carries_no_gradient():
+    teacher = torch.randn(2, 4, 3, 3, requires_grad=True)
+    student, frozen = pair(torch.randn(2, 4, 3, 3, requires_grad=True), teacher)
+    assert student.cells.requires_grad and not frozen.cells.requires_grad

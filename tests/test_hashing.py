@@ -1,0 +1,111 @@
+"""A teacher is validated once per validation set, and again where anything that decides its score is another."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import make_detector, settings, tiny_data
+from tskd_yolo import hashing
+from tskd_yolo.hashing import Score
+
+SCORE = {"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.25}
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """A network, a validation set of two images, and arguments; what is kept lies in a folder of its own."""
+    monkeypatch.setattr(hashing, "USER_CONFIG_DIR", tmp_path / "settings")
+    files = [tmp_path / f"{name}.jpg" for name in "ab"]
+    for file in files:
+        file.write_bytes(b"image")
+    label = dict(cls=np.zeros((1, 1), np.float32), bboxes=np.full((1, 4), 0.5, np.float32), segments=[])
+    torch.manual_seed(0)
+    return dict(
+        network=torch.nn.Linear(2, 2),
+        dataset=SimpleNamespace(im_files=[str(f) for f in files], labels=[dict(label), dict(label)]),
+        args=SimpleNamespace(imgsz=64, conf=None),
+    )
+
+
+def test_a_score_is_found_again_by_whoever_asks_for_the_same(given):
+    assert Score(**given).recall() == {}
+    Score(**given).keep({**SCORE, "fitness": np.float64(0.3)})
+    assert Score(**given).recall() == SCORE
+
+
+def change_weights(given):
+    with torch.no_grad():
+        given["network"].weight[0, 0] += 1e-6
+
+
+def change_image(given):
+    os.utime(given["dataset"].im_files[1], (1, 1))
+
+
+def change_label(given):
+    given["dataset"].labels[0]["bboxes"] = np.full((1, 4), 0.4, np.float32)
+
+
+def change_size(given):
+    given["args"].imgsz = 96
+
+
+def fewer_images(given):
+    given["dataset"] = SimpleNamespace(im_files=given["dataset"].im_files[:1], labels=given["dataset"].labels[:1])
+
+
+@pytest.mark.parametrize("change", [change_weights, change_image, change_label, change_size, fewer_images])
+def test_a_score_is_not_found_where_anything_that_decides_it_changed(given, change):
+    Score(**given).keep(SCORE)
+    change(given)
+    assert Score(**given).recall() == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'{"metrics/mAP50(B)": 0.5}',
+        b'{"metrics/mAP50(B)": "x", "metrics/mAP50-95(B)": 0.2}',
+        b"\xff",
+    ],
+)
+def test_a_damaged_score_is_as_good_as_none(given, content):
+    score = Score(**given)
+    score.keep(SCORE)
+    score.file.write_bytes(content)
+    assert score.recall() == {}
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_stops_nothing(given, caplog):
+    score = Score(**given)
+    score.file.parent.parent.write_text("a file where the folder should be")
+    score.keep(SCORE)
+    assert "could not be kept" in caplog.text and score.recall() == {}
+
+
+@pytest.mark.slow
+def test_a_second_run_shows_the_teachers_score_without_validating_it(tmp_path, monkeypatch, caplog):
+    from tskd_yolo import Trainer
+
+    monkeypatch.setattr(hashing, "USER_CONFIG_DIR", tmp_path / "settings")
+    data, teacher = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt")
+    validated = []
+    for name in ("first", "second"):
+        trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=1, val=False, name=name))
+        inner = trainer.validated
+        monkeypatch.setattr(
+            trainer, "validated", lambda model, name=name, inner=inner: validated.append(name) or inner(model)
+        )
+        caplog.clear()
+        trainer.train()
+        words = "is validated, once" if name == "first" else "was validated on these images before"
+        assert words in caplog.text
+    assert validated == ["first"]

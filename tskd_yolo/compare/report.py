@@ -1,0 +1,297 @@
+"""What a comparison or a validation found, as JSON, as CSV, and as one HTML page that loads nothing."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils.torch_utils import get_flops, get_num_params
+
+from tskd_yolo import __version__
+from tskd_yolo.compare import charts
+from tskd_yolo.compare.images import EACH_WAY, Picture, Pictures, missed
+from tskd_yolo.compare.metrics import DRAWN_AT, FALSE_ALARMS, Image, Judge, coco, findings, misses, seen, write_json
+from tskd_yolo.compare.stats import Effect, interval, points
+from tskd_yolo.config import DEFAULTS, TERMS
+
+Curves = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
+"""Columns of results.csv by arm and seed."""
+
+TITLES = {
+    "metrics/mAP50-95(B)": "mAP50-95 on the validation images",
+    "metrics/mAP50(B)": "mAP50 on the validation images",
+    **{
+        f"{split}/{loss}_loss": f"{name} loss, {where}"
+        for split, where in {"train": "training", "val": "validation"}.items()
+        for loss, name in {"box": "Box", "cls": "Class", "dfl": "DFL", "l1": "L1"}.items()
+    },
+}
+"""The curves of every arm, in the page's order."""
+
+
+def write_comparison(
+    out: Path, summary: dict[str, Any], *, curves: Curves, pictures: Pictures | None
+) -> tuple[Path, Path, Path]:
+    """Writes ``compare.json``, ``compare.csv`` and ``compare.html``; returns where they are."""
+    files = out / "compare.json", out / "compare.csv", out / "compare.html"
+    shown = [picture.name for picture in pictures.shown] if pictures else []
+    write_json(files[0], {**summary, "curves": _finite(curves), "pictures": shown})
+    _write_csv(files[1], summary)
+    page = comparison_page(summary, curves=curves, pictures=pictures)
+    files[2].write_text(page, encoding="utf-8")
+    return files
+
+
+def comparison_page(summary: dict[str, Any], *, curves: Curves, pictures: Pictures | None) -> str:
+    """The page of a comparison."""
+    arms = {arm: index for index, arm in enumerate(summary["arms"])}
+    others = [(arm, index) for arm, index in arms.items() if arm != "plain"]
+    known = {**DEFAULT_CFG_DICT, **DEFAULTS}
+    return _page(
+        "compare.html",
+        s=summary,
+        alarms=FALSE_ALARMS,
+        settings={k: v for k, v in summary["settings"].items() if k not in known or known[k] != v},
+        legend_arms=charts.legend(list(arms.items())),
+        legend_effect=charts.legend(others),
+        legend_terms=charts.legend([(term, index + 1) for index, term in enumerate(TERMS)]),
+        class_charts=_class_charts(summary["arms"], others),
+        curve_charts=_curve_charts(curves, arms),
+        term_charts=_term_charts(curves),
+        pictures=pictures,
+        tile=lambda picture, index, who: tile(picture, index, who, pictures.names if pictures else {}),
+    )
+
+
+def _page(template: str, **values: Any) -> str:
+    folder = Path(__file__).with_name("templates")
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        points=points,
+        gain=lambda e: "–" if e is None else points(_effect(e).mean, sign=True),
+        span=lambda e: interval(None if e is None else _effect(e)),
+        css=lambda verdict: verdict if verdict in {"helps", "hurts"} else "open",
+        first_word=lambda text: str(text).split(" (sha256")[0],
+        number=charts.number,
+        percent=lambda v: "–" if v is None else f"{100 * v:.0f} %".replace("-", "−"),
+        signed=lambda n: f"{n:+d}".replace("-", "−"),
+        mean=lambda values, digits, unit=1: f"{np.mean(v) / unit:.{digits}f}" if (v := list(values)) else "–",
+    )
+    return environment.get_template(template).render(
+        version=__version__, each_way=EACH_WAY, drawn_at=DRAWN_AT, **values
+    )
+
+
+def _effect(row: Mapping[str, Any]) -> Effect:
+    return Effect(**{k: row[k] for k in ("mean", "low", "high", "seeds")})
+
+
+def _class_charts(arms: Mapping[str, Any], others: Sequence[tuple[str, int]]) -> list[Markup]:
+    """Bars of the effect per class, about 18 to a chart."""
+    each = max(18 // max(len(others), 1), 1)
+    groups = []
+    for place, entry in enumerate(arms["plain"]["classes"]):
+        bars = []
+        for arm, index in others:
+            effect = arms[arm]["classes"][place]["AP50-95"]["effect"] if arms[arm]["classes"] else None
+            if effect:
+                low, high = (None if effect[k] is None else 100 * effect[k] for k in ("low", "high"))
+                bars.append(charts.Bar(index, 100 * effect["mean"], low, high))
+        groups.append((entry["name"], bars))
+    parts = [groups[i : i + each] for i in range(0, len(groups), each)]
+    return [charts.bars("Effect per class; the numbers are in the table below", part, x_label="points of AP50-95")
+            for part in parts]  # fmt: skip
+
+
+def _curve_charts(curves: Curves, arms: Mapping[str, int]) -> list[tuple[str, Markup]]:
+    found = []
+    for column, title in TITLES.items():
+        series = [
+            charts.Series(arm, arms[arm], runs)
+            for arm, seeds in curves.items()
+            if (runs := [(c["epoch"], c[column]) for c in seeds.values() if column in c])
+        ]
+        if series:
+            label = f"{title} over epochs, arms {', '.join(s.name for s in series)}"
+            found.append((title, charts.lines(label, series, x_label="epoch", y_label="")))
+    return found
+
+
+def _term_charts(curves: Curves) -> list[tuple[str, Markup]]:
+    """Every column of the training run that a term's name stands in, one chart per arm and kind of column."""
+    term_in = re.compile(rf"(?<![a-z])({'|'.join(TERMS)})(?![a-z])")
+    charted: dict[tuple[str, str], dict[str, list[charts.Run]]] = {}
+    for arm, seeds in curves.items():
+        for columns in seeds.values():
+            for column, values in columns.items():
+                match = term_in.search(column)
+                if match and any(values):
+                    kind = " ".join(re.split(r"[/_]+", term_in.sub("", column))).strip()
+                    charted.setdefault((arm, kind), {}).setdefault(match[0], []).append((columns["epoch"], values))
+    found = []
+    for (arm, kind), terms in charted.items():
+        series = [charts.Series(term, TERMS.index(term) + 1, runs) for term, runs in terms.items()]
+        title = f"{arm}: {kind}"
+        found.append((title, charts.lines(f"{title} of {', '.join(terms)}", series, x_label="epoch", y_label="")))
+    return found
+
+
+def tile(picture: Picture, index: int, who: str, names: Mapping[int, str]) -> Markup:
+    """One image with the boxes of the truth or of a network; its pixels are the page's ``<image id="p<index>">``."""
+    width, height = picture.size
+    if who == "truth":
+        boxes = [(row[0], None, "true", row[1:5]) for row in picture.truth]
+        said = f"{picture.name}, truth: {', '.join(names[b[0]] for b in boxes) or 'no defect'}"
+    else:
+        boxes = [(row[0], row[1], "hit" if row[2] else "false", row[3:7]) for row in picture.found[who]]
+        said = f"{picture.name}, {who}: {picture.hits(who)} found, {picture.false(who)} false alarms"
+    box = Markup('<rect class="{kind}" x="{x}" y="{y}" width="{w}" height="{h}"/>')
+    parts, size = [], max(width, height) / 18
+    taken: list[tuple[float, float, float]] = []
+    for label, score, kind, (x1, y1, x2, y2) in boxes:
+        place = {"x": round(x1 * width, 1), "y": round(y1 * height, 1)}
+        place |= {"w": round((x2 - x1) * width, 1), "h": round((y2 - y1) * height, 1)}
+        parts += [box.format(kind=k, **place) for k in ("under", kind)]
+        text = names[label] + ("" if score is None else f" {score:.2f}")
+        # Inside the image, whatever the box: at its upper edge, or below it where that is the image's.
+        y = place["y"] - size / 4 if place["y"] > size * 1.2 else place["y"] + size
+        end = place["x"] > 0.6 * width
+        at = min(place["x"] + place["w"], width - 1) if end else max(place["x"], 1)
+        y = _free(taken, at - (0.6 * size * len(text) if end else 0), 0.6 * size * len(text), y, size)
+        parts.append(
+            Markup('<text class="{}" x="{:.1f}" y="{:.1f}" font-size="{:.1f}">{}</text>').format(
+                "end" if end else "start", at, y, size, text
+            )
+        )
+    return Markup(
+        '<svg class="tile" viewBox="0 0 {0} {1}" role="img" aria-label="{2}"><use href="#p{3}"/>{4}</svg>'
+    ).format(width, height, said, index, Markup("").join(parts))
+
+
+def _free(taken: list[tuple[float, float, float]], x: float, width: float, y: float, size: float) -> float:
+    """The next height from ``y`` downwards where a label of this place and width hides no other; takes it."""
+    while any(abs(y - v) < size and x < u + w and u < x + width for u, w, v in taken):
+        y += size / 2
+    taken.append((x, width, y))
+    return y
+
+
+def _finite(curves: Curves) -> dict[str, Any]:
+    """The curves as JSON takes them: a loss that became NaN is null."""
+    return {
+        arm: {
+            seed: {column: [v if np.isfinite(v) else None for v in values] for column, values in columns.items()}
+            for seed, columns in seeds.items()
+        }
+        for arm, seeds in curves.items()
+    }
+
+
+def _write_csv(file: Path, summary: Mapping[str, Any]) -> None:
+    """One line per run and checkpoint: figures as shares of 1."""
+    rows = [(arm, row, which) for arm, a in summary["arms"].items() for row in a["rows"] for which in ("last", "best")]
+    lines = [_csv_line(arm, row["seed"], which, row[which], row) for arm, row, which in rows if row[which]]
+    if summary["teacher"]:
+        lines.append(_csv_line("teacher", "", "", summary["teacher"]["last"], {}))
+    with open(file, "w", encoding="utf-8", newline="") as output:
+        writer = csv.DictWriter(output, fieldnames=list(dict.fromkeys(key for line in lines for key in line)))
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _csv_line(arm: str, seed: Any, which: str, figures: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    line = {"arm": arm, "seed": seed, "weights": which, "mAP50-95": figures["mAP50-95"], "mAP50": figures["mAP50"]}
+    line |= {f"missed at {m['false_alarms']:g} false alarms per image": m["miss"] for m in figures["misses"]}
+    for key in ("AP50-95", "AP50"):
+        line |= {f"{key} {entry['name']}": entry[key] for entry in figures["classes"]}
+    return {**line, "epochs": row.get("epochs", ""), "seconds": row.get("seconds", "")}
+
+
+# One checkpoint -------------------------------------------------------------------------------------------------------
+
+
+def validate(model: Any, **arguments: Any) -> bool:
+    """Validates as ``YOLO(model).val(...)`` does and writes the page; False, and nothing done, if it is no detector."""
+    network = YOLO(model)
+    if network.task != "detect":
+        return False
+    asked = {k: v for k, v in arguments.items() if k not in DEFAULTS}
+    judges: list[Judge] = []
+
+    def judge(**kwargs: Any) -> Judge:
+        judges.append(Judge(**kwargs))
+        return judges[0]
+
+    network.val(validator=judge, **asked)
+    size = None
+    if isinstance(network.model, nn.Module):
+        size = get_num_params(network.model), get_flops(network.model, _side(judges[0].args.imgsz))
+    for file in write_validation(judges[0], size=size):
+        LOGGER.info(f"{file}")
+    return True
+
+
+def _side(imgsz: Any) -> int:
+    return imgsz if isinstance(imgsz, int) else max(imgsz)
+
+
+def write_validation(validator: Judge, *, size: tuple[int, float] | None) -> tuple[Path, Path]:
+    """Writes ``report.json`` and ``report.html`` beside what Ultralytics' validation wrote; returns where they are.
+
+    Args:
+        validator: It has validated.
+        size: Parameters and GFLOPs of the network; None where they cannot be counted, as of an exported file.
+    """
+    args, images = validator.args, validator.images
+    summary = {
+        "model": Path(str(args.model)).name,
+        "data": Path(str(args.data)).name,
+        "split": args.split,
+        "imgsz": _side(args.imgsz),
+        "parameters": size and size[0],
+        "GFLOPs": size and round(size[1], 2),
+        **findings(validator),
+        "coco": coco(images),
+    }
+    names = dict(validator.names)
+    pictures = missed(seen(images), folder=Path(validator.data["path"]), names=names)
+    files = validator.save_dir / "report.json", validator.save_dir / "report.html"
+    write_json(files[0], summary)
+    files[1].write_text(validation_page(summary, images, pictures), encoding="utf-8")
+    return files
+
+
+def validation_page(summary: dict[str, Any], images: Sequence[Image], pictures: Pictures) -> str:
+    """The page of one checkpoint."""
+    at = [float(v) for v in np.geomspace(0.01, 10, 31)]
+    curve = [(row["false_alarms"], 100 * row["miss"]) for row in misses(images, at=at) if row["miss"] is not None]
+    x_label, below = "false alarms per image", "the numbers are in the table below"
+    line = charts.Series("miss rate", 1, [tuple(zip(*curve))] if curve else [])  # type: ignore[list-item]
+    aps = [(c["name"], [charts.Bar(1, 100 * c["AP50-95"])]) for c in summary["classes"] if c["AP50-95"] is not None]
+    return _page(
+        "val.html",
+        s=summary,
+        alarms=FALSE_ALARMS,
+        miss_chart=charts.lines(
+            "Missed defects over false alarms per image; some of the numbers are in the table above",
+            [line], x_label=x_label, y_label="missed, %", log_x=True,
+        ),
+        class_chart=charts.bars(f"AP50-95 per class; {below}", aps, x_label="AP50-95 in points"),
+        pictures=pictures,
+        tile=lambda picture, index, who: tile(picture, index, who, pictures.names),
+    )  # fmt: skip

@@ -1,0 +1,296 @@
+"""One piece of a comparison, in a process of its own: an arm trained and judged, the teacher judged, or the latencies.
+
+A job comes as one line of JSON on standard input, which then stays open: when it closes, whoever ordered the job is
+gone, and so is the job.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics import YOLO
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
+
+from tskd_yolo import compat
+from tskd_yolo.compare.metrics import class_names, findings, judge, seen, write_json
+from tskd_yolo.config import TERMS
+from tskd_yolo.distill import teacher
+from tskd_yolo.train.trainer import Trainer
+
+DISTILLED = "tskd", *TERMS
+"""The arms that train with our trainer: all terms, or one alone."""
+JUDGED_WITH = "imgsz", "batch", "device", "workers", "single_cls", "classes", "iou", "max_det", "nms", "agnostic_nms"
+"""The training arguments that validation takes too."""
+WITNESSED = 3
+"""Batches whose images are compared over the arms of a seed."""
+WARM, TIMED = 5, 50
+"""Passes before the clock runs, and passes timed, of an exported network."""
+
+
+def main() -> None:
+    """Runs the job on standard input."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_the_caller, daemon=True).start()
+    kinds: dict[str, Callable[..., Any]] = {"train": train, "teacher": judge_teacher, "latency": latency}
+    with compat.side_by_side():
+        kinds[job.pop("kind")](**job)
+
+
+def _end_with_the_caller() -> None:
+    sys.stdin.read()
+    if os.name == "posix" and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGTERM)  # loaders and ranks too
+    os._exit(1)
+
+
+# One arm --------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    *, arm: str, seed: int, folder: str, model: str, common: dict[str, Any], own: dict[str, Any], seconds: float | None
+) -> dict[str, Any]:
+    """Trains one arm, or goes on where it was interrupted, judges it, and writes ``result.json`` and ``seen.json``.
+
+    Args:
+        arm: Name of the arm.
+        seed: Seed of weights, order and augmentation.
+        folder: The run's folder.
+        model: The student.
+        common: Ultralytics' training arguments, the same for every arm.
+        own: Our keys, for the arms that distil, and ``teacher``.
+        seconds: What the arm may take, for ``plain_same_time``.
+    """
+    run = Path(folder)
+    last, best = (run / "weights" / name for name in ("last.pt", "best.pt"))
+    _train(arm, seed, run, model, common, own, seconds)
+    last_judged = judge_checkpoint(last, run, common)
+    best_judged = findings(judge(best, run, **_judged_with(common))) if best.exists() else None
+    epochs, spent, resumed = history(run)
+    witness = run / "start.json"
+    result = {
+        "arm": arm,
+        "seed": seed,
+        "settings": {k: v for k, v in settings_of(arm, own).items() if k not in {"teacher", "distill_model"}},
+        "last": last_judged["findings"],
+        "best": best_judged,
+        "parameters": last_judged["parameters"],
+        "GFLOPs": last_judged["GFLOPs"],
+        "epochs": epochs,
+        "seconds": round(spent, 1),
+        "resumed": resumed,
+        "start": json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else None,
+    }
+    write_json(run / "seen.json", last_judged["seen"])
+    write_json(run / "result.json", result)
+    return result
+
+
+def settings_of(arm: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """What an arm is trained with besides the arguments of all."""
+    if arm == "ultralytics":
+        return {"distill_model": own["teacher"]}
+    if arm not in DISTILLED:
+        return {}
+    return {**own, **{term: 0.0 for term in TERMS if arm in TERMS and term != arm}}
+
+
+def _train(
+    arm: str, seed: int, run: Path, model: str, common: dict[str, Any], own: dict[str, Any], seconds: float | None
+) -> None:
+    trainer = DistilledTrainer if arm in DISTILLED else PlainTrainer
+    state = progress(run)
+    if state == "trained":
+        return
+    # A run for a given time would count its time anew: it is started anew.
+    if state == "interrupted" and seconds is None:
+        rows = [[row["epoch"], row["time"]] for row in _rows(run)]
+        write_json(run / "resumed.json", {"seconds": history(run)[1], "rows": rows})
+        more = {"teacher": own["teacher"]} if arm in DISTILLED else {}
+        YOLO(run / "weights" / "last.pt").train(trainer=trainer, resume=True, save_dir=str(run), **more)
+        return
+    shutil.rmtree(run, ignore_errors=True)
+    limit = {} if seconds is None else {"time": seconds / 3600}
+    YOLO(model).train(
+        trainer=trainer, **{**common, **settings_of(arm, own), **limit},
+        seed=seed, project=str(run.parent), name=run.name, exist_ok=True,
+    )  # fmt: skip
+
+
+def progress(run: Path) -> str:
+    """How far a run has come: ``trained``, ``interrupted`` (it can go on), or ``nothing`` that is of use.
+
+    The engine strips the optimizer from its checkpoints when it is through. A run that was interrupted between its
+    last epoch and that cannot be resumed: it is stripped here.
+    """
+    last = run / "weights" / "last.pt"
+    if not last.exists():
+        return "nothing"
+    try:
+        checkpoint: Any = load_checkpoint(str(last))[1]
+    except Exception as error:  # cut off while it was written, which ends in many types of exception
+        LOGGER.warning(f"{last} cannot be read ({error}): the run starts anew.")
+        return "nothing"
+    if checkpoint.get("optimizer") is None:
+        return "trained"
+    if checkpoint["epoch"] + 1 < checkpoint["train_args"]["epochs"]:
+        return "interrupted"
+    for file in run.glob("weights/*.pt"):
+        if file.name in {"last.pt", "best.pt"}:
+            compat.strip(file)
+    return "trained"
+
+
+def history(run: Path) -> tuple[int, float, bool]:
+    """Epochs trained, seconds that training took over all its parts, and whether it was interrupted."""
+    rows, file = _rows(run), run / "resumed.json"
+    before: Any = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"seconds": 0.0, "rows": []}
+    new = [row["time"] for row in rows if [row["epoch"], row["time"]] not in before["rows"]]
+    # Each part of a run counts its time from 0.
+    return len({row["epoch"] for row in rows}), before["seconds"] + (new[-1] if new else 0.0), file.exists()
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    """results.csv of a run, also while it grows."""
+    file = run / "results.csv"
+    if not file.exists():
+        return []
+    with open(file, encoding="utf-8") as lines:
+        rows = [{(k or "").strip(): v for k, v in row.items()} for row in csv.DictReader(lines)]
+    return [{k: float(v) for k, v in row.items()} for row in rows if None not in row.values()]
+
+
+def curves(run: Path) -> dict[str, list[float]]:
+    """The columns of results.csv; an epoch that was repeated after an interruption stands once."""
+    rows = {int(row["epoch"]): row for row in _rows(run)}
+    return {k: [row[k] for _, row in sorted(rows.items())] for k in next(iter(rows.values()), {})}
+
+
+class _Witness:
+    """Writes down from which weights and with which images a run started, so that pairing can be seen."""
+
+    def preprocess_batch(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """The student has made no step yet when the first batch comes."""
+        found = self.__dict__.setdefault("_witnessed", [])
+        if RANK in {-1, 0} and not self.resume and len(found) <= WITNESSED:
+            if not found:
+                model = unwrap_model(self.model)
+                found.append(_digest(getattr(model, "student_model", model).state_dict().values()))
+            found.append(_digest([batch["img"]]) + " ".join(Path(file).name for file in batch["im_file"]))
+            images = hashlib.sha256("\n".join(found[1:]).encode()).hexdigest()
+            write_json(self.save_dir / "start.json", {"weights": found[0], "images": images})
+        return super().preprocess_batch(batch)  # type: ignore[misc]
+
+
+class PlainTrainer(_Witness, DetectionTrainer):
+    """Ultralytics' own trainer, witnessed."""
+
+
+class DistilledTrainer(_Witness, Trainer):
+    """Our trainer, witnessed."""
+
+
+def _digest(tensors: Any) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+# Judging --------------------------------------------------------------------------------------------------------------
+
+
+def _judged_with(common: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: common[k] for k in ("data", *JUDGED_WITH) if k in common}
+
+
+def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a checkpoint, its size, and what it sees on every image."""
+    validator = judge(file, folder, **_judged_with(common))
+    network = load_checkpoint(str(file))[0]
+    return {
+        "findings": findings(validator),
+        "seen": seen(validator.images),
+        "parameters": get_num_params(network),
+        "GFLOPs": round(get_flops(network, common.get("imgsz", 640)), 2),
+    }
+
+
+def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's figures, with its classes in the data set's order."""
+    run = Path(folder)
+    run.mkdir(parents=True, exist_ok=True)
+    names = class_names(common["data"], bool(common.get("single_cls")))
+    loaded = teacher.load(own["teacher"])
+    frozen = teacher.Teacher(loaded, like=loaded, names=names, responses=False)
+    frozen.measure(common.get("imgsz", 640))
+    validator = judge(frozen.detector(), run, **_judged_with(common))
+    write_json(run / "seen.json", seen(validator.images))
+    result = {
+        "name": frozen.name,
+        "last": findings(validator),
+        "parameters": frozen.params,
+        "GFLOPs": round(frozen.gflops, 2),
+    }
+    write_json(run / "result.json", result)
+    return result
+
+
+# Latency --------------------------------------------------------------------------------------------------------------
+
+
+def latency(*, folder: str, networks: dict[str, str], imgsz: int) -> dict[str, Any]:
+    """Median time of one image through the exported ONNX files, one thread of the CPU, taking turns."""
+    run = Path(folder)
+    run.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        note = {"note": f"not measured: {' and '.join(missing)} not installed; pip install 'tskd-yolo[all]' adds it."}
+        write_json(run / "result.json", note)
+        return note
+    sessions = {name: _session(run, name, file, imgsz) for name, file in networks.items()}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(WARM + TIMED):
+        for name, (session, feed) in sessions.items():
+            start = time.perf_counter()
+            session.run(None, feed)
+            times[name] += [time.perf_counter() - start] if turn >= WARM else []
+    result = {
+        "imgsz": imgsz,
+        "runs": TIMED,
+        "milliseconds": {name: round(1000 * statistics.median(t), 3) for name, t in times.items()},
+    }
+    write_json(run / "result.json", result)
+    return result
+
+
+def _session(folder: Path, name: str, file: str, imgsz: int) -> tuple[Any, dict[str, Any]]:
+    """An exported network with an image of zeros; the export never lies beside the user's own file."""
+    import numpy as np
+    import onnxruntime
+
+    copy = folder / f"{name}.pt"
+    shutil.copyfile(file, copy)
+    simplify = importlib.util.find_spec("onnxslim") is not None
+    exported = YOLO(copy).export(format="onnx", imgsz=imgsz, simplify=simplify, device="cpu")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(exported), options, providers=["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    return session, {entry.name: np.zeros(entry.shape, np.float32)}
