@@ -285,7 +285,12 @@ def test_nothing_is_installed_whatever_is_missing(good, tmp_path, monkeypatch, c
     monkeypatch.setattr(checks, "AUTOINSTALL", True)
     monkeypatch.setattr(checks, "ONLINE", True)
     monkeypatch.setattr(checks.subprocess, "check_output", lambda command, **_: asked.append(command) or "")
-    monkeypatch.setattr(checks.subprocess, "run", lambda command, **_: asked.append(command))
+
+    def run_command(command: Any, **_: Any) -> Any:
+        asked.append(command)
+        return checks.subprocess.CompletedProcess(command, 1, "", "")
+
+    monkeypatch.setattr(checks.subprocess, "run", run_command)
     checks.check_requirements("no-such-package-for-tskd")
     assert any("install" in str(command) for command in asked), "the trap does not work"
     asked.clear()
