@@ -6,7 +6,7 @@ A pair is student:teacher. The three trainers are the real ones, set up on drawn
 the trainer's own loader, drawn anew, with preprocessing, forward pass, loss, backward pass and optimizer step, and
 without validation. Epochs of the three are interleaved, so that a machine that slows down slows all alike. Figures are
 means over epochs, in seconds of the process (``cpu``) and of the clock (``wall``); ``ratio`` is against plain training.
-As in a long run, one step in 48 of those after the first pass measures how hard the terms pull. ``items`` is what the
+As in a long run, one step in 48 of those after the first pass measures gradient shares. ``items`` is what the
 loader alone takes for an image, out of a set of ``--loaded`` images, most of which are not among those read last.
 ``terms`` are the terms of one batch, live and out of the cache, and their relative error.
 """
@@ -81,12 +81,12 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     for number in range(options.views + options.later):
         for name, trainer in trainers.items():
             if name != "plain" and number == options.views:
-                trainer.distiller.meter._step = 25  # past the first steps, which are measured more often
+                trainer.distiller.meter.steps = 25  # past the first steps, which are measured more often
             spent = timed(lambda trainer=trainer, number=number: epoch(trainer, number))
             if number >= options.views or name == "cached":
                 times["first" if number < options.views else name].append(spent)
     cached = trainers["cached"].distiller.cache
-    assert cached.asked == options.views * options.images  # the teacher saw each view once
+    assert cached.computed == options.views * options.images  # the teacher saw each view once
     means = {name: [statistics.mean(column) for column in zip(*t)] for name, t in times.items()}
     return {
         "pair": options.pair,
@@ -155,14 +155,13 @@ def random_student(model: str) -> Any:
 def terms(trainer: Trainer) -> dict[str, dict[str, float]]:
     """The terms of one batch, live and out of the cache."""
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
-    trainer.distiller.disarm(trainer.model)
     found = {}
     for name, views in (("live", None), ("cached", batch)):
-        trainer.distiller.arm(trainer.model, batch["img"], views)
+        step = trainer.distiller.attach(trainer.model, batch["img"], views)
         with torch.no_grad():
-            said = trainer.distiller.terms(trainer.model(batch["img"]), batch)
-        trainer.distiller.disarm(trainer.model)
-        found[name] = {term: float(value) for term, value in said.items()}
+            values = step.losses(step.read(trainer.model(batch["img"])), batch).values
+        trainer.distiller.detach()
+        found[name] = {term: float(value) for term, value in values.items()}
     found["error"] = {t: abs(found["cached"][t] / found["live"][t] - 1) for t in found["live"]}
     return found
 

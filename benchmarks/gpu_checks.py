@@ -3,7 +3,7 @@
     python benchmarks/gpu_checks.py --json benchmarks/results/gpu_checks.json
 
 First each pair is trained for some steps with ``torch.cuda.set_sync_debug_mode("error")`` around everything that is
-ours: the teacher's pass, the terms, the gates, and the way back from the terms to the student's tensors. The detection
+ours: the teacher's pass, the terms, the guards, and the way back from the terms to the student's tensors. The detection
 loss is the host's own and waits; it runs outside. Then ``step_cost.py`` at 640 px, batch 32, under AMP. The exit code
 is 1 if anything waited.
 """
@@ -62,7 +62,7 @@ def waits(pair: str, options: argparse.Namespace) -> dict[str, Any]:
             ours(trainer, batch)
         except RuntimeError as error:
             waited[boxes] = str(error).splitlines()[0]
-            trainer.distiller.disarm(unwrap_model(trainer.model))
+            trainer.distiller.detach()
     return {"pair": pair, "boxes": BOXES, "waited": waited}
 
 
@@ -73,12 +73,13 @@ def ours(trainer: Any, batch: dict[str, Any]) -> None:
     images = on_device["img"].float() / 255
     with autocast(trainer.amp, device="cuda"):
         with watched():
-            distiller.arm(model, images)
-        predictions = step_cost.leaves(model(images))
-        distiller.reader._activations = step_cost.leaves(distiller.reader._activations)
-        distiller._base = lambda *_: (predictions_sum(predictions), {})
+            step = distiller.attach(model, images)
+        predictions = model(images)
+        outputs, detached = step_cost.apart(step.read(predictions)), step_cost.leaves(predictions)
         with watched():
-            vector, _ = distiller.loss(model, predictions, {**on_device, "img": images})
+            losses = step.losses(outputs, {**on_device, "img": images})
+            vector, _ = distiller.add(predictions_sum(detached), {}, losses, len(images))
+        distiller.detach()
     with watched():
         trainer.scaler.scale(vector.sum()).backward()
     trainer.optimizer.zero_grad()

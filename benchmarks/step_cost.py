@@ -49,6 +49,8 @@ from ultralytics.utils.torch_utils import autocast, unwrap_model
 from tskd_yolo import Trainer
 from tskd_yolo.config import TERMS
 from tskd_yolo.data.drawn import NAMES, prepare
+from tskd_yolo.distill.features import StudentOutputs
+from tskd_yolo.losses import Response
 
 PLAIN = ("student", "student_channels_last")
 STEPS = (*PLAIN, "distill", "builtin", *TERMS)
@@ -241,19 +243,23 @@ def terms(trainer: Trainer, batch: dict[str, Any]) -> Callable[[], None]:
     distiller, model = trainer.distiller, unwrap_model(trainer.model)
     with autocast(trainer.amp, device=trainer.device.type):
         ready = trainer.preprocess_batch(dict(batch))
-        predictions = leaves(model(ready["img"]))
-    distiller.reader._activations = leaves(distiller.reader._activations)
-    distiller.stages._maps = leaves(distiller.stages._maps)
+        ours = distiller.attach(model, ready["img"])
+        outputs = ours.read(model(ready["img"]))
 
     def call() -> None:
         with autocast(trainer.amp, device=trainer.device.type):
-            found = distiller.terms(predictions, ready)
-            total = sum(distiller._leave(name, term) for name, term in found.items())
+            values = ours.losses(apart(outputs), ready).values
+            total = sum(term.guard.leave(values[term.name]) for term in distiller.active)
         trainer.scaler.scale(total).backward()
-        distiller.disarm(model)
         trainer.optimizer.zero_grad()
 
     return call
+
+
+def apart(outputs: StudentOutputs) -> StudentOutputs:
+    """What terms read of a student, cut off from its graph."""
+    responses = {branch: [Response(*leaves(r)) for r in levels] for branch, levels in outputs.responses.items()}
+    return StudentOutputs(leaves(outputs.maps), responses, outputs.positives)
 
 
 def leaves(tree: Any) -> Any:
@@ -352,8 +358,9 @@ def kept(trainer: Trainer, batch: dict[str, Any]) -> int:
     """Bytes of the teacher's tensors that are kept through the student's pass."""
     with autocast(trainer.amp, device=trainer.device.type):
         trainer.preprocess_batch(dict(batch))
-    found = size(trainer.distiller._target)
-    trainer.distiller.disarm(unwrap_model(trainer.model))
+    step = unwrap_model(trainer.model).criterion
+    found = size([*step.teacher.maps.values(), step.teacher.responses, step.teacher.level_scores])
+    trainer.distiller.detach()
     return found
 
 

@@ -35,7 +35,7 @@ def test_step_cost_writes_its_keys_for_every_pair(tmp_path):
         assert row["ratio_to_builtin"] == pytest.approx(times[2] / times[3], rel=0.02)
 
 
-def test_screening_compares_the_arms_and_names_machine_and_command(tmp_path):
+def test_screening_compares_and_names_machine_and_command(tmp_path):
     data, teacher = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt")
     run(
         "benchmarks/screening.py",
@@ -50,9 +50,17 @@ def test_screening_compares_the_arms_and_names_machine_and_command(tmp_path):
     assert (tmp_path / "screening_neu_128.csv").exists()
 
 
-def test_pulls_measures_every_part_of_every_term(tmp_path):
-    data, teacher, file = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt"), tmp_path / "pulls.json"
-    run("benchmarks/pulls.py", f"teacher={teacher}", f"data={data}", "imgsz=64", "batch=4", "batches=1", f"json={file}")
+def test_gradients_measures_every_part_of_every_term(tmp_path):
+    data, teacher, file = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt"), tmp_path / "gradients.json"
+    run(
+        "benchmarks/gradients.py",
+        f"teacher={teacher}",
+        f"data={data}",
+        "imgsz=64",
+        "batch=4",
+        "batches=1",
+        f"json={file}",
+    )
     report = json.loads(file.read_text())
     crd = {"cross_class", "cross_box", "own_class", "own_box"}
     ded = {f"stages.{part}" for part in ("detection", "foreground", "background", "structure")}
@@ -72,7 +80,7 @@ def test_the_claim_refuses_a_stage_that_is_none_in_one_sentence():
     assert result.stderr.strip().splitlines()[-1] == "stages: foo is none; choose from 11n, 26n, terms, best."
 
 
-def test_cache_cost_compares_epochs_and_finds_the_live_terms_in_the_cache(tmp_path):
+def test_cache_cost_finds_the_live_terms_in_the_cache(tmp_path):
     file = tmp_path / "cache.json"
     script = ["benchmarks/cache_cost.py", "--pair", "yolo11n:yolo11s", "--imgsz", "64", "--batch", "2"]
     run(*script, "--images", "4", "--loaded", "4", "--later", "1", "--json", str(file))

@@ -1,4 +1,4 @@
-"""What a term's pull is, how shares are kept, and the schedule."""
+"""What a gradient share is, how shares are kept, and the schedule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tskd_yolo.distill.balance import KEEP, Fixed, Meter, Pull, Share, schedule
+from tskd_yolo.distill.balance import KEEP, Fixed, Gradients, Meter, Share, schedule
 
 
 def losses(scale=1.0):
@@ -20,19 +20,19 @@ def losses(scale=1.0):
 
 
 def measured(meter, features, detection, terms):
-    meter.measure(detection=detection, terms=terms, places=dict.fromkeys(terms, features))
-    return meter.pulls
+    meter.measure(detection=detection, terms=terms, features=dict.fromkeys(terms, features))
+    return meter.gradients
 
 
-def test_the_pull_is_the_gradient_on_the_features():
+def test_it_measures_the_gradient_on_the_features():
     (x, y), features, detection, terms = losses(3.0)
-    pulls = measured(Meter(), features, detection, terms)
+    gradients = measured(Meter(), features, detection, terms)
     assert x.grad is None and y.grad is None  # nothing was trained by measuring
     square = (2 * features[0]).pow(2).sum()
-    torch.testing.assert_close(pulls["with"].term, 9 * square)
-    torch.testing.assert_close(pulls["with"].detection, square + 10)
-    torch.testing.assert_close(pulls["against"].cosine, torch.tensor(-1.0))
-    torch.testing.assert_close(pulls["with"].ratio, ((square + 10) / (9 * square)).sqrt())
+    torch.testing.assert_close(gradients["with"].term, 9 * square)
+    torch.testing.assert_close(gradients["with"].detection, square + 10)
+    torch.testing.assert_close(gradients["against"].cosine, torch.tensor(-1.0))
+    torch.testing.assert_close(gradients["with"].ratio, ((square + 10) / (9 * square)).sqrt())
     (detection + terms["with"]).backward()  # the graphs are as they were
     torch.testing.assert_close(x.grad, (1 + 3) * 2 * features[0].detach())
 
@@ -49,11 +49,11 @@ def test_a_share_is_kept_whatever_the_scale_of_the_term(scale):
 
 
 def test_cap_and_floor_hold_and_a_dead_term_is_not_blown_up():
-    pull = Pull(*torch.tensor([1e-30, 1.0, 0.0]))
-    assert Share({"a": 1.0}, floor=0.5, cap=7.0)("a", pull) == 7.0
-    assert Share({"a": 1.0}, floor=0.5, cap=7.0)("a", Pull(*torch.tensor([1.0, 1e-30, 0.0]))) == 0.5
+    gradients = Gradients(*torch.tensor([1e-30, 1.0, 0.0]))
+    assert Share({"a": 1.0}, floor=0.5, cap=7.0)("a", gradients) == 7.0
+    assert Share({"a": 1.0}, floor=0.5, cap=7.0)("a", Gradients(*torch.tensor([1.0, 1e-30, 0.0]))) == 0.5
     assert Share({"a": 1.0}, floor=0.5, cap=7.0)("a", None) == 0.0
-    assert Fixed({"crd": 0.25})("crd:one2one", pull) == 0.25
+    assert Fixed({"crd": 0.25})("crd:one2one", gradients) == 0.25
 
 
 def test_measurements_are_smoothed_and_one_that_is_not_finite_is_passed_over():
@@ -65,7 +65,7 @@ def test_measurements_are_smoothed_and_one_that_is_not_finite_is_passed_over():
     torch.testing.assert_close(
         measured(meter, features, detection, terms)["with"].term, KEEP * first + (1 - KEEP) * second
     )
-    before = torch.stack(meter.pulls["with"])
+    before = torch.stack(meter.gradients["with"])
     _, features, detection, terms = losses(math.inf)
     assert torch.equal(torch.stack(measured(meter, features, detection, terms)["with"]), before)
 
@@ -79,10 +79,10 @@ def test_all_processes_get_the_sum_of_what_each_has_measured():
     torch.testing.assert_close(together.ratio, alone.ratio)
 
 
-def test_what_is_frozen_has_no_pull():
+def test_what_is_frozen_has_no_gradient():
     features = [torch.randn(2, 3)]
-    pulls = measured(Meter(), features, torch.ones((), requires_grad=True) * 1, {"a": torch.ones(())})
-    assert pulls["a"].term == 0 and pulls["a"].cosine == 0
+    gradients = measured(Meter(), features, torch.ones((), requires_grad=True) * 1, {"a": torch.ones(())})
+    assert gradients["a"].term == 0 and gradients["a"].cosine == 0
 
 
 def test_a_meter_goes_on_from_its_state():
@@ -93,7 +93,7 @@ def test_a_meter_goes_on_from_its_state():
     assert [i for i, due in enumerate(steps) if due] == [0, 4, 12, 24, 48]
     other = Meter()
     other.restore(meter.state(), torch.device("cpu"))
-    assert all(torch.equal(torch.stack(meter.pulls[k]), torch.stack(other.pulls[k])) for k in meter.pulls)
+    assert all(torch.equal(torch.stack(meter.gradients[k]), torch.stack(other.gradients[k])) for k in meter.gradients)
     assert [meter.due() for _ in range(60)] == [other.due() for _ in range(60)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import pickle
 import shutil
@@ -23,8 +24,11 @@ from tests.helpers import make_detector, settings, tiny_data, weights
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill import cache
-from tskd_yolo.distill.cache import Cache, Layout, Store, answer, key, parts
-from tskd_yolo.losses.standardize import Map, standardised
+from tskd_yolo.distill import records as records_module
+from tskd_yolo.distill.cache import Cache, key
+from tskd_yolo.distill.features import TeacherOutputs
+from tskd_yolo.distill.records import Layout, Store, pack, unpack
+from tskd_yolo.losses.standardize import Map, standardize
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +41,15 @@ def records(count: int = 5, size: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size), dtype=np.uint8)
 
 
-def test_a_map_out_of_its_record_is_the_standardised_map_but_for_the_rounding_to_eight_bits():
+def test_a_map_out_of_its_record_is_the_map_in_eight_bits():
     features = torch.randn(4, 24, 6, 5) * torch.linspace(0.01, 30, 24).view(1, -1, 1, 1) + 3
-    kept = answer(parts(cache.Answer([features], {}))).maps[0]()
-    plain = standardised(features)
+    kept = unpack(pack(TeacherOutputs({"neck": [features]}, {}))).maps["neck"][0]()
+    plain = standardize(features)
     assert isinstance(kept, Map) and kept.image(kept.cells).shape == features.shape
     assert 0 < (kept.cells - plain.cells).abs().max() < 0.03 and (kept.cells - plain.cells).abs().mean() < 0.01
     assert kept.cells.mean(dim=(0, 1)).abs().max() < 1e-3
-    flat = answer(parts(cache.Answer([torch.full((2, 3, 4, 4), 7.0)], {}))).maps[0]()
+    constant = TeacherOutputs({"neck": [torch.full((2, 3, 4, 4), 7.0)]}, {})
+    flat = unpack(pack(constant)).maps["neck"][0]()
     assert flat.cells.abs().max() < 1e-3  # a map without any variation stays one
 
 
@@ -52,19 +57,20 @@ def test_a_map_out_of_its_record_is_the_standardised_map_but_for_the_rounding_to
 def test_the_terms_out_of_records_are_those_of_the_live_teacher(model, kind, files):
     student, batch = make_student(model), make_batch(boxes=5)
     distiller = make(student, files[kind], drd=1, ded=1, crd=1)
-    said = parts(distiller.ask(batch["img"]))
-    layout = Layout(said, start=48)
+    kept = pack(distiller.teacher_outputs(batch["img"]))
+    layout = Layout(kept, start=48)
     table = torch.zeros(len(batch["img"]), layout.size, dtype=torch.uint8)
-    layout.join(said, table)
+    layout.join(kept, table)
     back = layout.split(table)
-    assert said.keys() == back.keys() and all(torch.equal(said[k], back[k]) for k in said)
+    assert kept.keys() == back.keys() and all(torch.equal(kept[k], back[k]) for k in kept)
     assert not table[:, :48].any()  # the view's own bytes
     found = {}
-    for name, target in (("live", distiller.ask(batch["img"])), ("kept", answer(back))):
-        distiller.arm(student, batch["img"])
-        distiller._target = target
-        found[name] = {k: v.item() for k, v in distiller.terms(student(batch["img"]), batch).items()}
-        distiller.disarm(student)
+    for name, outputs in (("live", distiller.teacher_outputs(batch["img"])), ("kept", unpack(back))):
+        step = distiller.attach(student, batch["img"])
+        step.teacher = outputs
+        values = step.losses(step.read(student(batch["img"])), batch).values
+        found[name] = {k: v.item() for k, v in values.items()}
+        distiller.detach()
     assert found["live"].keys() == found["kept"].keys() and len(found["live"]) == (4 if kind == "26s" else 3)
     for term, value in found["live"].items():
         assert found["kept"][term] == pytest.approx(value, rel=5e-3), term
@@ -76,7 +82,7 @@ def test_no_more_is_kept_than_the_terms_that_are_on_read(files):
     sizes = {}
     for off in ("drd", "ded", "crd"):
         on = dict(drd=0, ded=0, crd=0) | {off: 1}
-        sizes[off] = set(parts(make(make_student(), files["11s"], **on).ask(images)))
+        sizes[off] = set(pack(make(make_student(), files["11s"], **on).teacher_outputs(images)))
     assert not any(sizes[a] & sizes[b] for a, b in (("drd", "ded"), ("ded", "crd"), ("crd", "drd")))
     for term, kind in (("drd", "map"), ("ded", "stage")):
         assert {t for t, names in sizes.items() if any(name.startswith(kind) for name in names)} == {term}
@@ -123,7 +129,7 @@ def test_a_kill_while_writing_loses_the_record_that_was_being_written(moment, tm
     file = tmp_path / "a.tskd"
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom tests.distill.test_cache import records\n"
-        "from tskd_yolo.distill.cache import Store\n"
+        "from tskd_yolo.distill.records import Store\n"
         "store, data = Store(5, 64, Path(sys.argv[1]), {}), records()\n"
         "store.write(0, data[0]); store.write(1, data[1]); store.write(4, data[0])\n"
         "put, left = store._put, [2 if sys.argv[2] == 'sum' else 1]\n"
@@ -241,7 +247,9 @@ def test_the_size_that_is_told_is_the_size_that_it_takes(tmp_path, files):
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, files, monkeypatch):
     given = run_of(tiny_data(tmp_path), files["11s"])
-    monkeypatch.setattr(cache, "_make", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(
+        records_module, "_make", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
     assert "Permission denied" in refused(given)[0] and "give ram" in refused(given)[0]
 
 
@@ -267,7 +275,7 @@ class Watch:
 
     def step(self, trainer) -> None:
         self.items.append({k: float(v) for k, v in trainer.loss_items.items()})
-        self.asked = trainer.distiller.cache.asked
+        self.asked = trainer.distiller.cache.computed
 
 
 def run(folder: Path, data: Path, teacher: Path, stop: int = 0, **more) -> Watch:
@@ -335,7 +343,7 @@ def test_damaged_records_are_made_anew_and_said_once_and_the_run_is_the_same(tmp
     whole = run(tmp_path / "a", data, teacher, teacher_cache="disk")
     file = cache_file(tmp_path)
     content = bytearray(file.read_bytes())
-    size = (len(content) - cache.mmap.PAGESIZE) // 32
+    size = (len(content) - mmap.PAGESIZE) // 32
     for place in (len(content) - 17 * size - 100, len(content) - 20 * size):  # in two views of the first kind
         content[place] ^= 255
     file.write_bytes(content)

@@ -14,8 +14,10 @@ from ultralytics.nn.tasks import DetectionModel
 
 from tests.helpers import make_detector
 from tskd_yolo import config
-from tskd_yolo.distill.distiller import Distiller, boxes_of, heard
+from tskd_yolo.distill.distiller import Distiller
+from tskd_yolo.distill.step import boxes_of
 from tskd_yolo.distill.teacher import Teacher, load
+from tskd_yolo.distill.terms import level_weights
 from tskd_yolo.losses import crd
 
 NAMES = "crack", "pit", "scale"
@@ -54,7 +56,7 @@ def make_batch(boxes: int = 3, images: int = 2) -> dict[str, torch.Tensor]:
 
 
 def step(distiller: Distiller, student, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    distiller.arm(student, batch["img"])
+    distiller.attach(student, batch["img"])
     return student.loss(batch)
 
 
@@ -67,9 +69,9 @@ def test_each_term_reaches_the_total_with_its_own_weight(model, kind, files):
     student, batch = make_student(model), make_batch()
     distiller = make(student, files[kind], **UNEQUAL)
     plain = make_student(model).loss(batch)
-    distiller.arm(student, batch["img"])
+    step = distiller.attach(student, batch["img"])
     predictions = student(batch["img"])
-    terms = distiller.terms(predictions, batch)
+    terms = step.losses(step.read(predictions), batch).values
     vector, items = student.loss(batch, predictions)
     branches = ["crd:one2many", "crd:one2one"] if "26" in model else ["crd:one2many"]
     assert list(terms) == ["drd", "ded", *branches] and all(t > 0 for t in terms.values())
@@ -83,23 +85,23 @@ def test_each_term_reaches_the_total_with_its_own_weight(model, kind, files):
 
 
 @pytest.mark.parametrize("off", ["drd", "ded", "crd"])
-def test_a_term_of_weight_zero_is_not_computed_and_its_column_stays_zero(off, files):
+def test_a_term_of_weight_zero_is_not_computed(off, files):
     student, batch = make_student(), make_batch()
     distiller = make(student, files["11s"], **{off: 0})
     where = {"drd": "neck", "ded": "stages"}
     assert set(distiller.learned) == {"neck", "stages", "drd", "ded", "crd"} - {off, where.get(off)}
-    assert bool(distiller.reader.towers) == bool(distiller.teacher.reader.towers) == (off != "crd")
+    assert bool(distiller.readers.head.towers) == bool(distiller.teacher.reader.towers) == (off != "crd")
     vector, items = step(distiller, student, batch)
     assert items[f"{off}_loss"] == 0 and vector[-3 + ["drd", "ded", "crd"].index(off)] == 0
     assert sum(items[f"{t}_loss"] > 0 for t in ("drd", "ded", "crd")) == 2
 
 
 @pytest.mark.parametrize(("settings", "layers"), [({}, 1), (dict(variant="paper"), 2)], ids=["default", "paper"])
-def test_the_cross_response_runs_through_the_last_layer_or_in_the_papers_form_two(settings, layers, files):
+def test_the_cross_response_runs_through_one_layer_or_two(settings, layers, files):
     distiller = make(make_student(), files["11s"], **settings)
-    for stride in distiller.strides:
-        assert [len(tail) for tail in distiller.teacher.tails(stride, "one2many")] == [layers, layers]
-    assert distiller.reader.stage == distiller.teacher.reader.stage == 2 - layers
+    (term,) = [term for term in distiller.terms if term.key == "crd"]
+    assert [[len(part) for part in tail] for tail in term.tails] == [[layers, layers]] * 3
+    assert distiller.readers.head.entry_stage == distiller.teacher.reader.entry_stage == 2 - layers
 
 
 def test_responses_alone_need_no_adapter_on_the_neck(files):
@@ -108,25 +110,25 @@ def test_responses_alone_need_no_adapter_on_the_neck(files):
 
 
 @pytest.mark.parametrize("settings", [{}, dict(variant="paper")], ids=["default", "paper"])
-def test_a_step_gives_the_student_its_criterion_back_and_leaves_no_hook(settings, files):
+def test_a_step_gives_the_criterion_back_and_leaves_no_hook(settings, files):
     student, batch = make_student(), make_batch()
     student.criterion = student.init_criterion()
     own = student.criterion
     distiller = make(student, files["11s"], **settings)
-    distiller.arm(student, batch["img"])
-    assert student.criterion is not own
+    step = distiller.attach(student, batch["img"])
+    assert student.criterion is step
     student.loss(batch)
     assert student.criterion is own
     assert hooks(student, distiller.teacher.model, own.assigner) == 0
-    assert not distiller._target and not distiller._positives
+    assert step.teacher is None and not step.capture.caught
 
 
-def test_an_armed_step_that_never_came_is_undone(files):
+def test_a_step_that_never_came_is_undone(files):
     student, batch = make_student(), make_batch()
     distiller = make(student, files["11s"])
     for _ in range(2):
-        distiller.arm(student, batch["img"])
-    distiller.disarm(student)
+        distiller.attach(student, batch["img"])
+    distiller.detach()
     assert type(student.criterion).__name__ == "v8DetectionLoss" and hooks(student, distiller.teacher.model) == 0
     vector, items = student.loss(batch)
     assert "drd_loss" not in items
@@ -144,8 +146,10 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn(kind, files):
 
 @pytest.mark.parametrize("graph", ["fixed", "trained"])
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
-def test_gradient_reaches_student_and_every_adapter_and_no_teacher_parameter(model, kind, graph, files, monkeypatch):
-    monkeypatch.setattr(crd, "SHARE", 1)  # where a teacher with random weights is most confident may be one level only
+def test_gradient_reaches_student_and_adapters_and_no_teacher(model, kind, graph, files, monkeypatch):
+    monkeypatch.setattr(
+        crd, "LOCATION_STEP", 1
+    )  # where a teacher with random weights is most confident may be one level only
     student = make_student(model)
     distiller = make(student, files[kind], graph=graph)
     vector, _ = step(distiller, student, make_batch())
@@ -178,7 +182,7 @@ def random_state() -> tuple:
 
 
 @pytest.mark.parametrize("settings", [{}, dict(graph="trained"), dict(variant="paper")], ids=str)
-def test_building_it_and_taking_a_step_leave_every_random_number_where_it_was(settings, files):
+def test_building_and_a_step_leave_every_random_number(settings, files):
     student, batch = make_student(), make_batch()
     values = config.build({**config.DEFAULTS, "teacher": "t.pt", **settings})
     frozen = Teacher(load(files["11s"]), like=student, names=dict(enumerate(NAMES)), responses=True)
@@ -188,7 +192,7 @@ def test_building_it_and_taking_a_step_leave_every_random_number_where_it_was(se
     assert random_state() == before
 
 
-def test_the_seed_decides_the_first_weights_of_adapters_and_graphs(files):
+def test_the_seed_decides_the_first_weights(files):
     student = make_student()
     frozen = make(student, files["11s"]).teacher
     values = config.build({**config.DEFAULTS, "teacher": "t.pt"})
@@ -199,29 +203,29 @@ def test_the_seed_decides_the_first_weights_of_adapters_and_graphs(files):
     assert same == [True, False]
 
 
-def test_levels_are_paired_by_stride_and_one_without_a_partner_is_reported(files):
+def test_levels_are_paired_by_stride_and_the_rest_is_reported(files):
     student, batch = make_student("yolov8n-p2.yaml"), make_batch()
     distiller = make(student, files["11s"])
-    assert distiller.strides == [8, 16, 32] and distiller.unpaired == [4]
-    assert len(distiller.pairs["neck"]) == 3
+    assert distiller.match.strides == [8, 16, 32] and distiller.match.unpaired == [4]
+    assert len(distiller.pairs("neck")) == 3
     vector, items = step(distiller, student, batch)
     vector.sum().backward()
     assert all(items[f"{t}_loss"] > 0 and items[f"{t}_loss"].isfinite() for t in ("drd", "ded", "crd"))
 
 
-def test_of_the_teachers_neck_an_even_share_is_compared(files):
+def test_evenly_spaced_channels_of_the_teachers_neck_are_compared(files):
     student, batch = make_student(), make_batch()
-    for settings, shares, widths in (
+    for settings, steps, widths in (
         ({}, [2, 4, 8], [64, 64, 64]),
         (dict(variant="paper"), [1, 1, 1], [128, 256, 512]),
     ):
         distiller = make(student, files["11s"], **settings)
-        assert [pair.share for pair in distiller.pairs["neck"]] == shares
+        assert [pair.channel_step for pair in distiller.pairs("neck")] == steps
         assert all(isinstance(a, nn.Conv2d) for a in distiller.learned["neck"])  # though as many as ours
-        said, whole = distiller.ask(batch["img"]).maps, distiller.teacher(batch["img"])
-        assert [m.shape[1] for m in said] == widths
-        for found, stride, share in zip(said, distiller.strides, shares, strict=True):
-            assert torch.equal(found, whole[stride].features[:, ::share])
+        cut, whole = distiller.teacher_outputs(batch["img"]).maps["neck"], distiller.teacher(batch["img"])
+        assert [m.shape[1] for m in cut] == widths
+        for found, stride, step in zip(cut, distiller.match.strides, steps, strict=True):
+            assert torch.equal(found, whole[stride].features[:, ::step])
             assert found.untyped_storage().nbytes() == found.nbytes  # the rest is forgotten
 
 
@@ -231,46 +235,45 @@ def test_a_level_where_the_teacher_finds_nothing_teaches_nothing(files):
         distiller = make(student, files["11s"], drd=1, ded=1, crd=0, **settings)
         for layers in distiller.teacher.head.cv3[1:]:
             layers[-1].bias.fill_(-50.0)
-        distiller.arm(student, batch["img"])
+        step = distiller.attach(student, batch["img"])
         predictions = student(batch["img"])
-        terms = distiller.terms(predictions, batch)
+        terms = step.losses(step.read(predictions), batch).values
         found = torch.autograd.grad(sum(terms.values()), predictions["feats"])
         assert found[0].norm() > 0
         assert [bool(g.norm() < 1e-9 * found[0].norm()) for g in found[1:]] == [silent, silent]
-        distiller.disarm(student)
+        distiller.detach()
 
 
-def test_ded_compares_stages_of_the_backbone_and_in_the_papers_form_the_neck(files):
+def test_ded_compares_backbone_stages_or_in_the_paper_the_neck(files):
     student, batch = make_student(), make_batch()
     for settings, place, sizes in (
         ({}, "stages", [(64, 8), (64, 4), (64, 4)]),
         (dict(variant="paper"), "neck", [(128, 8), (256, 4), (512, 2)]),
     ):
         distiller = make(student, files["11s"], drd=0, crd=0, **settings)
-        said = distiller.ask(batch["img"])
-        found = {"stages": said.stages, "neck": said.maps}
-        assert [(m.shape[1], m.shape[2]) for m in found.pop(place)] == sizes
-        assert not any(found.values()) and set(distiller.learned) == {place, "ded"}
+        maps = distiller.teacher_outputs(batch["img"]).maps
+        assert [(m.shape[1], m.shape[2]) for m in maps[place]] == sizes
+        assert list(maps) == [place] and set(distiller.learned) == {place, "ded"}
 
 
-def test_ded_is_left_out_where_all_that_it_teaches_is_frozen(files):
+def test_a_term_is_left_out_where_all_that_it_teaches_is_frozen(files):
     student, batch = make_student(), make_batch()
     distiller = make(student, files["11s"])
     student.model[6].cv2.conv.weight.requires_grad_(True)
     for layer in student.model[:6]:
         layer.requires_grad_(False)
-    assert distiller.leave_frozen() == []
+    assert distiller.leave_out_frozen() == []
     student.model[6].requires_grad_(False)
-    assert distiller.leave_frozen() == ["ded"] and list(distiller.on) == ["drd", "crd"]
+    assert distiller.leave_out_frozen() == ["ded"] and list(distiller.on) == ["drd", "crd"]
     items = step(distiller, student, batch)[1]
     assert items["ded_loss"] == 0 and items["drd_loss"] > 0 and items["crd_loss"] > 0
-    assert distiller.leave_frozen() == []
+    assert distiller.leave_out_frozen() == []
 
 
-def test_what_is_heard_of_each_level_adds_up_to_one():
-    said = torch.tensor([[6.0, 1.0], [2.0, 1.0]])
-    assert torch.equal(heard(said), torch.tensor([0.8, 0.2]))
-    assert heard(torch.zeros(0, 2)).tolist() == [0, 0]
+def test_weights_of_levels_add_up_to_one():
+    scores = torch.tensor([[6.0, 1.0], [2.0, 1.0]])
+    assert torch.equal(level_weights(scores), torch.tensor([0.8, 0.2]))
+    assert level_weights(torch.zeros(0, 2)).tolist() == [0, 0]
 
 
 def test_nothing_that_learns_is_in_the_student(files):
@@ -282,7 +285,7 @@ def test_nothing_that_learns_is_in_the_student(files):
     assert not own & {id(p) for p in distiller.learned.parameters()}
 
 
-def test_boxes_of_gives_pixel_corners_on_an_image_that_is_not_square():
+def test_boxes_of_gives_pixel_corners_on_an_oblong_image():
     batch = {
         "bboxes": torch.tensor([[0.5, 0.5, 0.5, 0.25], [0.25, 0.75, 0.1, 0.5]]),
         "batch_idx": torch.tensor([1.0, 0.0]),
@@ -294,13 +297,13 @@ def test_boxes_of_gives_pixel_corners_on_an_image_that_is_not_square():
     assert none.xyxy.shape == (0, 4) and none.image.shape == (0,)
 
 
-def test_boxes_of_a_column_of_image_numbers_in_half_precision_are_read():
+def test_boxes_of_image_numbers_in_half_precision_are_read():
     batch = {"bboxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]]).half(), "batch_idx": torch.tensor([[1.0]])}
     boxes = boxes_of(batch, images=2, size=(64, 96))
     assert boxes.xyxy.dtype == torch.float32 and boxes.xyxy.tolist() == [[0, 0, 96, 64]] and boxes.image.shape == (1,)
 
 
-def test_a_branch_that_the_teacher_lost_by_fusing_is_named_and_the_other_is_taught(tmp_path):
+def test_a_branch_that_the_teacher_lost_by_fusing_is_named(tmp_path):
     student = DetectionModel("yolo26n.yaml", nc=len(NAMES), verbose=False)
     fused = DetectionModel("yolo26s.yaml", nc=len(NAMES), verbose=False).eval()
     fused.fuse(verbose=False)  # keeps one2many only
@@ -308,4 +311,4 @@ def test_a_branch_that_the_teacher_lost_by_fusing_is_named_and_the_other_is_taug
     teacher = Teacher(fused, like=student, names=dict(enumerate(NAMES)), responses=True)
     settings = config.build({**config.DEFAULTS, "teacher": "t.pt"})
     distiller = Distiller(student=student, teacher=teacher, config=settings, seed=0)
-    assert distiller.branches == ["one2many"] and distiller.untaught == ["one2one"]
+    assert distiller.match.branches == ["one2many"] and distiller.untaught == ["one2one"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel
 
-from tskd_yolo.distill.features import STAGE, STAGES, HeadReader, StageReader, strides, towers
+from tskd_yolo.distill.features import ENTRY_STAGE, STAGES, Capture, HeadReader, StageReader, strides, towers
 
 MODELS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
 BRANCHES = {
@@ -30,13 +30,13 @@ def hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("stage", [0, STAGE])
+@pytest.mark.parametrize("stage", [0, ENTRY_STAGE])
 @pytest.mark.parametrize("name", MODELS)
 def test_levels_are_what_the_heads_convolutions_gave(name, stage, training, models):
     model = models[name]
     head = model.model[-1]
-    head.training = training  # raw answers, or decoded boxes beside them
-    reader = HeadReader(head, responses=True, stage=stage)
+    head.training = training  # raw outputs, or decoded boxes beside them
+    reader = HeadReader(head, responses=True, entry_stage=stage)
     gave = {}
     handles = [
         stage.register_forward_hook(lambda module, _, output: gave.update({id(module): output}))
@@ -45,35 +45,36 @@ def test_levels_are_what_the_heads_convolutions_gave(name, stage, training, mode
         for layers in tower
         for stage in layers
     ]
-    reader.arm()
+    capture = Capture()
+    reader.attach(capture)
     with torch.no_grad():
         predictions = model(torch.rand(2, 3, 64, 96))
-    levels = reader.read(predictions)
+    levels = reader.read(predictions, capture.caught)
     for handle in handles:
         handle.remove()
-    reader.disarm()
+    capture.detach()
     assert list(levels) == [8, 16, 32]
     for index, (stride, level) in enumerate(levels.items()):
         assert list(level.responses) == BRANCHES[name]
         assert level.features.shape[2:] == (64 // stride, 96 // stride)
-        for branch, answer in level.responses.items():
+        for branch, response in level.responses.items():
             box, score = (tower[index] for tower in towers(head)[branch])
             for found, layer in (
-                (answer.boxes, box[-1]),
-                (answer.scores, score[-1]),
-                (answer.box_features, box[stage]),
-                (answer.class_features, score[stage]),
+                (response.boxes, box[-1]),
+                (response.scores, score[-1]),
+                (response.box_features, box[stage]),
+                (response.class_features, score[stage]),
             ):
                 assert torch.equal(found, gave[id(layer)])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_neck_features_are_the_very_tensors_that_came_into_the_head(name, models):
+def test_neck_features_are_the_tensors_that_came_into_the_head(name, models):
     model = models[name]
     head, entered = model.model[-1], []
     handle = head.register_forward_pre_hook(lambda _, inputs: entered.extend(inputs[0]))
     with torch.no_grad():
-        levels = HeadReader(head, responses=False).read(model(torch.rand(1, 3, 64, 64)))
+        levels = HeadReader(head, responses=False).read(model(torch.rand(1, 3, 64, 64)), {})
     handle.remove()
     assert all(level.features is tensor for level, tensor in zip(levels.values(), entered))
     assert all(not level.responses for level in levels.values())
@@ -83,31 +84,27 @@ def test_student_features_of_a_dual_head_carry_their_gradient(models):
     """The second branch sees detached maps; the features must be those that are not."""
     model = models["yolo26n.yaml"]
     model.model[-1].training = True
-    levels = HeadReader(model.model[-1], responses=False).read(model(torch.rand(1, 3, 64, 64)))
+    levels = HeadReader(model.model[-1], responses=False).read(model(torch.rand(1, 3, 64, 64)), {})
     assert all(level.features.requires_grad for level in levels.values())
 
 
-def test_no_hook_remains_after_disarm_and_arming_twice_adds_none(models):
+def test_no_hook_remains_after_detach(models):
     model = models["yolo26n.yaml"]
-    reader = HeadReader(model.model[-1], responses=True)
-    reader.arm()
-    armed = hooks(model)
-    assert armed == 2 * 2 * 3  # branches, towers, levels
-    reader.arm()
-    assert hooks(model) == armed
+    capture = Capture()
+    HeadReader(model.model[-1], responses=True).attach(capture)
+    assert hooks(model) == 2 * 2 * 3  # branches, towers, levels
     with torch.no_grad():
         model(torch.rand(1, 3, 64, 64))
-    assert reader._activations
-    reader.disarm()
-    assert hooks(model) == 0 and not reader._activations
-    reader.disarm()
+    assert len(capture.caught) == 2 * 2 * 3
+    capture.detach()
+    assert hooks(model) == 0
+    capture.detach()
     copy.deepcopy(model)
     torch.save(model, io.BytesIO())
 
 
 def test_a_reader_of_features_only_needs_no_hook(models):
-    reader = HeadReader(models["yolo11n.yaml"].model[-1], responses=False)
-    reader.arm()
+    HeadReader(models["yolo11n.yaml"].model[-1], responses=False).attach(Capture())
     assert hooks(models["yolo11n.yaml"]) == 0
 
 
@@ -118,22 +115,20 @@ def test_strides_and_towers_name_what_the_head_has(models):
 
 
 @pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo11s.yaml", "yolo12n.yaml", "yolo26n.yaml"])
-def test_stages_are_the_last_maps_at_their_strides_before_the_next_is_halved(name):
+def test_stages_are_the_last_maps_at_their_strides(name):
     model = DetectionModel(name, nc=3, verbose=False).eval()
     gave: dict[int, torch.Tensor] = {}
     for layer in model.model:
         layer.register_forward_hook(lambda m, _, output: gave.update({m.i: output}))
-    reader = StageReader(model, keep=lambda place, features: features * (place + 1))
-    reader.arm()
+    reader, capture = StageReader(model), Capture()
+    reader.attach(capture, keep=lambda place, features: features * (place + 1))
     with torch.no_grad():
         model(torch.rand(1, 3, 64, 96))
-    maps = reader.read()
+    maps = reader.read(capture.caught)
     assert len(maps) == len(reader.widths) == len(STAGES) == 3
     for place, (stride, layer) in enumerate(STAGES.items()):
         assert torch.equal(maps[place], gave[layer] * (place + 1)) and maps[place].shape[1] == reader.widths[place]
         assert gave[layer].shape[2:] == (64 // stride, 96 // stride)
         assert gave[layer + 1].shape[2] * 2 == gave[layer].shape[2]
-    reader.disarm()
-    assert not reader._maps and not reader._handles
     last = max(STAGES.values())
-    assert {id(p) for p in reader.before()} == {id(p) for p in model.model[: last + 1].parameters()}
+    assert {id(p) for p in reader.parameters()} == {id(p) for p in model.model[: last + 1].parameters()}

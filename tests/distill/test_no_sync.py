@@ -1,7 +1,7 @@
 """Our part of a training step never makes the host wait for the device: counted on a CPU, op by op.
 
 The detection loss is the host's own and asks a lot (it picks by boolean indices, forward and backward). So a smooth
-function of the predictions stands in for it here: what is left is the teacher, the terms, the gates, the meter and
+function of the predictions stands in for it here: what is left is the teacher, the terms, the guards, the meter and
 their way back. On a GPU, benchmarks/gpu_checks.py holds the same with the real loss.
 """
 
@@ -50,8 +50,7 @@ def smooth_loss(predictions, batch):
 def waits(distiller, student, batch) -> list[str]:
     """What one whole step of ours asks, from the teacher's pass to the last gradient."""
     with Waits() as mode:
-        distiller.arm(student, batch["img"])
-        distiller._base = smooth_loss
+        distiller.attach(student, batch["img"]).criterion = smooth_loss
         vector, _ = student.loss(batch)
         vector.sum().backward()
     return mode.found
@@ -64,7 +63,7 @@ def test_our_part_of_a_step_never_waits_for_the_device(model, kind, boxes, balan
     student, batch = make_student(model), make_batch(boxes=boxes)
     distiller = make(student, files[kind], balance=balance)
     assert waits(distiller, student, batch) == []  # the first step, which the meter measures
-    assert distiller.meter.pulls
+    assert distiller.meter.gradients
     assert waits(distiller, student, batch) == []  # and one that it does not
 
 

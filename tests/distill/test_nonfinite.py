@@ -1,4 +1,4 @@
-"""The gate between a term and the student: what is not finite stays behind it."""
+"""The guard between a term and the student: what is not finite stays behind it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import pytest
 import torch
 from torch import nn
 
-from tskd_yolo.distill.nonfinite import Gate, at_once
+from tskd_yolo.distill.nonfinite import Guard, at_once
 
 
-def step(term, x, gate=None):
-    gate = gate or Gate()
-    (behind,) = gate.enter([x])
-    value = gate.leave(term(behind))
+def step(term, x, guard=None):
+    guard = guard or Guard()
+    (behind,) = guard.enter([x])
+    value = guard.leave(term(behind))
     value.backward()
-    return value, gate
+    return value, guard
 
 
 def test_a_finite_term_and_its_gradient_pass_unchanged():
     x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    value, gate = step(lambda t: t.pow(3).sum(), x)
+    value, guard = step(lambda t: t.pow(3).sum(), x)
     y.pow(3).sum().backward()
     assert value == y.pow(3).sum() and torch.equal(x.grad, y.grad)
-    assert gate.collect() == (0, 1)
+    assert guard.collect() == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -43,48 +43,48 @@ def test_what_is_not_finite_gives_zero_and_a_gradient_of_zero(term):
     control = torch.tensor([1.0, 2.0, -3.0], requires_grad=True)
     torch.where(term(control).isfinite(), term(control), torch.zeros(())).backward()
     assert not control.grad.isfinite().all()  # choosing another value alone does not help
-    value, gate = step(term, x)
+    value, guard = step(term, x)
     assert value.isfinite() and torch.equal(x.grad, torch.zeros(3))
-    assert gate.collect() == (1, 1) and gate.collect() == (0, 0)
+    assert guard.collect() == (1, 1) and guard.collect() == (0, 0)
 
 
 def test_all_that_a_term_reads_is_left_out_together():
     x, y = (torch.ones(2, requires_grad=True) for _ in "xy")
-    gate = Gate()
-    a, b = gate.enter([x, y])
-    gate.leave(a.sum() + (b - 1).sqrt().sum()).backward()
+    guard = Guard()
+    a, b = guard.enter([x, y])
+    guard.leave(a.sum() + (b - 1).sqrt().sum()).backward()
     assert torch.equal(x.grad, torch.zeros(2)) and torch.equal(y.grad, torch.zeros(2))
 
 
-def test_two_terms_that_read_the_same_features_do_not_disturb_each_other():
+def test_two_terms_on_the_same_features_are_independent():
     x = torch.ones(3, requires_grad=True)
-    sick, well = Gate(), Gate()
-    (a,), (b,) = sick.enter([x]), well.enter([x])
-    (sick.leave((a * float("inf")).sum()) + well.leave(2 * b.sum())).backward()
+    broken, sound = Guard(), Guard()
+    (a,), (b,) = broken.enter([x]), sound.enter([x])
+    (broken.leave((a * float("inf")).sum()) + sound.leave(2 * b.sum())).backward()
     assert torch.equal(x.grad, torch.full((3,), 2.0))
-    assert sick.collect() == (1, 1) and well.collect() == (0, 1)
+    assert broken.collect() == (1, 1) and sound.collect() == (0, 1)
 
 
 def test_the_terms_own_parameters_stay_finite():
     layer = nn.Linear(3, 2)
-    gate = Gate()
-    gate.watch(layer.parameters())
+    guard = Guard()
+    guard.watch(layer.parameters())
     x = torch.ones(1, 3, requires_grad=True)
-    step(lambda t: layer(t).sum() * float("nan"), x, gate)
+    step(lambda t: layer(t).sum() * float("nan"), x, guard)
     assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())
-    step(lambda t: layer(t).sum(), x, gate)
+    step(lambda t: layer(t).sum(), x, guard)
     assert layer.bias.grad.tolist() == [1.0, 1.0]
 
 
 def test_with_a_loss_scaler_an_overflowing_gradient_is_left_to_it():
     x = torch.ones(2, requires_grad=True)
-    gate = Gate()
-    gate.scaled = True
-    step(lambda t: (t - 1).sqrt().sum(), x, gate)
-    assert not x.grad.isfinite().all() and gate.collect() == (0, 1)
+    guard = Guard()
+    guard.scaled = True
+    step(lambda t: (t - 1).sqrt().sum(), x, guard)
+    assert not x.grad.isfinite().all() and guard.collect() == (0, 1)
     y = torch.ones(2, requires_grad=True)
-    step(lambda t: t.sum() * float("nan"), y, gate)
-    assert torch.equal(y.grad, torch.zeros(2)) and gate.collect() == (1, 1)
+    step(lambda t: t.sum() * float("nan"), y, guard)
+    assert torch.equal(y.grad, torch.zeros(2)) and guard.collect() == (1, 1)
 
 
 def test_nothing_is_asked_of_the_device_within_a_step():
@@ -111,7 +111,7 @@ def test_gradients_taken_at_once_are_those_of_the_backward_pass():
         torch.testing.assert_close(a, b)
 
 
-def test_of_a_term_taken_at_once_nothing_but_a_gradient_per_tensor_stays_in_memory():
+def test_of_a_term_taken_at_once_only_gradients_stay_in_memory():
     kept = []
     x = torch.randn(4, 3, requires_grad=True)
 
@@ -127,7 +127,7 @@ def test_of_a_term_taken_at_once_nothing_but_a_gradient_per_tensor_stays_in_memo
         torch.testing.assert_close(gradient, x.exp().cos().detach() * x.exp().detach())
 
 
-def test_a_half_precision_gradient_waits_in_float32_for_the_scalers_factor():
+def test_a_half_precision_gradient_is_kept_in_float32():
     x = torch.ones(3, dtype=torch.float16, requires_grad=True)
     (gradient,) = torch.autograd.grad(at_once(lambda t: 1e-9 * t.sum(), [x]) * 2.0**16, x)
     assert gradient.dtype == torch.float16 and gradient.float() == pytest.approx(1e-9 * 2**16, rel=1e-2)

@@ -1,4 +1,4 @@
-"""The teacher: what may become one, and that it answers as the model it was, frozen."""
+"""The teacher: what may become one, and that it gives what the model gave, frozen."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from ultralytics.nn.tasks import ClassificationModel, DetectionModel, yaml_model
 
 from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
-from tskd_yolo.distill.teacher import Teacher, family, load, mismatches
-from tskd_yolo.losses.crd import renormalise
+from tskd_yolo.distill.features import ENTRY_STAGE
+from tskd_yolo.distill.matching import family, mismatches
+from tskd_yolo.distill.teacher import Teacher, load
+from tskd_yolo.losses.crd import renormalize
 
 NAMES = "crack", "pit", "scale"
 KINDS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
@@ -40,8 +42,8 @@ def frozen(file: Path, student, names=NAMES, responses=True) -> Teacher:
 def raw(model: DetectionModel, images: torch.Tensor) -> dict:
     """Head output per branch of the plain model in eval mode."""
     with torch.no_grad():
-        answer = model.eval()(images)[1]
-    return answer if "one2many" in answer else {"one2many": answer}
+        outputs = model.eval()(images)[1]
+    return outputs if "one2many" in outputs else {"one2many": outputs}
 
 
 def joined(levels: dict, branch: str, what: str) -> torch.Tensor:
@@ -54,9 +56,9 @@ def test_the_folded_teacher_says_what_the_plain_model_says_on_every_branch(kind,
     plain = raw(load(files[kind]), images)
     levels = frozen(files[kind], student)(images)
     assert list(levels[8].responses) == list(plain)
-    for branch, answer in plain.items():
-        torch.testing.assert_close(joined(levels, branch, "boxes"), answer["boxes"], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(joined(levels, branch, "scores"), answer["scores"], rtol=1e-4, atol=1e-4)
+    for branch, outputs in plain.items():
+        torch.testing.assert_close(joined(levels, branch, "boxes"), outputs["boxes"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(joined(levels, branch, "scores"), outputs["scores"], rtol=1e-4, atol=1e-4)
     for level, feature in zip(levels.values(), plain["one2many"]["feats"]):
         torch.testing.assert_close(level.features, feature, rtol=1e-4, atol=1e-4)
 
@@ -114,7 +116,7 @@ def test_a_teacher_with_its_classes_in_another_order_gives_the_same_logits_permu
             a, b = before[stride].responses[branch], after[stride].responses[branch]
             torch.testing.assert_close(b.scores, a.scores[:, order])
             torch.testing.assert_close(b.boxes, a.boxes)
-            through = turned.tails(stride, branch).score(a.class_features)
+            through = turned.tails(stride, branch, ENTRY_STAGE).score(a.class_features)
             torch.testing.assert_close(through, a.scores[:, order], rtol=1e-4, atol=1e-4)
     assert list(turned.detector().names.values()) == ours
 
@@ -124,17 +126,17 @@ def test_names_are_matched_without_case_and_blanks(files, student):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_tails_make_the_teachers_own_answers_of_its_own_activations(kind, files, student):
+def test_the_tails_of_the_teachers_activations_give_its_outputs(kind, files, student):
     teacher = frozen(files[kind], student)
     for stride, level in teacher(torch.rand(2, 3, 64, 64)).items():
-        for branch, answer in level.responses.items():
-            tails = teacher.tails(stride, branch)
+        for branch, outputs in level.responses.items():
+            tails = teacher.tails(stride, branch, ENTRY_STAGE)
             for tail, features, said in (
-                (tails.box, answer.box_features, answer.boxes),
-                (tails.score, answer.class_features, answer.scores),
+                (tails.box, outputs.box_features, outputs.boxes),
+                (tails.score, outputs.class_features, outputs.scores),
             ):
                 torch.testing.assert_close(tail(features), said, rtol=1e-4, atol=1e-4)
-                again = tail(renormalise(features, features))
+                again = tail(renormalize(features, features))
                 torch.testing.assert_close(again, said, rtol=1e-3, atol=1e-3)
 
 
@@ -205,7 +207,7 @@ def unlike(files, names=NAMES, model="yolo11n.yaml") -> list[str]:
     return mismatches(student_yaml=yaml_model_load(model), teacher=load(files["yolo11n.yaml"]), names=named(names))
 
 
-def test_a_teacher_that_fits_has_no_mismatch_also_with_its_classes_in_another_order(files):
+def test_a_teacher_that_fits_has_no_mismatch_in_any_class_order(files):
     assert unlike(files) == []
     assert unlike(files, names=NAMES[::-1]) == []
     assert unlike(files, names=[n.upper() for n in NAMES]) == []

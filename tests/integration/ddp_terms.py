@@ -61,8 +61,8 @@ def found(checkpoint: str, model: str, graph: str, batch: dict[str, torch.Tensor
     settings = config.build({**config.DEFAULTS, "teacher": checkpoint, "graph": graph})
     frozen = teacher.Teacher(teacher.load(checkpoint), like=student, names=student.names, responses=True)
     distiller = Distiller(student=student, teacher=frozen, config=settings, seed=0)
-    distiller.arm(student, batch["img"])
-    terms = distiller.terms(student(batch["img"]), batch)
+    step = distiller.attach(student, batch["img"])
+    terms = step.losses(step.read(student(batch["img"])), batch).values
     torch.stack(list(terms.values())).sum().backward()
     gradients = {name: p.grad for name, p in [*distiller.learned.named_parameters(), *student.named_parameters()]}
     return {"terms": {name: float(term.detach()) for name, term in terms.items()}, "gradients": gradients}

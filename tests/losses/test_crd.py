@@ -1,4 +1,4 @@
-"""CRD: the teacher's head as a judge of the student's activations, and the student's own answer beside it."""
+"""CRD: the teacher's head as a judge of the student's activations, and the student's own response beside it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchvision.ops import generalized_box_iou
 from tests.losses.test_drd import NoHostSync
 from tskd_yolo.losses.crd import (
     CRD,
+    LOCATION_STEP,
     OVERLAP,
-    SHARE,
     Response,
     Tails,
     adapter,
@@ -22,16 +22,17 @@ from tskd_yolo.losses.crd import (
     moments,
     overlap,
     quality_focal,
-    renormalise,
+    renormalize,
     through,
 )
+from tskd_yolo.rounding import ceil_div
 
 PARTS = "cross_class", "cross_box", "own_class", "own_box"
 CLASSES = 3
 
 
 class Scene:
-    """Two levels of random responses, tails with a hidden layer or without, a teacher that answers through them."""
+    """Two levels of random responses, tails with a hidden layer or without, a teacher that outputs through them."""
 
     def __init__(self, n=2, c=16, c_student=None, grid=20, bins=8, seed=0, tied=True, hidden=True):
         torch.manual_seed(seed)
@@ -42,12 +43,12 @@ class Scene:
         self.teacher, self.student = [], []
         for tail, size in zip(self.tails, (grid, grid // 2)):
             features = torch.randn(2, n, c, size, size)
-            answers = tail.box(features[0]), tail.score(features[1])
+            outputs = tail.box(features[0]), tail.score(features[1])
             if bins == 1:
-                answers = answers[0] * 0.3 + 2, answers[1]  # distances in strides
+                outputs = outputs[0] * 0.3 + 2, outputs[1]  # distances in strides
             if not tied:
-                answers = torch.randn_like(answers[0]), torch.randn_like(answers[1])
-            self.teacher.append(Response(*answers, *features))
+                outputs = torch.randn_like(outputs[0]), torch.randn_like(outputs[1])
+            self.teacher.append(Response(*outputs, *features))
             boxes = torch.randn(n, 4 * bins, size, size)
             boxes = boxes * 0.3 + 2 if bins == 1 else boxes
             more = torch.randn(2, n, c_student, size, size)
@@ -57,7 +58,7 @@ class Scene:
         hidden = [nn.Conv2d(c, c, 3, padding=1), nn.SiLU()] if self.hidden else []
         return nn.Sequential(*hidden, nn.Conv2d(c, out, 1)).requires_grad_(False)
 
-    def said(self, **change) -> dict:
+    def outputs(self, **change) -> dict:
         return {"student": self.student, "teacher": self.teacher, "tails": self.tails, **change}
 
 
@@ -72,15 +73,15 @@ def scene(request) -> Scene:
 
 def test_the_loss_is_the_sum_of_its_unequal_parts(scene):
     loss = CRD(scene.widths)
-    terms = loss.terms(**scene.said())
+    terms = loss.terms(**scene.outputs())
     assert tuple(terms) == PARTS
     assert len({round(float(v), 4) for v in terms.values()}) == 4 and all(v > 0 for v in terms.values())
-    torch.testing.assert_close(loss(**scene.said()), sum(terms.values()))
+    torch.testing.assert_close(loss(**scene.outputs()), sum(terms.values()))
 
 
 def test_the_parts_are_the_formula_location_by_location():
     scene = Scene(n=1, grid=4)
-    terms = CRD(scene.widths).terms(**scene.said())
+    terms = CRD(scene.widths).terms(**scene.outputs())
     own_class = divisor = 0.0
     boxes = []
     for s, t in zip(scene.student, scene.teacher):
@@ -96,7 +97,7 @@ def test_the_parts_are_the_formula_location_by_location():
                 meant = [decoded((side @ torch.arange(float(side.shape[1])))[None]) for side in sides]
                 distance += OVERLAP * (1 - float(generalized_box_iou(*meant)))
                 boxes.append((float(confidence.max()), distance))
-    most_confident = sorted(boxes, reverse=True)[: -(-len(boxes) // SHARE)]
+    most_confident = sorted(boxes, reverse=True)[: ceil_div(len(boxes), LOCATION_STEP)]
     own_box = sum(w * distance for w, distance in most_confident)
     assert len(boxes) > len(most_confident) == 3
     assert float(terms["own_class"]) == pytest.approx(own_class / divisor, rel=1e-4)
@@ -109,14 +110,14 @@ def test_the_parts_are_the_formula_location_by_location():
 )
 def test_each_part_reaches_its_own_tensor_of_every_level_and_no_other(part, reached, scene):
     loss, student = CRD(scene.widths), leaves(scene.student)
-    loss.terms(**scene.said(student=student))[part].backward()
+    loss.terms(**scene.outputs(student=student))[part].backward()
     alone = [getattr(s, reached).grad for s in student]
     for s in student:
         for name in Response._fields:
             gradient = getattr(s, name).grad
             assert (gradient is not None and gradient.any()) == (name == reached)
     total = leaves(scene.student)
-    loss(**scene.said(student=total)).backward()
+    loss(**scene.outputs(student=total)).backward()
     for s, gradient in zip(total, alone):
         torch.testing.assert_close(getattr(s, reached).grad, gradient)  # in full strength through the total
 
@@ -133,7 +134,7 @@ def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there(bins, hidd
         student = [
             Response(*(torch.lerp(a, b, alpha) for a, b in zip(s, t))) for s, t in zip(scene.student, scene.teacher)
         ]
-        values.append(loss.terms(**scene.said(student=student)))
+        values.append(loss.terms(**scene.outputs(student=student)))
     for part in PARTS:
         a, b, c, d = (float(v[part]) for v in values)
         assert a > b > c > d
@@ -153,7 +154,7 @@ class Affine(nn.Module):
 def test_gradient_reaches_student_and_adapters_and_never_the_teacher_or_its_tails(hidden):
     scene = Scene(c_student=8, hidden=hidden)
     loss, student, teacher = CRD(scene.widths), leaves(scene.student), leaves(scene.teacher)
-    loss(**scene.said(student=student, teacher=teacher)).backward()
+    loss(**scene.outputs(student=student, teacher=teacher)).backward()
     assert all(t.grad.abs().sum() > 0 for s in student for t in s)
     assert len(list(loss.parameters())) == 4 and all(p.grad.abs().sum() > 0 for p in loss.parameters())
     assert all(t.grad is None for r in teacher for t in r)
@@ -170,7 +171,7 @@ def mean_terms(**shape) -> dict[str, float]:
     values = []
     for seed in range(3):
         scene = Scene(**shape, seed=seed, tied=False)
-        values.append(CRD(scene.widths).terms(**scene.said()))
+        values.append(CRD(scene.widths).terms(**scene.outputs()))
     return {part: float(torch.stack([v[part] for v in values]).mean()) for part in PARTS}
 
 
@@ -188,7 +189,7 @@ def test_scaling_or_shifting_the_students_tower_activations_changes_nothing(fact
         s._replace(box_features=s.box_features * factor - factor, class_features=s.class_features * factor + 3 * factor)
         for s in scene.student
     ]
-    before, after = loss.terms(**scene.said()), loss.terms(**scene.said(student=moved))
+    before, after = loss.terms(**scene.outputs()), loss.terms(**scene.outputs(student=moved))
     for part in PARTS:
         assert float(after[part]) == pytest.approx(float(before[part]), rel=1e-3)
 
@@ -213,7 +214,7 @@ def test_large_half_precision_tensors_inside_autocast_do_not_overflow(dtype, bin
 def test_a_teacher_that_sees_only_background_gives_a_small_finite_loss(scene):
     silent = [t._replace(scores=torch.full_like(t.scores, -20.0)) for t in scene.teacher]
     student = leaves(scene.student)
-    terms = CRD(scene.widths).terms(**scene.said(student=student, teacher=silent))
+    terms = CRD(scene.widths).terms(**scene.outputs(student=student, teacher=silent))
     assert all(v.isfinite() for v in terms.values())
     assert terms["own_box"] < 1e-4  # no location is confident, so no box counts
     sum(terms.values()).backward()
@@ -226,19 +227,9 @@ def test_a_teacher_that_sees_only_background_gives_a_small_finite_loss(scene):
 def test_levels_of_a_single_pixel_of_a_single_image_stay_finite(grid, c_student, hidden):
     scene = Scene(n=1, grid=grid, c_student=c_student, hidden=hidden)  # the second level has half the size
     student, loss = leaves(scene.student), CRD(scene.widths)
-    loss(**scene.said(student=student)).backward()
+    loss(**scene.outputs(student=student)).backward()
     assert all(t.grad is None or t.grad.isfinite().all() for s in student for t in s)
     assert all(p.grad.isfinite().all() for p in loss.parameters())
-
-
-def test_the_papers_form_is_the_cross_response_over_the_number_of_positives(scene):
-    loss = CRD(scene.widths, variant="paper")
-    terms = loss.terms(**scene.said(positives=torch.tensor(4)))
-    assert tuple(terms) == ("cross_class", "cross_box")
-    half = loss.terms(**scene.said(positives=torch.tensor(8)))
-    assert all(float(terms[k]) == pytest.approx(2 * float(half[k])) for k in terms)
-    none, one = (loss(**scene.said(positives=torch.tensor(k))) for k in (0, 1))
-    assert torch.equal(none, one) and none.isfinite()
 
 
 def test_no_part_of_it_waits_for_the_device():
@@ -246,7 +237,7 @@ def test_no_part_of_it_waits_for_the_device():
         scene = Scene(c_student=8, bins=bins, hidden=hidden)
         loss, student = CRD(scene.widths), leaves(scene.student)
         with NoHostSync():
-            loss(**scene.said(student=student)).backward()
+            loss(**scene.outputs(student=student)).backward()
 
 
 # The functions --------------------------------------------------------------------------------------------------------
@@ -316,7 +307,7 @@ def test_a_linear_tail_in_one_matrix_says_what_the_layers_say_one_after_the_othe
     inputs = [student, *change.parameters()]
     weight = torch.randn(n, 6, *size)
     found = []
-    for value in (through(tail, change, student, teacher), tail(renormalise(change(student), teacher))):
+    for value in (through(tail, change, student, teacher), tail(renormalize(change(student), teacher))):
         found.append([value, *torch.autograd.grad((value * weight).sum(), inputs, allow_unused=True)])
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
@@ -335,25 +326,25 @@ def test_a_tail_of_more_layers_says_what_they_say_one_after_the_other_and_reads_
     theirs, tail = scene.teacher[0].box_features, scene.tails[0].box
     change, student = adapter(width, 16), (torch.randn(len(theirs), width, *theirs.shape[2:]) * 2 - 1).requires_grad_()
     weight, found = torch.randn_like(tail(theirs)), []
-    for value in (through(tail, change, student, moments(theirs)), tail(renormalise(change(student), theirs))):
+    for value in (through(tail, change, student, moments(theirs)), tail(renormalize(change(student), theirs))):
         found.append([value, *torch.autograd.grad((value * weight).sum(), [student, *change.parameters()])])
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found[0][0], through(tail[-1:], change, student, theirs))
 
 
-def test_renormalised_activations_have_the_teachers_statistics_per_channel():
+def test_renormalized_activations_have_the_teachers_statistics_per_channel():
     student, teacher = torch.randn(3, 5, 6, 7) * 4 + 1, torch.randn(3, 5, 6, 7) * torch.arange(1.0, 6).view(5, 1, 1) - 2
-    out = renormalise(student, teacher)
+    out = renormalize(student, teacher)
     for moment in (lambda x: x.mean(dim=(0, 2, 3)), lambda x: x.std(dim=(0, 2, 3))):
         torch.testing.assert_close(moment(out), moment(teacher), rtol=1e-4, atol=1e-4)
     centred = [x - x.mean(dim=(0, 2, 3), keepdim=True) for x in (student, out)]
     assert torch.equal(*(x.sign() for x in centred))  # only rescaled
 
 
-def test_renormalise_of_dead_channels_and_of_single_values_is_finite_with_a_finite_gradient():
+def test_renormalize_of_dead_channels_and_of_single_values_is_finite_with_a_finite_gradient():
     for shape in ((2, 3, 4, 4), (1, 3, 1, 1)):
         student = torch.full(shape, 2.0, requires_grad=True)
-        out = renormalise(student, torch.randn(shape))
+        out = renormalize(student, torch.randn(shape))
         out.sum().backward()
         assert out.isfinite().all() and student.grad.isfinite().all()

@@ -1,4 +1,4 @@
-"""The graph unit: who hears whom, what is learned, and why a trained unit cannot win by saying nothing."""
+"""The graph unit: which nodes are mixed, what is learned, and why a trained unit cannot win by collapsing."""
 
 from __future__ import annotations
 
@@ -6,51 +6,52 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tskd_yolo.losses.boxes import Boxes, standardise
+from tests.losses import reference
+from tskd_yolo.losses.boxes import Boxes
 from tskd_yolo.losses.drd import DRD
 from tskd_yolo.losses.glore import GraphUnit, neighbours
 
-TAKEN = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 1]])  # slots of three images
+VALID = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0], [0, 1, 0, 1]])  # slots of three images
 
 
-def reference_neighbours(nodes: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
-    """One pair of instances at a time; slots that nobody takes hear too, and nobody listens."""
-    heard = torch.zeros_like(nodes)
+def reference_neighbours(nodes: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """One pair of instances at a time; free slots are mixed too, and read by none."""
+    mixed = torch.zeros_like(nodes)
     for n in range(len(nodes)):
         for i in range(nodes.shape[1]):
-            others = [nodes[n, j] for j in range(nodes.shape[1]) if taken[n, j] and j != i]
-            likeness = [F.cosine_similarity(nodes[n, i].flatten(), x.flatten(), dim=0).div(0.5).exp() for x in others]
-            for a, x in zip(likeness, others):
-                heard[n, i] += a / sum(likeness) * x
-    return heard
+            others = [nodes[n, j] for j in range(nodes.shape[1]) if valid[n, j] and j != i]
+            similarity = [F.cosine_similarity(nodes[n, i].flatten(), x.flatten(), dim=0).div(0.5).exp() for x in others]
+            for a, x in zip(similarity, others):
+                mixed[n, i] += a / sum(similarity) * x
+    return mixed
 
 
 def test_neighbours_are_what_a_loop_over_pairs_gives():
     nodes = torch.randn(3, 4, 5, 9)
-    torch.testing.assert_close(neighbours(nodes, TAKEN), reference_neighbours(nodes, TAKEN), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(neighbours(nodes, VALID), reference_neighbours(nodes, VALID), rtol=1e-4, atol=1e-5)
 
 
 def test_changing_one_images_instances_leaves_another_images_answers_unchanged():
-    nodes, taken = torch.randn(2, 3, 4, 9), torch.ones(2, 3)
-    before = neighbours(nodes, taken)
+    nodes, valid = torch.randn(2, 3, 4, 9), torch.ones(2, 3)
+    before = neighbours(nodes, valid)
     nodes[1] = torch.randn(3, 4, 9) * 50
-    after = neighbours(nodes, taken)
+    after = neighbours(nodes, valid)
     assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
 def test_an_instance_alone_in_its_image_hears_nothing_and_one_of_two_hears_the_other():
     nodes = torch.randn(3, 4, 5, 9)
-    heard = neighbours(nodes, TAKEN)
-    assert not heard[1, 0].any()
-    torch.testing.assert_close(heard[2, 1], nodes[2, 3])
-    torch.testing.assert_close(heard[2, 3], nodes[2, 1])
+    mixed = neighbours(nodes, VALID)
+    assert not mixed[1, 0].any()
+    torch.testing.assert_close(mixed[2, 1], nodes[2, 3])
+    torch.testing.assert_close(mixed[2, 3], nodes[2, 1])
 
 
 def test_instances_of_zeros_and_of_huge_values_stay_finite():
     nodes = torch.cat((torch.zeros(1, 2, 4, 9), torch.full((1, 2, 4, 9), 1e15)), dim=1).requires_grad_()
-    heard = neighbours(nodes, torch.ones(1, 4))
-    heard.sum().backward()
-    assert heard.isfinite().all() and nodes.grad.isfinite().all()
+    mixed = neighbours(nodes, torch.ones(1, 4))
+    mixed.sum().backward()
+    assert mixed.isfinite().all() and nodes.grad.isfinite().all()
 
 
 def test_a_fixed_unit_has_no_parameters_but_saves_and_restores_its_weights():
@@ -136,7 +137,7 @@ def test_a_trained_unit_does_not_lower_its_losses_by_collapsing(kind, maps):
     torch.manual_seed(0)
     loss = DRD(16, trained=True)
     optimizer = getattr(torch.optim, kind)(loss.parameters(), lr={"SGD": 0.05, "Adam": 0.01}[kind])
-    teacher = standardise(maps["teacher"])
+    teacher = reference.standardize(maps["teacher"])
     start, answers = loss(**maps, boxes=BOXES).item(), loss.unit.relation(teacher)
     redrawn = loss.unit.reconstruction(teacher).item()
     for _ in range(100):
@@ -154,7 +155,7 @@ def test_a_unit_that_its_own_losses_could_train_would_collapse(maps):
     """The ablation: gradient of the relation loss into the weights, and no standardisation of what is compared."""
     torch.manual_seed(0)
     unit = GraphUnit(16, nodes=16, states=16, trained=True)
-    student, teacher = standardise(maps["student"]), standardise(maps["teacher"])
+    student, teacher = reference.standardize(maps["student"]), reference.standardize(maps["teacher"])
 
     def relation_loss() -> torch.Tensor:
         return F.mse_loss(unit.relation(student, learn=True), unit.relation(teacher, learn=True))

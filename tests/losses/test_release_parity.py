@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tskd_yolo.losses import crd, ded, drd
-from tskd_yolo.losses.boxes import Boxes, channel_attention, masks, spatial_attention
+from tskd_yolo.losses import crd, paper
+from tskd_yolo.losses.boxes import Boxes
 from tskd_yolo.losses.glore import GraphUnit
 
 RELATIVE_ERROR = 1e-4
@@ -49,7 +49,7 @@ def unit_of(golden, prefix: str) -> GraphUnit:
         "norm_weight": "blocker.weight",
         "norm_bias": "blocker.bias",
     }
-    unit = drd.paper_unit(golden[f"{prefix}.conv_state.weight"].shape[1])
+    unit = paper.graph_unit(golden[f"{prefix}.conv_state.weight"].shape[1])
     state = {ours: golden[f"{prefix}.{theirs}"].reshape(getattr(unit, ours).shape) for ours, theirs in names.items()}
     unit.load_state_dict(state)
     return unit
@@ -63,19 +63,19 @@ def assert_close(ours: torch.Tensor, golden: torch.Tensor) -> None:
 
 
 def test_spatial_and_channel_attention_are_the_releases(golden):
-    assert_close(spatial_attention(golden["teacher"]), golden["spatial_attention"])
-    assert_close(channel_attention(golden["teacher"]), golden["channel_attention"])
+    assert_close(paper.spatial_attention(golden["teacher"]), golden["spatial_attention"])
+    assert_close(paper.channel_attention(golden["teacher"]), golden["channel_attention"])
 
 
 def test_foreground_and_background_masks_are_the_releases(golden, boxes):
-    ours = masks(boxes, *golden["teacher"].shape[2:])
+    ours = paper.masks(boxes, *golden["teacher"].shape[2:])
     assert_close(ours.foreground, golden["mask_fg"])
     assert_close(ours.background, golden["mask_bg"])
 
 
 def test_foreground_background_and_structure_losses_are_the_releases(golden, boxes):
-    terms = ded.paper_terms(
-        student=golden["student"], teacher=golden["teacher"], masks=masks(boxes, *golden["teacher"].shape[2:])
+    terms = paper.ded_terms(
+        student=golden["student"], teacher=golden["teacher"], masks=paper.masks(boxes, *golden["teacher"].shape[2:])
     )
     assert_close(terms["foreground"], golden["loss_fg"])
     assert_close(terms["background"], golden["loss_bg"])
@@ -83,8 +83,8 @@ def test_foreground_background_and_structure_losses_are_the_releases(golden, box
 
 
 def test_roi_crops_are_the_releases(golden, boxes):
-    assert_close(drd.paper_instances(golden["teacher"], boxes), golden["roi_teacher"])
-    assert_close(drd.paper_instances(golden["student"], boxes), golden["roi_student"])
+    assert_close(paper.instances(golden["teacher"], boxes), golden["roi_teacher"])
+    assert_close(paper.instances(golden["student"], boxes), golden["roi_student"])
 
 
 def test_pixel_graph_and_its_loss_are_the_releases(golden):
@@ -92,7 +92,7 @@ def test_pixel_graph_and_its_loss_are_the_releases(golden):
     student, teacher = golden["student"], golden["teacher"]
     assert_close(unit(teacher), golden["pixel_graph_out_teacher"])
     assert_close(unit(student), golden["pixel_graph_out_student"])
-    loss = drd.paper_pixel_relation(student=student, teacher=teacher, unit=unit)
+    loss = paper.pixel_relation(student=student, teacher=teacher, unit=unit)
     assert_close(loss, golden["loss_pixel_relation"])
 
 
@@ -103,12 +103,12 @@ def test_instance_graph_and_its_loss_are_the_releases(golden):
     student, teacher = golden["roi_student"], golden["roi_teacher"]
     assert_close(unit(teacher.unsqueeze(0)), golden["instance_graph_out_teacher"])
     assert_close(unit(student.unsqueeze(0)), golden["instance_graph_out_student"])
-    loss = drd.paper_instance_relation(student=student, teacher=teacher, unit=unit)
+    loss = paper.instance_relation(student=student, teacher=teacher, unit=unit)
     assert_close(loss, golden["loss_instance_relation"])
 
 
-def test_renormalised_activations_are_the_releases(golden):
-    assert_close(crd.renormalise(golden["student"], golden["teacher"]), golden["aligned_student"])
+def test_renormalized_activations_are_the_releases(golden):
+    assert_close(crd.renormalize(golden["student"], golden["teacher"]), golden["aligned_student"])
 
 
 def test_quality_focal_class_loss_is_the_releases(golden):

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.losses import reference
 from tests.losses.test_drd import pair as random_pair
-from tskd_yolo.losses.boxes import standardise
 from tskd_yolo.losses.drd import relation_error
 from tskd_yolo.losses.glore import GraphUnit
-from tskd_yolo.losses.standardize import _Gram, centred, pair, standardised
+from tskd_yolo.losses.standardize import _Gram, centred, standardize, standardize_pair
 
 
 def cells_of(features: torch.Tensor) -> torch.Tensor:
@@ -42,35 +42,35 @@ def test_a_map_in_factors_is_the_adapted_map_standardised(adapted):
     inputs = [features, adapter] if adapted else [features]
     plain = F.conv2d(features, adapter[..., None, None]) if adapted else features
     for ours, theirs in zip(
-        with_gradients(standardised(features, adapter).full(), *inputs),
-        with_gradients(cells_of(standardise(plain)), *inputs),
+        with_gradients(standardize(features, adapter).full(), *inputs),
+        with_gradients(cells_of(reference.standardize(plain)), *inputs),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_reading_a_map_is_multiplying_the_full_one():
-    found = standardised(torch.randn(2, 6, 4, 5), torch.randn(9, 6))
+    found = standardize(torch.randn(2, 6, 4, 5), torch.randn(9, 6))
     weight = torch.randn(3, 9)
     expected = torch.einsum("rc,npc->npr", weight, found.full())
     torch.testing.assert_close(found.read(weight), expected, rtol=1e-4, atol=1e-5)
-    assert standardised(found) is found
+    assert standardize(found) is found
 
 
 def test_a_large_offset_costs_no_accuracy():
     features, adapter = torch.randn(2, 6, 8, 8), torch.randn(9, 6)
-    moved = standardised(features + 1000, adapter).full()
-    torch.testing.assert_close(moved, standardised(features, adapter).full(), rtol=1e-2, atol=1e-3)
+    moved = standardize(features + 1000, adapter).full()
+    torch.testing.assert_close(moved, standardize(features, adapter).full(), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("learn", [False, True])
-def test_the_two_factors_of_an_answer_multiply_to_the_units_relation(learn):
+def test_the_two_factors_multiply_to_the_units_relation(learn):
     unit = GraphUnit(9, nodes=4, states=6, trained=learn)
     with torch.no_grad():
         for name in ("state_bias", "project_bias", "between_nodes_bias"):
             getattr(unit, name).normal_()
-    found = standardised(torch.randn(3, 7, 4, 5), torch.randn(9, 7))
-    nodes, project = unit.answer(found)
+    found = standardize(torch.randn(3, 7, 4, 5), torch.randn(9, 7))
+    nodes, project = unit.factors(found)
     full = found.image(found.full())
     torch.testing.assert_close((nodes @ project).unflatten(2, (4, 5)), unit.relation(full), rtol=1e-4, atol=1e-5)
 
@@ -80,18 +80,18 @@ def test_the_relation_error_of_factors_is_that_of_the_maps_they_stand_for():
     student = maps["student"].double().requires_grad_()
     unit = GraphUnit(8, nodes=4, states=6).double()
     plain = F.mse_loss(
-        standardise(unit.relation(standardise(student))),
-        standardise(unit.relation(standardise(maps["teacher"].double()))),
+        reference.standardize(unit.relation(reference.standardize(student))),
+        reference.standardize(unit.relation(reference.standardize(maps["teacher"].double()))),
     )
     ours, theirs = (standardised_double(x) for x in (student, maps["teacher"].double()))
-    value = relation_error(unit.answer(ours), unit.answer(theirs))
+    value = relation_error(student=unit.factors(ours), teacher=unit.factors(theirs))
     torch.testing.assert_close(value, plain)
     torch.testing.assert_close(*(torch.autograd.grad(v, student)[0] for v in (value, plain)))
 
 
 def standardised_double(features: torch.Tensor):
     """The library works in float32; the algebra is checked in double."""
-    found = standardised(features.float())
+    found = standardize(features.float())
     cells = centred(features)
     variance = cells.var(dim=(0, 1), correction=0)
     return found._replace(cells=cells * (variance + 0.01 * variance.mean() + 1e-12).rsqrt())
@@ -99,5 +99,40 @@ def standardised_double(features: torch.Tensor):
 
 def test_the_teachers_map_carries_no_gradient():
     teacher = torch.randn(2, 4, 3, 3, requires_grad=True)
-    student, frozen = pair(torch.randn(2, 4, 3, 3, requires_grad=True), teacher)
+    student, frozen = standardize_pair(torch.randn(2, 4, 3, 3, requires_grad=True), teacher)
     assert student.cells.requires_grad and not frozen.cells.requires_grad
+
+
+def standardized(x: torch.Tensor) -> torch.Tensor:
+    found = standardize(x)
+    return found.image(found.full())
+
+
+def test_offset_of_a_channel_and_scale_of_the_map_change_nothing():
+    x = torch.randn(4, 6, 5, 7)
+    offset = torch.randn(1, 6, 1, 1) * 10
+    torch.testing.assert_close(standardized(x * 37 + offset), standardized(x), rtol=1e-4, atol=1e-4)
+    assert standardized(x).mean(dim=(0, 2, 3)).abs().max() < 1e-5
+    assert standardized(x).var(correction=0).item() == pytest.approx(0.99, abs=0.01)
+
+
+def test_channels_of_unlike_scale_get_about_one_variance():
+    x = torch.randn(8, 3, 10, 10) * torch.tensor([1.0, 2.0, 4.0]).view(1, 3, 1, 1)
+    variance = standardized(x).var(dim=(0, 2, 3), correction=0)
+    assert (variance > 0.9).all() and (variance < 1).all()
+
+
+def test_a_constant_channel_stays_zero_with_a_finite_gradient():
+    x = torch.randn(2, 3, 4, 4)
+    x[:, 1] = 5.0
+    x[:, 2] *= 1e-4
+    x.requires_grad_()
+    y = standardized(x)
+    y.square().sum().backward()
+    assert not y[:, 1].any() and y[:, 2].abs().max() < 0.01
+    assert x.grad.isfinite().all()
+    assert not standardized(torch.zeros(2, 3, 4, 4)).any()
+
+
+def test_a_single_value_per_channel_becomes_zero():
+    assert torch.equal(standardized(torch.randn(1, 4, 1, 1)), torch.zeros(1, 4, 1, 1))

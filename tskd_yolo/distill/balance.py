@@ -1,9 +1,8 @@
-"""How much each term weighs, and what its pull on the student is beside that of the detection loss.
+"""How much each term weighs, and its gradient share: its gradient on the student beside the detection loss's.
 
-The pull is the gradient on the features that a term teaches: the neck features, for DED the map of the
-backbone's stage at stride 16, or a head tower's activations where nothing else is reached. It is measured every
-:data:`EVERY` steps by walking back from the losses to these features only, without any weight's gradient, and before
-the pass that trains.
+The gradient is that on the features that a term teaches: the neck features, for DED the map of the backbone's stage at
+stride 16, or a head tower's activations where nothing else is reached. It is measured every :data:`EVERY` steps by
+walking back from the losses to these features only, without any weight's gradient, and before the pass that trains.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ EVERY, KEEP = 48, 0.7
 """Steps between two measurements after the first few, and the weight of the past in their running mean."""
 
 
-class Pull(NamedTuple):
+class Gradients(NamedTuple):
     """Running means at a term's features: squared norms of its and of the detection loss's gradient, their product."""
 
     term: Tensor
@@ -32,12 +31,12 @@ class Pull(NamedTuple):
 
     @property
     def cosine(self) -> Tensor:
-        """Between the two gradients: 1 where they agree, -1 where they work against each other."""
+        """Between the two gradients: 1 where they agree, -1 where they are opposed."""
         return self.product / (self.term * self.detection).sqrt().clamp(min=1e-30)
 
 
 class Meter:
-    """Measures the pull of every term; equal on all processes, nothing waits for the device.
+    """Measures the gradients of every term; equal on all processes, nothing waits for the device.
 
     Args:
         total: Sums a tensor over all processes, in place.
@@ -46,34 +45,35 @@ class Meter:
 
     def __init__(self, total: Callable[[Tensor], Any] | None = None, scale: float = 1.0) -> None:
         self.total, self.scale = total, scale
-        self.pulls: dict[str, Pull] = {}
-        self._step = 0
+        self.gradients: dict[str, Gradients] = {}
+        self.steps = 0
+        """Steps so far, which decide whether the next is measured."""
 
     def due(self) -> bool:
         """Whether this step is to be measured: often at the start, when gradients change fast, then every 48th."""
-        step, self._step = self._step, self._step + 1
+        step, self.steps = self.steps, self.steps + 1
         return step in {0, 4, 12, 24} or step % EVERY == 0
 
     def measure(
-        self, *, detection: Tensor, terms: Mapping[str, Tensor], places: Mapping[str, Sequence[Tensor]]
+        self, *, detection: Tensor, terms: Mapping[str, Tensor], features: Mapping[str, Sequence[Tensor]]
     ) -> None:
         """Takes the gradients of the detection loss and of each unweighted term at the term's features.
 
         A measurement that is not finite is passed over. The graphs stay as they are.
         """
         walked: dict[tuple[int, ...], list[Tensor]] = {}  # of the detection loss: most terms are at the same features
-        found = torch.stack([self._squares(detection, terms[name], places[name], walked) for name in terms])
+        measured = torch.stack([self._squares(detection, terms[name], features[name], walked) for name in terms])
         if self.total is not None:
-            self.total(found)
-        for name, new in zip(terms, found, strict=True):
-            old = torch.stack(self.pulls[name]) if name in self.pulls else new
+            self.total(measured)
+        for name, new in zip(terms, measured, strict=True):
+            old = torch.stack(self.gradients[name]) if name in self.gradients else new
             mean = torch.where(new.isfinite().all(), KEEP * old + (1 - KEEP) * new, old)
-            self.pulls[name] = Pull(*mean.nan_to_num(0.0, 0.0, 0.0))
+            self.gradients[name] = Gradients(*mean.nan_to_num(0.0, 0.0, 0.0))
 
     def _squares(
-        self, detection: Tensor, term: Tensor, place: Sequence[Tensor], walked: dict[tuple[int, ...], list[Tensor]]
+        self, detection: Tensor, term: Tensor, features: Sequence[Tensor], walked: dict[tuple[int, ...], list[Tensor]]
     ) -> Tensor:
-        inputs = [x for x in place if x.requires_grad]
+        inputs = [x for x in features if x.requires_grad]
         if not inputs:  # all that comes before is frozen
             return term.detach().new_zeros(3).float()
         here = tuple(map(id, inputs))
@@ -84,19 +84,19 @@ class Meter:
         return torch.stack(products).sum(dim=0)
 
     def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             loss * self.scale, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return [x.float().flatten() for x in found]
+        return [x.float().flatten() for x in gradients]
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain numbers."""
-        return {"step": self._step, "pulls": {name: torch.stack(pull).tolist() for name, pull in self.pulls.items()}}
+        return {"step": self.steps, "pulls": {name: torch.stack(g).tolist() for name, g in self.gradients.items()}}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from :meth:`state`."""
-        self._step = state["step"]
-        self.pulls = {name: Pull(*torch.tensor(p, device=device)) for name, p in state["pulls"].items()}
+        self.steps = state["step"]
+        self.gradients = {name: Gradients(*torch.tensor(g, device=device)) for name, g in state["pulls"].items()}
 
 
 class Fixed:
@@ -109,7 +109,7 @@ class Fixed:
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = dict(weights)
 
-    def __call__(self, name: str, pull: Pull | None) -> float | Tensor:
+    def __call__(self, name: str, gradients: Gradients | None) -> float | Tensor:
         """The factor of a term."""
         return self.weights[name.split(":")[0]]
 
@@ -121,18 +121,18 @@ class Share(Fixed):
 
     Args:
         weights: Share per term name, i.e. 0.1 for 10 %.
-        floor, cap: Least and most of the factor: a dead term is not blown up, a wild one not lost.
+        floor, cap: Least and most of the factor: a vanishing term is not scaled up, an exploding one not lost.
     """
 
     def __init__(self, weights: Mapping[str, float], floor: float, cap: float) -> None:
         super().__init__(weights)
         self.floor, self.cap = floor, cap
 
-    def __call__(self, name: str, pull: Pull | None) -> float | Tensor:
+    def __call__(self, name: str, gradients: Gradients | None) -> float | Tensor:
         """The factor of a term, from what was measured last; none without a measurement."""
-        if pull is None:
+        if gradients is None:
             return 0.0
-        return (super().__call__(name, pull) * pull.ratio).clamp(self.floor, self.cap)
+        return (super().__call__(name, gradients) * gradients.ratio).clamp(self.floor, self.cap)
 
 
 def schedule(progress: float, *, epochs: float, ramp: float, fade: float) -> float:

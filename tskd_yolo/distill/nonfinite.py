@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,27 @@ MOST = 0.1
 """The share of an epoch's steps without a finite value above which a term is switched off for the rest of the run."""
 
 
-class Gate:
+class NonFinite(NamedTuple):
+    """How often a term was not finite in an epoch: steps left out, steps taken, and whether it is switched off now."""
+
+    left_out: int
+    steps: int
+    off: bool
+
+
+class Guard:
     """Lets a term's gradient through to the student in steps where value and gradient are finite, and none otherwise.
 
     Multiplying a NaN by zero leaves a NaN, and so does choosing another value in its place: the backward pass still
     goes through what made it. So everything that the term reads of the student comes through :meth:`enter`, and on
-    the way back the gate puts zeros in the gradient's place. Decided and counted on the device, without waiting.
+    the way back the guard puts zeros in the gradient's place. Decided and counted on the device, without waiting.
     """
 
     def __init__(self) -> None:
         self.scaled = False
         """float16 with a loss scaler: gradients that overflow are its business, it skips the step and scales down."""
-        self.watching = True
-        """Off while gradients are only measured: what is found then is not counted."""
+        self.counting = True
+        """Off while gradients are only measured: what is seen then is not counted."""
         self.steps = 0
         self._finite: Any = True
         self._left_out: Tensor | None = None
@@ -41,27 +49,28 @@ class Gate:
         return torch.where(self._finite, term, torch.zeros_like(term))
 
     def watch(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Keeps the gradients of the term's own parameters, which lie behind the gate, finite too."""
+        """Keeps the gradients of the term's own parameters, which lie behind the guard, finite too."""
         for parameter in parameters:
             parameter.register_hook(self._own)
 
     def collect(self) -> tuple[int, int]:
         """Steps left out and steps taken since the last call; waits for the device, so once per epoch."""
-        found = int(self._left_out) if self._left_out is not None else 0, self.steps
+        counts = int(self._left_out) if self._left_out is not None else 0, self.steps
         self.steps, self._left_out = 0, None
-        return found
+        return counts
 
     def _own(self, gradient: Tensor) -> Tensor:
         finite = self._finite if self.scaled else self._finite & gradient.isfinite()
         return torch.where(finite, gradient, gradient.new_zeros(()))
 
-    def _back(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def back(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of what entered, or zeros."""
         present = [g for g in gradients if g is not None]
         finite = self._finite & torch.ones((), dtype=torch.bool, device=present[0].device)
         if not self.scaled:
             for gradient in present:  # a sum is finite only where all of it is
                 finite = finite & gradient.sum(dtype=torch.float32).isfinite()
-        if self.watching:
+        if self.counting:
             left_out = (~finite).long()
             self._left_out = left_out if self._left_out is None else self._left_out + left_out
         return [None if g is None else torch.where(finite, g, g.new_zeros(())) for g in gradients]
@@ -69,14 +78,36 @@ class Gate:
 
 class _Entrance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Gate, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.gate = gate
+    def forward(ctx: Any, guard: Guard, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.guard = guard
         ctx.set_materialize_grads(False)
         return tuple(t.view_as(t) for t in tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        return (None, *ctx.gate._back(gradients))
+        return (None, *ctx.guard.back(gradients))
+
+
+class Part(NamedTuple):
+    """A part of a term: a function of tensors of the student that gives a scalar, and its own parameters."""
+
+    function: Callable[..., Tensor]
+    tensors: Sequence[Tensor]
+    parameters: Sequence[nn.Parameter] = ()
+
+
+def guarded(parts: Sequence[Part], guard: Guard) -> list[Tensor]:
+    """The value of every part of one term: the only way from a term back to the student.
+
+    The gradients of a part are taken when its value is (:func:`at_once`); what of them reaches the student passes the
+    guard, for all parts together.
+    """
+    entered = list(guard.enter([tensor for part in parts for tensor in part.tensors]))
+    values = []
+    for part in parts:
+        own, entered = entered[: len(part.tensors)], entered[len(part.tensors) :]
+        values.append(at_once(part.function, own, part.parameters))
+    return values
 
 
 def at_once(term: Callable[..., Tensor], tensors: Sequence[Tensor], parameters: Iterable[nn.Parameter] = ()) -> Tensor:
@@ -100,10 +131,10 @@ def at_once(term: Callable[..., Tensor], tensors: Sequence[Tensor], parameters: 
     pairs = [(x, y) for x, y in zip((*tensors, *parameters), (*own, *parameters), strict=True) if y.requires_grad]
     with torch.autocast(value.device.type, enabled=False):  # a backward pass keeps the dtypes of its forward pass
         gradients = torch.autograd.grad(value, [y for _, y in pairs], allow_unused=True)
-    return _Known.apply(value.detach(), gradients, *(x for x, _ in pairs))
+    return _KnownGradients.apply(value.detach(), gradients, *(x for x, _ in pairs))
 
 
-class _Known(torch.autograd.Function):
+class _KnownGradients(torch.autograd.Function):
     """A value whose gradients are known."""
 
     @staticmethod

@@ -1,8 +1,8 @@
 """CRD: cross-response distillation.
 
-The student's own head is torn between labels and teacher where the two disagree. So its activations also run through
-the rest of the frozen teacher's head (its last layer, by default), and what comes out there is compared with what the
-teacher says.
+The student's own head gets contradicting gradients where labels and teacher disagree. So its activations also run
+through the rest of the frozen teacher's head (its last layer, by default), and the output is compared with the
+teacher's.
 
 Source: Wang et al., "CrossKD: cross-head knowledge distillation for object detection", CVPR 2024, as used by Wen et
 al., Computers in Industry 166 (2025) 104252; class loss after Li et al. (quality focal loss), NeurIPS 2020.
@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd_yolo.losses.distributed import everywhere, processes
+from tskd_yolo.losses.distributed import all_reduce_mean, processes
 from tskd_yolo.losses.standardize import adapted_variance, centred
+from tskd_yolo.rounding import ceil_div
 
-SHARE = 8
+LOCATION_STEP = 8
 """One in so many locations of an image has its box compared: those where the teacher is most confident."""
 
 OVERLAP = 5
@@ -28,7 +29,7 @@ OVERLAP = 5
 
 
 class Response(NamedTuple):
-    """What one branch of a head says on one level, and the tower activations it says it from.
+    """The outputs of one branch of a head on one level, and the tower activations they come from.
 
     Shapes:
         boxes: ``(N, 4 R, H, W)``, R logits of a distance per side, or the distance itself in strides where R = 1.
@@ -43,7 +44,7 @@ class Response(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What is read of a tower activation ``(N, C, H, W)``: per image and channel its mean and its sum of squares.
+    """Statistics of a tower activation ``(N, C, H, W)``: per image and channel its mean and its sum of squares.
 
     Shapes:
         mean, squares: ``(N, C)``.
@@ -58,7 +59,7 @@ class Target(NamedTuple):
 
     Shapes:
         scores: ``(N, classes, A)`` logits.
-        place: ``(N, K)`` the locations whose boxes are compared; boxes: ``(N, 4 R, K)`` what is said there.
+        place: ``(N, K)`` the locations whose boxes are compared; boxes: ``(N, 4 R, K)`` the teacher's boxes there.
         towers: Per level, box and class tower activations.
     """
 
@@ -85,14 +86,12 @@ class CRD(nn.Module):
         loss   = class(cross) + box(cross) + class(own) + box(own)
 
     ``D`` is the KL divergence of the distance distributions (mean over the four sides) and five times 1 - GIoU of the
-    boxes that they mean (Rezatofighi et al., CVPR 2019); for heads without DFL all of it is of the GIoU, and the
-    paper's form has the divergence alone. Of each image the eighth of its locations is compared where ``w`` is
-    largest (the paper's form: all of them); the others have next to no weight. The own response teaches the layers of
-    the student's head which the detour leaves out.
+    boxes that they mean (Rezatofighi et al., CVPR 2019); for heads without DFL all of it is of the GIoU. Of each image
+    the eighth of its locations is compared where ``w`` is largest; the others have next to no weight. The own response
+    teaches the layers of the student's head that the cross response leaves out.
 
     Args:
         widths: Per level, (student, teacher) width of the box tower and of the class tower.
-        variant: ``default``, or ``paper``: the cross response only, and sums over the number of positives.
 
     Shapes:
         output ``()``, float32.
@@ -100,11 +99,10 @@ class CRD(nn.Module):
         Loss per confident location; free of image size, batch and number of levels.
     """
 
-    def __init__(self, widths: Sequence[tuple[tuple[int, int], tuple[int, int]]], variant: str = "default") -> None:
+    def __init__(self, widths: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> None:
         super().__init__()
         self.box_adapters = nn.ModuleList(adapter(*box) for box, _ in widths)
         self.class_adapters = nn.ModuleList(adapter(*score) for _, score in widths)
-        self.variant = variant
 
     def forward(
         self,
@@ -117,15 +115,13 @@ class CRD(nn.Module):
         """Returns the sum of :meth:`terms`.
 
         Args:
-            student, teacher: One response per level, in the same order; of the teacher also what :func:`target` finds
-            in them.
+            student, teacher: One response per level, in the same order; of the teacher also what :meth:`target` makes
+            of them.
             tails: The rest of the teacher's head, per level.
-            positives: Number of locations assigned to a defect, ``()``; the paper's divisor, needed by
-            ``variant=paper``.
+            positives: Number of locations assigned to a defect, ``()``, which the paper's form divides by.
         """
-        return torch.stack(
-            list(self.terms(student=student, teacher=teacher, tails=tails, positives=positives).values())
-        ).sum()
+        terms = self.terms(student=student, teacher=teacher, tails=tails, positives=positives)
+        return torch.stack(list(terms.values())).sum()
 
     def terms(
         self,
@@ -135,79 +131,99 @@ class CRD(nn.Module):
         tails: Sequence[Tails],
         positives: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Returns ``cross_class``, ``cross_box`` and, but for the paper's form, ``own_class``, ``own_box``."""
+        """Returns ``cross_class``, ``cross_box``, ``own_class`` and ``own_box``."""
         if not isinstance(teacher, Target):
-            teacher = target(teacher, self.variant)
+            teacher = self.target(teacher)
         target_scores = teacher.scores.float()
         confidence = target_scores.amax(dim=1).sigmoid()  # (N, A)
-        total = everywhere(confidence.sum()) * processes() if positives is None else positives.float()
-        divisor = total.clamp(min=1) / (processes() if positives is None else 1)
-        cross: list[tuple[Tensor, Tensor]] = []
+        divisor = self.divisor(confidence, positives)
+        confident = confidence.gather(1, teacher.place)
+        terms = {}
+        for name, levels in self.responses(student, teacher, tails).items():
+            scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
+            boxes = boxes_at(teacher.place, [box for _, box in levels])
+            terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
+            terms[f"{name}_box"] = (self.box_distance(boxes, teacher.boxes) * confident).sum() / divisor
+        return terms
+
+    def responses(
+        self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
+    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """The responses that are compared, per level class logits and boxes: ``cross`` and ``own``."""
+        own = [(level.scores, level.boxes) for level in student]
+        return {"cross": self.cross_responses(student, teacher, tails), "own": own}
+
+    def cross_responses(
+        self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What the teacher's head makes of the student's tower activations, per level class logits and boxes."""
+        cross = []
         for level, (s, towers, tail) in enumerate(zip(student, teacher.towers, tails, strict=True)):
             score = through(tail.score, self.class_adapters[level], s.class_features, towers[1])
             box = through(tail.box, self.box_adapters[level], s.box_features, towers[0])
             cross.append((score, box))
-        place = teacher.place
-        confident = confidence.gather(1, place)
-        responses = {"cross": cross}
-        if self.variant != "paper":
-            responses["own"] = [(s.scores, s.boxes) for s in student]
-        terms = {}
-        for name, levels in responses.items():
-            scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
-            boxes = _at(place, [box for _, box in levels])
-            terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
-            distance = box_distance(boxes, teacher.boxes, 0 if self.variant == "paper" else OVERLAP)
-            terms[f"{name}_box"] = (distance * confident).sum() / divisor
-        return terms
+        return cross
+
+    def divisor(self, confidence: Tensor, positives: Tensor | None) -> Tensor:
+        """What the sums are divided by on this process, from ``w`` ``(N, A)``."""
+        total = all_reduce_mean(confidence.sum()) * processes()
+        return total.clamp(min=1) / processes()
+
+    def box_distance(self, boxes: Tensor, teacher: Tensor) -> Tensor:
+        """``D`` of two box responses, ``(N, 4 R, K)`` -> ``(N, K)``."""
+        return box_distance(boxes, teacher, OVERLAP)
+
+    @staticmethod
+    def target(teacher: Sequence[Response]) -> Target:
+        """What CRD reads of the teacher's responses, one per level."""
+        return target(teacher, LOCATION_STEP)
 
 
 @torch.no_grad()
-def target(teacher: Sequence[Response], variant: str = "default") -> Target:
-    """What CRD in one of its forms reads of the teacher's responses, one per level."""
-    share = 1 if variant == "paper" else SHARE
+def target(teacher: Sequence[Response], location_step: int) -> Target:
+    """What CRD reads of the teacher's responses, one per level: boxes at one in ``location_step`` locations."""
     scores = torch.cat([_flat(t.scores) for t in teacher], dim=2)
     best = scores.amax(dim=1)
-    place = best.topk(-(-best.shape[1] // share), dim=1, sorted=False).indices
-    boxes = _at(place, [t.boxes for t in teacher])
+    place = best.topk(ceil_div(best.shape[1], location_step), dim=1, sorted=False).indices
+    boxes = boxes_at(place, [t.boxes for t in teacher])
     return Target(scores, place, boxes, [(moments(t.box_features), moments(t.class_features)) for t in teacher])
 
 
-def adapter(student: int, teacher: int, bias: bool = False, share: int = 1) -> nn.Module:
+def adapter(student: int, teacher: int, bias: bool = False, channel_step: int = 1) -> nn.Module:
     """1x1 convolution from the student's width to the teacher's; nothing where they are equal.
 
-    Without a bias where what follows removes the mean of every channel. A ``share`` of the teacher's channels, one in
-    so many, is never taken for the student's own, however many they are.
+    Without a bias where what follows removes the mean of every channel. With a ``channel_step``, one in so many of the
+    teacher's channels is compared: these are never taken for the student's own, however many they are.
     """
-    return nn.Identity() if student == teacher and share == 1 else nn.Conv2d(student, teacher, 1, bias=bias)
+    return nn.Identity() if student == teacher and channel_step == 1 else nn.Conv2d(student, teacher, 1, bias=bias)
 
 
 def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor | Moments) -> Tensor:
-    """What the teacher's layers ``tail`` say of the student's activations, brought to the teacher's width and
-    statistics: ``tail(renormalise(student, teacher, adapter))``.
+    """The output of the teacher's layers ``tail`` for the student's activations, brought to the teacher's width and
+    statistics: ``tail(renormalize(student, teacher, adapter))``.
 
     Where the tail is a single 1x1 convolution all of this is one matrix, and nothing is formed at the teacher's width.
     """
     if len(tail) > 1:
-        return tail(renormalise(student, teacher, adapter))
+        return tail(renormalize(student, teacher, adapter))
     with torch.autocast(student.device.type, enabled=False):
-        cells, lift, gain, mean = _matched(student, teacher, adapter)
+        cells, projection, gain, mean = _matched(student, teacher, adapter)
         last: Any = tail[0]
         weight = last.weight.flatten(1).float()
         bias, weight = last.bias.float() + weight @ mean, weight * gain
-        return _laid_out(F.linear(cells, weight if lift is None else weight @ lift, bias), student)
+        return _laid_out(F.linear(cells, weight if projection is None else weight @ projection, bias), student)
 
 
-def renormalise(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module | None = None) -> Tensor:
+def renormalize(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module | None = None) -> Tensor:
     """Brings each channel of ``adapter(student)`` to the teacher's mean and deviation, over batch and space.
 
     ``(s - mean(s)) / (std(s) + 1e-6) * std(t) + mean(t)``, unbiased deviations, ``(N, C, H, W)``, float32.
     """
     with torch.autocast(student.device.type, enabled=False):
-        cells, lift, gain, mean = _matched(student, teacher, adapter or nn.Identity())
-        if lift is None:
+        cells, projection, gain, mean = _matched(student, teacher, adapter or nn.Identity())
+        if projection is None:
             return _laid_out(cells * gain + mean, student)
-        return _laid_out(F.linear(cells, lift * gain.unsqueeze(1), mean), student)
+        return _laid_out(F.linear(cells, projection * gain.unsqueeze(1), mean), student)
 
 
 def _matched(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module) -> tuple[Tensor, Any, Tensor, Tensor]:
@@ -215,9 +231,9 @@ def _matched(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module) -> 
     teacher's deviation and the teacher's mean, ``(C,)``.
     """
     cells = centred(student.float())
-    to_deviation, mean = _channels(teacher, cells.shape[0] * cells.shape[1])
-    deviation, lift = _adapted(cells.flatten(0, 1), adapter)
-    return cells, lift, to_deviation / (deviation + 1e-6), mean
+    to_deviation, mean = _deviation_and_mean(teacher, cells.shape[0] * cells.shape[1])
+    deviation, projection = _adapted_deviation(cells.flatten(0, 1), adapter)
+    return cells, projection, to_deviation / (deviation + 1e-6), mean
 
 
 def _laid_out(cells: Tensor, like: Tensor) -> Tensor:
@@ -225,13 +241,13 @@ def _laid_out(cells: Tensor, like: Tensor) -> Tensor:
     return cells.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
-def _adapted(cells: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
+def _adapted_deviation(cells: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
     """Unbiased deviation per adapted channel of centred cells ``(N P, B)``, and the adapter as a matrix ``(C, B)``."""
     count = _unbiased(len(cells))
     if isinstance(adapter, nn.Identity):
-        return (everywhere(cells.square().sum(dim=0) / count) + 1e-12).sqrt(), None
-    lift = adapter.weight.flatten(1)
-    return (everywhere(adapted_variance(cells, lift, count)) + 1e-12).sqrt(), lift
+        return (all_reduce_mean(cells.square().sum(dim=0) / count) + 1e-12).sqrt(), None
+    projection = adapter.weight.flatten(1)
+    return (all_reduce_mean(adapted_variance(cells, projection, count)) + 1e-12).sqrt(), projection
 
 
 def _unbiased(count: int) -> float:
@@ -247,11 +263,11 @@ def moments(features: Tensor) -> Moments:
 
 
 @torch.no_grad()
-def _channels(teacher: Tensor | Moments, count: int) -> tuple[Tensor, Tensor]:
+def _deviation_and_mean(teacher: Tensor | Moments, count: int) -> tuple[Tensor, Tensor]:
     """Unbiased deviation and mean per channel over the ``count`` cells of the batch."""
     if isinstance(teacher, Tensor):
         teacher = moments(teacher)
-    mean, squares = everywhere(teacher.mean.mean(dim=0)), everywhere(teacher.squares.sum(dim=0))
+    mean, squares = all_reduce_mean(teacher.mean.mean(dim=0)), all_reduce_mean(teacher.squares.sum(dim=0))
     variance = (squares - count * mean.square()).clamp(min=0) / _unbiased(count)
     return (variance + 1e-12).sqrt(), mean
 
@@ -264,19 +280,19 @@ def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     return (disagreement * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
 
 
-def box_distance(boxes: Tensor, teacher: Tensor, overlapping: float = 0) -> Tensor:
+def box_distance(boxes: Tensor, teacher: Tensor, overlap_weight: float = 0) -> Tensor:
     """Distance of two box responses per location, ``(N, 4 R, A)`` -> ``(N, A)``, 0 where they are equal.
 
-    R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)), and ``overlapping`` times 1 -
+    R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)), and ``overlap_weight`` times 1 -
     :func:`overlap`. R = 1: 1 - overlap in both places.
     """
     boxes, teacher = boxes.float(), teacher.detach().float()
     if boxes.shape[1] == 4:
-        return (1 + overlapping) * (1 - overlap(boxes, teacher))
+        return (1 + overlap_weight) * (1 - overlap(boxes, teacher))
     log_p = boxes.unflatten(1, (4, -1)).log_softmax(dim=2)
     log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
     divergence = (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
-    return divergence + overlapping * (1 - overlap(boxes, teacher)) if overlapping else divergence
+    return divergence + overlap_weight * (1 - overlap(boxes, teacher)) if overlap_weight else divergence
 
 
 def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:
@@ -313,8 +329,8 @@ def _area(sides: Tensor) -> Tensor:
     return (sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1)
 
 
-def _at(place: Tensor, levels: Sequence[Tensor]) -> Tensor:
-    """What all levels say at ``place`` ``(N, K)``, counted over the cells of all levels: ``(N, R, K)``."""
+def boxes_at(place: Tensor, levels: Sequence[Tensor]) -> Tensor:
+    """The boxes of all levels at ``place`` ``(N, K)``, counted over the cells of all levels: ``(N, 4 R, K)``."""
     joined = torch.cat([x.flatten(2) for x in levels], dim=2)
     return joined.gather(2, place.unsqueeze(1).expand(-1, joined.shape[1], -1)).float()
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tskd_yolo.losses.boxes import Masks, channel_attention, spatial_attention
-from tskd_yolo.losses.distributed import everywhere
-from tskd_yolo.losses.standardize import Map, pair
+from tskd_yolo.losses.boxes import Boxes, Masks, covered
+from tskd_yolo.losses.distributed import all_reduce_mean
+from tskd_yolo.losses.standardize import Map, standardize_pair
 
-CHANNELS, STEP = 16, 2
+CHANNELS, WINDOW_STEP = 16, 2
 """Most channels that the structural prior compares, and how far apart its windows stand, in cells."""
 
 _WINDOW, _SIGMA, _C1, _C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -31,85 +31,63 @@ class DED(nn.Module):
         e     = mean_C (s(S) - s(T))^2                                     (N, H, W)
         loss  = sum(M_fg e) / sum(M_fg) + sum(M_bg e) / sum(M_bg) + (1 - SSIM(s(S), s(T))) / 2
 
-    with ``s`` the standardisation of every channel and SSIM without its luminance factor, on an even share of at most
-    16 channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
-    without cells gives 0, with a gradient of 0. The paper's attention is left out (:class:`PaperDED` has it): it puts
-    the gradient on few cells and channels, and a step's length is then spent on them.
+    with ``s`` the standardisation of every channel and SSIM without its luminance factor, on at most 16 evenly spaced
+    channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
+    without cells gives 0, with a gradient of 0. The paper's attention is left out
+    (:class:`tskd_yolo.losses.paper.PaperDED` has it): it puts the gradient on few cells and channels, and a step's
+    length is then spent on them.
 
     Shapes:
-        student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); masks
-        ``(N, H, W)``; output ``()``, float32.
+        student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); output ``()``,
+        float32.
     Units:
         Weighted means of 2 (1 - correlation); nothing grows with width, size, batch or number of boxes.
     """
 
-    def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> Tensor:
-        """Returns the sum of :meth:`terms`."""
+    def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
+        """Returns the sum of :meth:`terms`, with the regions that :func:`covered` finds on the maps' grid."""
+        height, width = teacher.shape[2:] if isinstance(teacher, Tensor) else teacher.size
+        masks = covered(boxes, height, width)
         return torch.stack(list(self.terms(student=student, teacher=teacher, masks=masks).values())).sum()
 
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
-        """Returns the parts ``foreground``, ``background`` and ``structure``."""
-        student, teacher = pair(student, teacher)
+        """Returns the parts ``foreground``, ``background`` and ``structure``, with masks ``(N, H, W)``."""
+        student, teacher = standardize_pair(student, teacher)
         error = difference_error(student=student, teacher=teacher)
+        similarity = ssim(student.some(CHANNELS), teacher.some(CHANNELS), luminance=False, step=WINDOW_STEP)
         return {
-            "foreground": _mean(error, masks.foreground),
-            "background": _mean(error, masks.background),
-            "structure": (1 - ssim(student.some(CHANNELS), teacher.some(CHANNELS), luminance=False, step=STEP)) / 2,
+            "foreground": weighted_mean(error, masks.foreground),
+            "background": weighted_mean(error, masks.background),
+            "structure": (1 - similarity) / 2,
         }
-
-
-class PaperDED(nn.Module):
-    """DED with the release's sums: ``alpha (L_fg + L_bg + L_se)``, alpha = 5e-4, on the maps as they are."""
-
-    def forward(self, *, student: Tensor, teacher: Tensor, masks: Masks) -> Tensor:
-        """``(N, C, H, W)`` maps -> scalar."""
-        student, teacher = student.float(), teacher.detach().float()
-        return 5e-4 * torch.stack(list(paper_terms(student=student, teacher=teacher, masks=masks).values())).sum()
-
-
-def paper_terms(*, student: Tensor, teacher: Tensor, masks: Masks) -> dict[str, Tensor]:
-    """``L_fg``, ``L_bg`` = (1/N) sum M A_s(T) A_c(T) (S - T)^2 over batch, C, H, W; ``L_se`` = (1 - SSIM) / 2."""
-    attention = spatial_attention(teacher), channel_attention(teacher)
-    error = attended_error(student=student, teacher=teacher, attention=attention) / max(len(teacher), 1)
-    return {
-        "foreground": (error * masks.foreground).sum(),
-        "background": (error * masks.background).sum(),
-        "structure": (1 - ssim(student, teacher)) / 2,
-    }
-
-
-def attended_error(*, student: Tensor, teacher: Tensor, attention: tuple[Tensor, Tensor]) -> Tensor:
-    """``A_s sum_C A_c (S - T)^2``, ``(N, H, W)``, with attention ``(N, H, W)`` and ``(N, C)``."""
-    spatial, channel = attention
-    return spatial * torch.einsum("nchw,nc->nhw", (student - teacher).square(), channel)
 
 
 def difference_error(*, student: Map, teacher: Map) -> Tensor:
     """``mean_C (S - T)^2`` of two standardised maps, ``(N, H, W)``."""
-    return _CellError.apply(student.cells, student.lift, teacher.full()).unflatten(1, teacher.size)
+    return _CellError.apply(student.cells, student.projection, teacher.full()).unflatten(1, teacher.size)
 
 
 class _CellError(torch.autograd.Function):
-    """``mean_C (R L^T - T)^2`` per cell, ``(N, P)``; what it keeps for its gradient is the difference, once."""
+    """``mean_C (R A^T - T)^2`` per cell, A the projection; for its gradient it keeps the difference, once."""
 
     @staticmethod
-    def forward(ctx: Any, cells: Tensor, lift: Tensor | None, teacher: Tensor) -> Tensor:
-        if lift is None:
+    def forward(ctx: Any, cells: Tensor, projection: Tensor | None, teacher: Tensor) -> Tensor:
+        if projection is None:
             difference = cells - teacher
         else:
-            difference = torch.addmm(teacher.flatten(0, 1), cells.flatten(0, 1), lift.T, beta=-1).view_as(teacher)
-        ctx.save_for_backward(cells, lift, difference)
+            difference = torch.addmm(teacher.flatten(0, 1), cells.flatten(0, 1), projection.T, beta=-1).view_as(teacher)
+        ctx.save_for_backward(cells, projection, difference)
         return torch.linalg.vector_norm(difference, dim=2).square() / difference.shape[2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        cells, lift, difference = ctx.saved_tensors
+        cells, projection, difference = ctx.saved_tensors
         back = difference * (gradient * (2 / difference.shape[2])).unsqueeze(2)
-        if lift is None:
+        if projection is None:
             return back, None, None
         back = back.flatten(0, 1)
-        return (back @ lift).view_as(cells), back.T @ cells.flatten(0, 1), None
+        return (back @ projection).view_as(cells), back.T @ cells.flatten(0, 1), None
 
 
 def ssim(a: Tensor, b: Tensor, luminance: bool = True, step: int = 1) -> Tensor:
@@ -132,7 +110,7 @@ def _blur(x: Tensor, step: int) -> Tensor:
     """The Gaussian window as a banded matrix per axis: on small maps far cheaper than a depthwise convolution.
 
     Both products stand on the right, where they are one large product instead of one small one per channel. The maps
-    come out transposed and in one row per line, which no mean over them feels.
+    come out transposed and in one row per line, which makes no difference to a mean over them.
     """
     rows, columns = (_band(size, x)[:, ::step].contiguous() for size in x.shape[2:])
     lines = x.reshape(-1, x.shape[3]) @ columns
@@ -148,6 +126,6 @@ def _band(size: int, like: Tensor) -> Tensor:
     return (-distance.square() / (2 * _SIGMA**2)).exp() * (distance <= _WINDOW // 2) / norm
 
 
-def _mean(error: Tensor, weight: Tensor) -> Tensor:
+def weighted_mean(error: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean of ``error``; 0 where nothing has weight."""
-    return (error * weight).sum() / everywhere(weight.sum()).clamp(min=1e-9)
+    return (error * weight).sum() / all_reduce_mean(weight.sum()).clamp(min=1e-9)

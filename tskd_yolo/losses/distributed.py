@@ -18,26 +18,26 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def everywhere(statistic: Tensor) -> Tensor:
+def all_reduce_mean(statistic: Tensor) -> Tensor:
     """The mean of a statistic over all processes, with its gradient; itself where there is one.
 
     Every process has to ask, in the same order.
     """
-    return statistic if processes() == 1 else _Everywhere.apply(statistic)
+    return statistic if processes() == 1 else _AllReduceMean.apply(statistic)
 
 
-class _Everywhere(Function):
+class _AllReduceMean(Function):
     @staticmethod
     def forward(ctx: Any, statistic: Tensor) -> Tensor:
-        return _mean(statistic)
+        return _reduced(statistic)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Gradients of parameters are averaged later, so what all processes say here is averaged too, not summed.
-        return _mean(gradient)
+        # Gradients of parameters are averaged later, so what all processes give here is averaged too, not summed.
+        return _reduced(gradient)
 
 
-def _mean(x: Tensor) -> Tensor:
+def _reduced(x: Tensor) -> Tensor:
     x = x.detach().clone().contiguous()
     dist.all_reduce(x)
     return x / processes()

@@ -1,4 +1,4 @@
-"""Graph reasoning: a map is gathered into a few nodes, these exchange what they know, the result is spread back.
+"""Graph reasoning: a map is gathered into a few nodes, these exchange information, the result is spread back.
 
 Source: Chen et al., "Graph-based global reasoning networks" (GloRe), CVPR 2019, used by Wen et al., Computers in
 Industry 166 (2025) 104252 for dual-relation distillation.
@@ -41,7 +41,7 @@ class GraphUnit(nn.Module):
             "extend": (channels, states),
         }
         for name, shape in shapes.items():
-            # Orthogonal rows keep what the map says; a plain Gaussian projection would mix its directions.
+            # Orthogonal rows keep the directions of the map; a plain Gaussian projection would mix its directions.
             self._add(f"{name}_weight", nn.init.orthogonal_(torch.empty(shape)), trained)
         for name, width in (("state", states), ("project", nodes), ("between_nodes", nodes)):
             self._add(f"{name}_bias", torch.zeros(width), trained)
@@ -64,11 +64,11 @@ class GraphUnit(nn.Module):
         return F.conv2d(features, weight[..., None, None], self._weight("state_bias", learn))
 
     def reason(self, mixed: Tensor, learn: bool = False) -> Tensor:
-        """``W_s ReLU(.)`` over states (dimension 1) of nodes that have heard their neighbours, ``(*, S, nodes)``."""
+        """``W_s ReLU(.)`` over states (dimension 1) of nodes mixed with their neighbours, ``(*, S, nodes)``."""
         return self._weight("between_states_weight", learn) @ mixed.relu()
 
     def relation(self, features: Tensor, states: Tensor | None = None, learn: bool = False) -> Tensor:
-        """``Y``: what the graph says of every position, ``(N, S, H, W)``.
+        """``Y``: what the graph gives for every position, ``(N, S, H, W)``.
 
         Args:
             features: The map, ``(N, C, H, W)``.
@@ -84,7 +84,7 @@ class GraphUnit(nn.Module):
         nodes = self.reason(nodes + F.linear(nodes, between, bias), learn)
         return (nodes @ project).unflatten(2, (height, width))
 
-    def answer(self, features: Map) -> tuple[Tensor, Tensor]:
+    def factors(self, features: Map) -> tuple[Tensor, Tensor]:
         """The two factors of :meth:`relation`, nodes V' ``(N, S, M)`` and projection B ``(N, M, P)``: ``Y = V' B``.
 
         Neither states nor relation are spread over the positions. Weights are constants here.
@@ -108,31 +108,31 @@ class GraphUnit(nn.Module):
         return normed * weight[:, None, None] + bias[:, None, None]
 
     def forward(self, features: Tensor) -> Tensor:
-        """The whole unit as GloRe has it: the input plus what the graph says of it, ``(N, C, H, W)``."""
+        """The whole unit as GloRe has it: the input plus what the graph gives for it, ``(N, C, H, W)``."""
         return features + self.extend(self.relation(features))
 
     def reconstruction(self, features: Tensor) -> Tensor:
         """How badly the graph alone, without the input added, redraws a map: the objective of a trained unit, a scalar.
 
         The unit learns from the teacher's map only, and the relation losses treat its weights as constants. So it
-        cannot lower those losses by collapsing: a unit that says the same of every map would redraw none of them.
+        cannot lower those losses by collapsing: a unit that gives the same for every map would redraw none of them.
         """
         return F.mse_loss(self.extend(self.relation(features, learn=True), learn=True), features)
 
 
-def neighbours(nodes: Tensor, taken: Tensor) -> Tensor:
-    """What each instance hears from the other instances of its image, weighted by likeness.
+def neighbours(nodes: Tensor, valid: Tensor) -> Tensor:
+    """For each instance the mean of the other instances of its image, weighted by similarity.
 
-        a_ij = exp(cos(x_i, x_j) / 0.5), normalised over j != i in the same image;  heard_i = sum_j a_ij x_j
+        a_ij = exp(cos(x_i, x_j) / 0.5), normalised over j != i in the same image;  y_i = sum_j a_ij x_j
 
-    An instance that is alone in its image hears nothing (zeros).
+    For an instance that is alone in its image it is zero.
 
     Shapes:
-        nodes: ``(N, I, *)``, I slots per image; taken: ``(N, I)``, 1 where a slot holds an instance, else 0; output
+        nodes: ``(N, I, *)``, I slots per image; valid: ``(N, I)``, 1 where a slot holds an instance, else 0; output
         like nodes.
     """
     flat = nodes.flatten(2)
     unit = F.normalize(flat, dim=2, eps=1e-6)
-    other = taken.unsqueeze(1) * (1 - torch.eye(taken.shape[1], device=taken.device))
-    likeness = (unit @ unit.transpose(1, 2) / 0.5).exp() * other  # cosines are bounded, so the exponential is too
-    return (likeness / likeness.sum(dim=2, keepdim=True).clamp(min=1e-6) @ flat).view_as(nodes)
+    other = valid.unsqueeze(1) * (1 - torch.eye(valid.shape[1], device=valid.device))
+    similarity = (unit @ unit.transpose(1, 2) / 0.5).exp() * other  # cosines are bounded, so the exponential is too
+    return (similarity / similarity.sum(dim=2, keepdim=True).clamp(min=1e-6) @ flat).view_as(nodes)

@@ -1,9 +1,9 @@
-"""Standardised feature maps as matrices, so that what the losses ask of them are a few matrix products.
+"""Standardised feature maps as matrices, so that what the losses read of them are a few matrix products.
 
 Cells of all images are rows, channels are columns, as they lie in memory where a network runs in channels_last.
-Everything that DRD and DED read is linear in the standardised map, so a narrow student is not brought to its teacher's
-width and standardised there, map by map: its adapter and the scale of every adapted channel become one matrix, which
-is multiplied with what a loss reads before the map comes in.
+Everything that DRD and DED read is linear in the standardised map. So a narrow student is not brought to its teacher's
+width and standardised there, map by map: its adapter and the scale of every adapted channel become one matrix, the
+projection, which is multiplied with what a loss reads before the map comes in.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tskd_yolo.losses.distributed import everywhere
+from tskd_yolo.losses.distributed import all_reduce_mean
+from tskd_yolo.rounding import ceil_div
 
 
 class Map(NamedTuple):
-    """A map of C channels, each with mean 0 and variance 1 (see :func:`standardised`): ``cells @ lift^T``.
+    """A map of C channels, each with mean 0 and variance 1 (see :func:`standardize`): ``cells @ projection^T``.
 
     Shapes:
-        cells: ``(N, P, B)``, N images of P cells; lift: ``(C, B)``, or None where it is the identity.
+        cells: ``(N, P, B)``, N images of P cells; projection: ``(C, B)``, or None where it is the identity.
     Units:
         size: height and width in cells, whose product is P.
     """
 
     cells: Tensor
-    lift: Tensor | None
+    projection: Tensor | None
     size: tuple[int, int]
 
     def read(self, weight: Tensor) -> Tensor:
@@ -37,45 +38,48 @@ class Map(NamedTuple):
 
     def through(self, weight: Tensor) -> Tensor:
         """The weights ``(R, C)`` of the map as weights ``(R, B)`` of its cells."""
-        return weight if self.lift is None else weight @ self.lift
+        return weight if self.projection is None else weight @ self.projection
 
     def full(self) -> Tensor:
         """The map itself, ``(N, P, C)``."""
-        return self.cells if self.lift is None else F.linear(self.cells, self.lift)
+        return self.cells if self.projection is None else F.linear(self.cells, self.projection)
 
     def some(self, most: int) -> Tensor:
-        """An even share of at most ``most`` channels, as maps ``(N, channels, H, W)``."""
-        step = -(-(self.cells.shape[2] if self.lift is None else len(self.lift)) // most)
-        part = self.cells[..., ::step] if self.lift is None else F.linear(self.cells, self.lift[::step])
-        return self.image(part).contiguous()
+        """Evenly spaced channels, at most ``most`` of them, as maps ``(N, channels, H, W)``."""
+        width = self.cells.shape[2] if self.projection is None else len(self.projection)
+        step = ceil_div(width, most)
+        if self.projection is None:
+            return self.image(self.cells[..., ::step]).contiguous()
+        return self.image(F.linear(self.cells, self.projection[::step])).contiguous()
 
     def image(self, cells: Tensor) -> Tensor:
         """``(N, P, C)`` as ``(N, C, H, W)``, not copied."""
         return cells.transpose(1, 2).unflatten(2, self.size)
 
 
-def standardised(features: Tensor | Map, adapter: Tensor | None = None, step: int = 1) -> Map:
+def standardize(features: Tensor | Map, adapter: Tensor | None = None, spatial_step: int = 1) -> Map:
     """Brings every channel of ``adapter @ features`` to mean 0 and variance 1 over batch and cells.
 
     After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a
     network's features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson
-    correlation coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being blown up to
+    correlation coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being scaled up to
     noise. The variance of adapted channels comes from the covariance K of the narrow ones: ``diag(A K A^T)``.
 
     Args:
         features: ``(N, B, H, W)``; a map that is standardised already comes back as it is.
         adapter: ``(C, B)``, the identity where it is missing.
-        step: Every how manieth cell is read, in either direction.
+        spatial_step: Distance of the cells that are read, in cells, in either direction.
     """
     if isinstance(features, Map):
         return features
-    cells, size = centred(features.float(), step), (-(-features.shape[2] // step), -(-features.shape[3] // step))
+    height, width = (ceil_div(side, spatial_step) for side in features.shape[2:])
+    cells = centred(features.float(), spatial_step)
     count = cells.shape[0] * cells.shape[1]
     if adapter is None:
-        scale = inverse_deviation(everywhere(cells.square().sum(dim=(0, 1)) / count))
-        return Map(cells * scale if cells.requires_grad else cells.mul_(scale), None, size)
-    variance = everywhere(adapted_variance(cells.flatten(0, 1), adapter, count))
-    return Map(cells, adapter * inverse_deviation(variance).unsqueeze(1), size)
+        scale = inverse_deviation(all_reduce_mean(cells.square().sum(dim=(0, 1)) / count))
+        return Map(cells * scale if cells.requires_grad else cells.mul_(scale), None, (height, width))
+    variance = all_reduce_mean(adapted_variance(cells.flatten(0, 1), adapter, count))
+    return Map(cells, adapter * inverse_deviation(variance).unsqueeze(1), (height, width))
 
 
 def adapted_variance(cells: Tensor, adapter: Tensor, count: float) -> Tensor:
@@ -84,11 +88,11 @@ def adapted_variance(cells: Tensor, adapter: Tensor, count: float) -> Tensor:
     return ((adapter @ covariance) * adapter).sum(dim=1).clamp(min=0)  # rounding may fall below
 
 
-def pair(student: Tensor | Map, teacher: Tensor | Map) -> tuple[Map, Map]:
+def standardize_pair(student: Tensor | Map, teacher: Tensor | Map) -> tuple[Map, Map]:
     """Both maps standardised, the teacher's without gradient."""
     if isinstance(teacher, Tensor):
-        teacher = standardised(teacher.detach())
-    return standardised(student), teacher
+        teacher = standardize(teacher.detach())
+    return standardize(student), teacher
 
 
 def inverse_deviation(variance: Tensor) -> Tensor:
@@ -96,13 +100,13 @@ def inverse_deviation(variance: Tensor) -> Tensor:
     return (variance + 0.01 * variance.mean() + 1e-12).rsqrt()
 
 
-def centred(features: Tensor, step: int = 1) -> Tensor:
-    """Every ``step``-th cell of ``(N, C, H, W)`` -> ``(N, P, C)`` with mean 0 per channel, in one pass either way."""
-    return _Centred.apply(features, step)
+def centred(features: Tensor, spatial_step: int = 1) -> Tensor:
+    """Every ``spatial_step``-th cell of ``(N, C, H, W)`` -> ``(N, P, C)`` with mean 0 per channel, in one pass."""
+    return _Centred.apply(features, spatial_step)
 
 
 class _Gram(torch.autograd.Function):
-    """``R^T R``, whose gradient is one product where autograd, blind to the symmetry, takes two."""
+    """``R^T R``, whose gradient is one product where autograd, which does not use the symmetry, takes two."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ class _Centred(torch.autograd.Function):
         part = features[:, :, ::step, ::step].permute(0, 2, 3, 1)
         if step > 1:
             part = part.contiguous()  # read twice
-        mean = everywhere(part.mean(dim=(0, 1, 2)))
+        mean = all_reduce_mean(part.mean(dim=(0, 1, 2)))
         cells = torch.sub(part, mean, out=features.new_empty(part.shape))
         return cells.flatten(1, 2)
 
@@ -136,6 +140,6 @@ class _Centred(torch.autograd.Function):
         if ctx.step > 1:
             back.zero_()
         part = back[:, :, :: ctx.step, :: ctx.step].permute(0, 2, 3, 1)
-        mean = everywhere(gradient.mean(dim=(0, 1)))
+        mean = all_reduce_mean(gradient.mean(dim=(0, 1)))
         torch.sub(gradient.unflatten(1, part.shape[1:3]), mean, out=part)
         return back, None

@@ -25,6 +25,7 @@ from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import voc
 from tskd_yolo.distill import teacher
+from tskd_yolo.distill.matching import mismatches
 
 PREVIOUS = "tskd_previous.pt"
 """The checkpoint before last.pt, kept while a run lasts."""
@@ -67,7 +68,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], found: Sequence[st
     if student and _all_frozen(student, values["freeze"]):
         found.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
     if model is not None and student and names:
-        found += teacher.mismatches(student_yaml=student, teacher=model, names=names)
+        found += mismatches(student_yaml=student, teacher=model, names=names)
     if found:
         raise ConfigError(found)
     if _same_file(values["teacher"], values["model"]):

@@ -31,9 +31,11 @@ from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Passes, Views, of_views
 from tskd_yolo.distill import cache, teacher
 from tskd_yolo.distill.balance import schedule
-from tskd_yolo.distill.distiller import Distiller, Pair, Trial, undisturbed
+from tskd_yolo.distill.distiller import Distiller, Trial
+from tskd_yolo.distill.matching import Pair, mismatches
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.hashing import Score
+from tskd_yolo.rng import undisturbed
 from tskd_yolo.train import checks
 from tskd_yolo.train.checks import PREVIOUS
 
@@ -247,7 +249,7 @@ class DistillationMixin:
             return
         model, self._teacher = self._teacher, None
         assert model is not None
-        if found := teacher.mismatches(student_yaml=self.model.yaml, teacher=model, names=self.data["names"]):
+        if found := mismatches(student_yaml=self.model.yaml, teacher=model, names=self.data["names"]):
             raise ConfigError(found)
         if self._lays_out():
             self.model.to(memory_format=torch.channels_last)
@@ -329,12 +331,12 @@ class DistillationMixin:
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
         self.epoch = self.start_epoch  # the engine sets it when its loop begins
-        for term in self.distiller.leave_frozen():
+        for term in self.distiller.leave_out_frozen():
             LOGGER.warning(f"{term} is left out: freeze={self.args.freeze} freezes every layer that it would teach.")
         self._share(self.distiller)
         self._cast_teacher(self.distiller)
-        for gate in self.distiller.gates.values():
-            gate.scaled = self.scaler.is_enabled()
+        for each in self.distiller.terms:
+            each.guard.scaled = self.scaler.is_enabled()
         self.distiller.meter.scale = 2.0**10 if self.scaler.is_enabled() else 1.0
         self.distiller.meter.total = dist.all_reduce if self.world_size > 1 else None
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
@@ -370,11 +372,11 @@ class DistillationMixin:
         """After each epoch: says which terms were left out of steps, and switches off those that were too often."""
         if self.distiller is None:
             return
-        for term, (left_out, steps, off) in self.distiller.sick(self._total).items():
+        for term, (left_out, steps, off) in self.distiller.nonfinite(self._total).items():
             end = "It is switched off for the rest of the run." if off else "The detection loss went on."
             LOGGER.warning(f"{term} was not finite in {left_out} of {steps} steps and left out of them. {end}")
         if RANK in {-1, 0}:  # validation, where there is one, makes the metrics anew
-            self.metrics.update(self.distiller.pulls())
+            self.metrics.update(self.distiller.shares())
         if self._stepped and not self._alive:
             self._say_that_it_is_alive(self.distiller)
             self._alive = True
@@ -385,9 +387,9 @@ class DistillationMixin:
         Raises:
             RunError: If nothing is being taught, with the reason.
         """
-        if found := distiller.dead(self._total, max(self.world_size, 1)):
+        if found := distiller.first_epoch_problems(self._total, max(self.world_size, 1)):
             raise RunError(f"after the first epoch the distillation is dead, the run was stopped: {'; '.join(found)}.")
-        shares = {k: v for k, v in distiller.pulls().items() if k.startswith("share/")}
+        shares = {k: v for k, v in distiller.shares().items() if k.startswith("share/")}
         words = "   ".join(f"{key.split('/')[1]} {value:.1%}" for key, value in shares.items())
         LOGGER.info(
             f"{colorstr('tskd-yolo:')} alive: every term reaches the student on {max(self.world_size, 1)} process(es), "
@@ -416,16 +418,16 @@ class DistillationMixin:
             f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(metrics)}",
             f"{'student':10}{Path(str(self.args.model)).name:<28}{get_num_params(student):>12,}"
             f"{get_flops(student, self.args.imgsz):>9.1f}{_accuracy(own)}",
-            "levels    " + _pair_words(distiller.pairs["neck"]),
-            *(["stages    " + _pair_words(distiller.pairs["stages"])] if distiller.compares("stages") else []),
+            "levels    " + _pair_words(distiller.pairs("neck") or distiller.match.neck(all_channels=True)),
+            *(["stages    " + _pair_words(distiller.pairs("stages"))] if distiller.pairs("stages") else []),
             "terms     "
             + "   ".join(f"{t} {w:g}" if w else f"{t} off" for t, w in self.config.weights.items())
             + f"   (balance={self.config.balance} variant={self.config.variant} graph={self.config.graph})",
             f"adapters  {sum(p.numel() for p in trained):,} parameters, trained with the student and not part of it",
         ]
-        if distiller.unpaired:
+        if distiller.match.unpaired:
             rows.append(
-                f"unpaired  levels of stride {distiller.unpaired} exist in one network only and are not distilled"
+                f"unpaired  levels of stride {distiller.match.unpaired} exist in one network only and are not distilled"
             )
         if distiller.untaught:
             rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher has lost this branch by fusing")
@@ -470,7 +472,7 @@ class DistillationMixin:
             if self._lays_out():  # once for both networks
                 batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
             self.distiller.factor = self._schedule()
-            self.distiller.arm(unwrap_model(self.model), batch["img"], batch)
+            self.distiller.attach(unwrap_model(self.model), batch["img"], batch)
         return batch
 
     def _schedule(self) -> float:
@@ -493,7 +495,7 @@ class DistillationMixin:
     def _clear_memory(self, *args: Any, **kwargs: Any) -> None:
         """Between steps; after one that ran out of memory, what the teacher said to it is in the way."""
         if self.distiller is not None:
-            self.distiller.disarm(unwrap_model(self.model))
+            self.distiller.detach()
         super()._clear_memory(*args, **kwargs)  # type: ignore[misc]
 
     def _learned(self) -> list[nn.Parameter]:
@@ -515,7 +517,7 @@ class DistillationMixin:
         """The engine's validation; each term's share and cosine stand beside its metrics, in every logger."""
         metrics, fitness = super().validate()  # type: ignore[misc]
         if metrics is not None and self.distiller is not None:
-            metrics = {**metrics, **self.distiller.pulls()}
+            metrics = {**metrics, **self.distiller.shares()}
         return metrics, fitness
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
@@ -619,7 +621,7 @@ def _engine_args(args: Any) -> Any:
 def _pair_words(pairs: Iterable[Pair]) -> str:
     """Strides, and how many channels of the student are compared with how many of the teacher's."""
     return "   ".join(
-        f"stride {p.stride}: {p.ours} -> " + f"{p.compared} of " * (p.compared < p.theirs) + str(p.theirs)
+        f"stride {p.stride}: {p.student} -> " + f"{p.compared} of " * (p.compared < p.teacher) + str(p.teacher)
         for p in pairs
     )
 

@@ -1,7 +1,7 @@
-"""How hard each part of the three terms pulls on the student at weight 1, and whether towards the labels.
+"""The gradient of each part of the three terms on the student at weight 1, and whether it agrees with the labels'.
 
-    python benchmarks/pulls.py teacher=neu_yolo11s_128.pt student=yolo11n.yaml json=benchmarks/results/pulls_start.json
-    python benchmarks/pulls.py teacher=neu_yolo11s_128.pt student=runs/tskd/weights/last.pt json=...
+    python benchmarks/gradients.py teacher=neu_yolo11s_128.pt student=yolo11n.yaml json=FILE.json
+    python benchmarks/gradients.py teacher=neu_yolo11s_128.pt student=runs/tskd/weights/last.pt json=...
 
 Of every part: its value, the norm of its gradient on the neck features of all levels, or on the maps of the backbone's
 stages for what is called ``stages.``, and the cosine of that gradient with the detection loss's in the same place, as
@@ -30,11 +30,12 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel
 
 from tskd_yolo import config
-from tskd_yolo.distill.distiller import Distiller, boxes_of, heard
-from tskd_yolo.distill.features import Answer
+from tskd_yolo.distill.distiller import Distiller
+from tskd_yolo.distill.features import StudentOutputs, TeacherOutputs
+from tskd_yolo.distill.step import boxes_of
 from tskd_yolo.distill.teacher import Teacher, load
+from tskd_yolo.distill.terms import ResponseTerm, level_weights
 from tskd_yolo.losses.boxes import Boxes, covered
-from tskd_yolo.losses.standardize import pair
 
 KEYS = {"teacher", "student", "data", "imgsz", "batch", "batches", "seed", "json"}
 
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> None:
     found: dict[str, list[tuple[float, float, float]]] = {}
     norms: dict[str, list[float]] = {}
     for images, _ in zip(loader, range(int(given.get("batches", 3))), strict=False):
-        for name, measured in pulls(student, distiller, images).items():
+        for name, measured in gradients(student, distiller, images).items():
             found.setdefault(name, []).append(measured)
         for name, norm in clipped(student, distiller, images).items():
             norms.setdefault(name, []).append(norm)
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> None:
         for name, v in found.items()
     }
     report = {
-        "command": "python benchmarks/pulls.py " + public(arguments),
+        "command": "python benchmarks/gradients.py " + public(arguments),
         **machine(),
         "parts": rows,
         "clipped": {name: round(sum(x) / len(x), 1) for name, x in norms.items()},
@@ -91,35 +92,29 @@ def _student(name: str, data: dict[str, Any]) -> Any:
     return model.float().train().requires_grad_(True)
 
 
-def pulls(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+def gradients(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Value, gradient norm and cosine per part, ``detection`` among them, for one batch of uint8 images."""
     batch = {**batch, "img": batch["img"].float() / 255}
-    said = distiller.ask(batch["img"])
-    distiller.reader.arm()
-    distiller.stages.arm()
-    predictions = student(batch["img"])
-    read, stages = distiller.reader.read(predictions), distiller.stages.read()
-    distiller.reader.disarm()
-    distiller.stages.disarm()
-    levels = [read[stride] for stride in distiller.strides]
-    neck = [level.features for level in levels]
+    step = distiller.attach(student, batch["img"])
+    assert step.teacher is not None
+    teacher, predictions = step.teacher, student(batch["img"])
+    outputs = step.read(predictions)
+    distiller.detach()
     boxes = boxes_of(batch, images=len(batch["img"]), size=(batch["img"].shape[2], batch["img"].shape[3]))
     loss, _ = student.init_criterion()(predictions, batch)
-    at_neck = {"detection": loss.sum() / len(batch["img"]), **_drd(distiller, neck, said, boxes)}
-    for branch in distiller.branches:
-        terms = distiller.learned["crd"][branch].terms(
-            student=[level.responses[branch] for level in levels],
-            teacher=said.responses[branch],
-            tails=[distiller.teacher.tails(stride, branch) for stride in distiller.strides],
-        )
-        at_neck.update({name if len(distiller.branches) == 1 else f"{branch}.{name}": v for name, v in terms.items()})
-    at_stages = {"detection": at_neck["detection"], **_ded(distiller, stages, said, boxes)}
-    found = _pulled(at_neck, neck)
-    found.update({f"stages.{name}": pull for name, pull in _pulled(at_stages, stages).items()})
-    return found
+    at_neck = {"detection": loss.sum() / len(batch["img"]), **_drd(distiller, outputs, teacher, boxes)}
+    responses = [term for term in distiller.terms if isinstance(term, ResponseTerm)]
+    for term in responses:
+        branch = outputs.responses[term.branch]
+        parts = term.module.terms(student=branch, teacher=teacher.responses[term.branch], tails=term.tails)
+        at_neck.update({name if len(responses) == 1 else f"{term.branch}.{name}": v for name, v in parts.items()})
+    at_stages = {"detection": at_neck["detection"], **_ded(distiller, outputs, teacher, boxes)}
+    found = _measured(at_neck, list(outputs.maps["neck"]))
+    stages = _measured(at_stages, list(outputs.maps["stages"]))
+    return {**found, **{f"stages.{name}": row for name, row in stages.items()}}
 
 
-def _pulled(parts: dict[str, Tensor], inputs: list[Tensor]) -> dict[str, tuple[float, float, float]]:
+def _measured(parts: dict[str, Tensor], inputs: list[Tensor]) -> dict[str, tuple[float, float, float]]:
     gradients = {name: _gradient(value, inputs) for name, value in parts.items()}
     return {
         name: (
@@ -139,31 +134,36 @@ def clipped(student: Any, distiller: Distiller, batch: dict[str, Any]) -> dict[s
         student.zero_grad()
         student.criterion = None
         if name == "tskd":
-            distiller.arm(student, batch["img"])
+            distiller.attach(student, batch["img"])
         student(batch)[0].sum().backward()
         found[name] = float(torch.nn.utils.get_total_norm([p.grad for p in student.parameters() if p.grad is not None]))
     return found
 
 
-def _ded(distiller: Distiller, stages: list[Tensor], said: Answer, boxes: Boxes) -> dict[str, Tensor]:
+def _maps(distiller: Distiller, name: str, outputs: StudentOutputs, teacher: TeacherOutputs) -> list[tuple[Any, Any]]:
+    """Student's and teacher's standardised maps of a source."""
+    source = distiller.source(name)
+    return list(zip(outputs.adapted(source), map(source.teacher_map, teacher.maps[name]), strict=True))
+
+
+def _ded(distiller: Distiller, outputs: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> dict[str, Tensor]:
     """The parts of DED, as means over the backbone's stages."""
     found = []
-    for i, (features, wanted) in enumerate(zip(stages, said.stages, strict=True)):
-        ours, theirs = pair(distiller._brought("stages", i, features), distiller._wanted(wanted))
-        regions = covered(boxes, *theirs.size)
-        found.append(distiller.learned["ded"].terms(student=ours, teacher=theirs, masks=regions))
+    for loss, (ours, theirs) in zip(
+        distiller.learned["ded"], _maps(distiller, "stages", outputs, teacher), strict=True
+    ):
+        found.append(loss.terms(student=ours, teacher=theirs, masks=covered(boxes, *theirs.size)))
     return {name: torch.stack([terms[name] for terms in found]).mean() for name in found[0]}
 
 
-def _drd(distiller: Distiller, neck: list[Tensor], said: Answer, boxes: Boxes) -> dict[str, Tensor]:
-    """The parts of DRD, as means over levels by what the teacher says there."""
-    assert said.said is not None
+def _drd(distiller: Distiller, outputs: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> dict[str, Tensor]:
+    """The parts of DRD, as means over levels by the teacher's class scores there."""
     found = []
-    for i, (features, wanted) in enumerate(zip(neck, said.maps, strict=True)):
-        ours, theirs = pair(distiller._brought("neck", i, features), distiller._wanted(wanted))
-        unit = distiller.learned["drd"][i]
-        found.append(unit.terms(student=ours, teacher=theirs, boxes=boxes))
-    return {name: (heard(said.said) * torch.stack([terms[name] for terms in found])).sum() for name in found[0]}
+    maps = _maps(distiller, "neck", outputs, teacher)
+    for loss, (ours, theirs) in zip(distiller.learned["drd"], maps, strict=True):
+        found.append(loss.terms(student=ours, teacher=theirs, boxes=boxes))
+    weights = level_weights(teacher.level_scores)
+    return {name: (weights * torch.stack([terms[name] for terms in found])).sum() for name in found[0]}
 
 
 def _gradient(value: Tensor, inputs: list[Tensor]) -> Tensor:

@@ -1,0 +1,128 @@
+"""One forward pass of the student beside its teacher: hooks, teacher outputs, criterion. Nothing of it outlives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tskd_yolo.distill.features import Capture, HeadReader, StageReader, StudentOutputs, TeacherOutputs
+from tskd_yolo.distill.terms import Term
+from tskd_yolo.losses.boxes import Boxes
+
+
+class Readers(NamedTuple):
+    """How a student's passes are read.
+
+    ``strides`` are the levels that the teacher has too.
+    """
+
+    head: HeadReader
+    stages: StageReader
+    strides: Sequence[int]
+
+    def attach(self, capture: Capture, terms: Sequence[Term]) -> None:
+        """Adds the hooks that these terms need for the next pass."""
+        self.head.attach(capture)
+        if any(term.source is not None and term.source.name == "stages" for term in terms):
+            self.stages.attach(capture)
+
+    def read(self, predictions: Any, caught: Mapping[Any, Tensor]) -> StudentOutputs:
+        """What the terms read of a pass."""
+        levels = self.head.read(predictions, caught)
+        paired = [levels[stride] for stride in self.strides]
+        maps = {"neck": [level.features for level in paired]}
+        if ("stage", 0) in caught:
+            maps["stages"] = self.stages.read(caught)
+        responses = {branch: [level.responses[branch] for level in paired] for branch in self.head.towers}
+        positives = {key[1]: value for key, value in caught.items() if key[0] == "positives"}
+        return StudentOutputs(maps, responses, positives)
+
+
+class Losses(NamedTuple):
+    """The unweighted terms of one pass by name, and the tensors of the student where each one's share is measured."""
+
+    values: dict[str, Tensor]
+    measured: dict[str, Sequence[Tensor]]
+
+
+class Step:
+    """Made before the student's pass, asked once for the losses, closed after it.
+
+    Between :meth:`stand_in` and :meth:`close` it is the student's criterion. It copies and pickles to nothing, so a
+    student that is copied during the pass is a plain model.
+
+    Args:
+        readers: Of the student.
+        terms: Those that are on.
+        teacher: The teacher's outputs for the images; None without a term.
+        add: Adds the terms to the detection loss: its vector and items, the terms, the number of images.
+    """
+
+    def __init__(
+        self, *, readers: Readers, terms: Sequence[Term], teacher: TeacherOutputs | None, add: Callable[..., Any]
+    ) -> None:
+        self.readers, self.terms, self.teacher, self.add = readers, terms, teacher, add
+        self.capture = Capture()
+        self.criterion: Any = None
+        """The student's own, while this one stands in for it."""
+        self._student: Any = None
+        readers.attach(self.capture, terms)
+
+    def stand_in(self, student: Any) -> None:
+        """Takes the place of the student's criterion."""
+        self.criterion = getattr(student, "criterion", None) or student.init_criterion()
+        for term in self.terms:
+            term.attach(self.capture, self.criterion)
+        student.criterion, self._student = self, student
+
+    def close(self) -> None:
+        """Gives the student its own criterion back and lets go of everything that belongs to the pass."""
+        if self._student is not None and self._student.criterion is self:
+            self._student.criterion = self.criterion
+        self.capture.detach()
+        self.capture.caught.clear()
+        self.teacher = self._student = None
+
+    def __call__(self, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
+        if any(term.after_detection for term in self.terms):
+            vector, items = self.criterion(predictions, batch)
+            losses = self.losses(self.read(predictions), batch)
+        else:  # the teacher's outputs are forgotten before the detection loss takes its memory
+            losses = self.losses(self.read(predictions), batch)
+            self.teacher = None
+            vector, items = self.criterion(predictions, batch)
+        total = self.add(vector, items, losses, len(batch["img"]))
+        self.close()
+        return total
+
+    def read(self, predictions: Any) -> StudentOutputs:
+        """What the terms read of the student's pass, from the head's output."""
+        return self.readers.read(predictions, self.capture.caught)
+
+    def losses(self, student: StudentOutputs, batch: dict[str, Tensor]) -> Losses:
+        """The unweighted terms, each a float32 scalar."""
+        if not self.terms or self.teacher is None:
+            return Losses({}, {})
+        height, width = batch["img"].shape[2:]
+        boxes = boxes_of(batch, images=len(batch["img"]), size=(height, width))
+        values = {term.name: term(student=student, teacher=self.teacher, boxes=boxes) for term in self.terms}
+        return Losses(values, {term.name: term.measured(student) for term in self.terms})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
+
+
+def boxes_of(batch: dict[str, Tensor], *, images: int, size: tuple[int, int]) -> Boxes:
+    """Annotated boxes of an Ultralytics batch (centre, width, height as parts of the image) as corners in pixels."""
+    centre, half = batch["bboxes"].float().split(2, dim=1)
+    half = half / 2
+    x, y = torch.stack((centre - half, centre + half), dim=1).unbind(dim=2)  # each (K, 2): from, to
+    corners = torch.stack((x * size[1], y * size[0]), dim=2).flatten(1)  # no scale tensor that the device waits for
+    return Boxes(corners, batch["batch_idx"].view(-1), images, size)
