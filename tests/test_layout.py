@@ -16,7 +16,7 @@ MODULES = {
     ".".join(["tskd_yolo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-BOTTOM = {"config", "files", "compat", "hashing", "data"}
+BOTTOM = {"config", "files", "compat", "hashing", "rng", "data"}
 MAY_IMPORT = {
     "cli": {"compare", "train", "demo", *BOTTOM},
     "demo": {"train", "data"},
@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "losses": set(),
     "compat": {"files", "config"},
     "hashing": {"files"},
-    "data": {"config"},
+    "data": {"config", "rng"},
     "files": set(),
+    "rng": set(),
     "config": set(),
 }
 """Of every package, and every module that stands alone, what it may import besides itself."""

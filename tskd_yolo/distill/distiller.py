@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,19 +21,7 @@ from tskd_yolo.losses.ded import PaperDED
 from tskd_yolo.losses.distributed import everywhere
 from tskd_yolo.losses.drd import PaperDRD
 from tskd_yolo.losses.standardize import Map, standardised
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Whatever is drawn inside, the run's random numbers go on as if nothing had happened."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
+from tskd_yolo.rng import undisturbed
 
 CHANNELS = 64
 """How many channels of a map, or somewhat more, DRD and DED compare where the widths differ."""

@@ -31,9 +31,10 @@ from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Passes, Views, of_views
 from tskd_yolo.distill import cache, teacher
 from tskd_yolo.distill.balance import schedule
-from tskd_yolo.distill.distiller import Distiller, Pair, Trial, undisturbed
+from tskd_yolo.distill.distiller import Distiller, Pair, Trial
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.hashing import Score
+from tskd_yolo.rng import undisturbed
 from tskd_yolo.train import checks
 from tskd_yolo.train.checks import PREVIOUS
 
