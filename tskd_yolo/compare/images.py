@@ -83,7 +83,7 @@ def disagreements(
     found = {who: {row["file"]: row for row in table} for who, table in rows.items()}
     gains = {file: _hits(row) - _hits(found[before][file]) for file, row in found[after].items()}
     files = choose(gains, {file: len(row["truth"]) for file, row in found[after].items()})
-    folder, look = check_det_dataset(data)["path"], _Weights(teacher, imgsz, variant, names)
+    folder, look = check_det_dataset(data)["path"], DEDWeights(teacher, imgsz, variant, names)
     shown = []
     for file in files:
         image = cv2.imread(str(Path(folder) / file))
@@ -135,7 +135,7 @@ def jpeg(image: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode("ascii")
 
 
-class _Weights:
+class DEDWeights:
     """What DED weighs on an image, on every map that it compares, 1 on average.
 
     By default foreground and background, each as much as the other and every cell of it alike; in the paper's form the
@@ -171,10 +171,15 @@ class _Weights:
         boxes = Boxes(corners, torch.zeros(len(corners)), 1, (height, width))
         found = {}
         for stride, step in zip(STAGES, STEPS, strict=True):
-            areas = covered(boxes, -(-height // (stride * step)), -(-width // (stride * step)))
+            areas = covered(boxes, _ceil_div(height, stride * step), _ceil_div(width, stride * step))
             shares = torch.stack([region[0] / region.sum() for region in areas if region.sum() > 0])
             found[stride] = shares.mean(dim=0) * shares[0].numel()
         return image, found
+
+
+def _ceil_div(a: int, b: int) -> int:
+    """``a / b``, rounded up."""
+    return (a + b - 1) // b
 
 
 def _overlay(image: Any, weight: Any) -> Any:
