@@ -65,7 +65,7 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 
 def finished_run(plan: Any, arm: str, seed: int, value: float, names: Any = NAMES, **more: Any) -> None:
     """What an arm leaves when it is through, with ``value`` as its mAP50-95, without having trained anything."""
-    from tskd_yolo.compare.metrics import write_json
+    from tskd_yolo.files import write_json
 
     folder = plan.out / f"{arm}-{seed}"
     folder.mkdir(parents=True)
@@ -100,7 +100,7 @@ def seen_on(plan: Any, hits: bool) -> list[dict[str, Any]]:
 
 def finished_teacher(plan: Any, value: float, names: Any = NAMES) -> None:
     """What judging the teacher leaves, and the latencies."""
-    from tskd_yolo.compare.metrics import write_json
+    from tskd_yolo.files import write_json
 
     for name in ("teacher", "latency", "logs"):
         (plan.out / name).mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 
 from tests.helpers import make_detector, settings, tiny_data
 from tskd_yolo import hashing
-from tskd_yolo.hashing import Score
+from tskd_yolo.hashing import Score, hash_tensors
 
 SCORE = {"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.25}
 
@@ -36,6 +37,31 @@ def test_a_score_is_found_again_by_whoever_asks_for_the_same(given):
     assert Score(**given).recall() == {}
     Score(**given).keep({**SCORE, "fitness": np.float64(0.3)})
     assert Score(**given).recall() == SCORE
+
+
+def test_a_fingerprint_stays_what_users_disks_have(given, monkeypatch):
+    """A literal of the first version: score files and caches are found by it."""
+    monkeypatch.setattr(hashing, "_versions", lambda: {"torch": "1"})
+    network, dataset = torch.nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last), given["dataset"]
+    network.register_buffer("count", torch.tensor(7))
+    with torch.no_grad():
+        network.weight.copy_(torch.arange(24.0).view(3, 2, 2, 2)), network.bias.copy_(torch.tensor([0.5, 0.25, -1.0]))
+    file, label = dataset.im_files[0], dataset.labels[0]
+    os.utime(file, ns=(10**18, 10**18))
+    one = SimpleNamespace(im_files=[file], labels=[label])
+    name = hashing.fingerprint({"imgsz": 64}, network=network, dataset=one, folder=os.path.dirname(file))
+    assert name == "c44db4f7aff027f7d144c0b7d53178eacfdecd188d66aa246efb686d031afcc6"
+
+
+def test_tensors_are_hashed_by_their_elements_in_order():
+    x = torch.arange(24, dtype=torch.float32).view(1, 2, 3, 4)
+    expected = hashlib.sha256(x.numpy().tobytes()).hexdigest()
+    assert (
+        hash_tensors([x]).hexdigest() == hash_tensors([x.to(memory_format=torch.channels_last)]).hexdigest() == expected
+    )
+    assert hash_tensors(x[0]).hexdigest() == hash_tensors([x[:, 1:]], hash_tensors([x[:, :1]])).hexdigest() == expected
+    others = [[x + 1e-6], [x.transpose(2, 3)], [x.half()], [x.bfloat16()], [x, torch.tensor(1)], []]
+    assert len({expected, *(hash_tensors(other).hexdigest() for other in others)}) == 7
 
 
 def change_weights(given):

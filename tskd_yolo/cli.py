@@ -221,7 +221,8 @@ def _train(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> int:
-    from tskd_yolo.compare.runner import KEYS, checked, compare
+    from tskd_yolo.compare.plan import KEYS, checked
+    from tskd_yolo.compare.runner import compare
 
     values, found = parse(arguments, more=KEYS)
     if found:

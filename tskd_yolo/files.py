@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -44,6 +45,15 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(dict(content), buffer)
     replace(path, buffer.getvalue())
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """JSON in UTF-8 with a last newline, whole or not at all; raises OSError as :func:`replace` does.
+
+    Raises:
+        ValueError: If it holds NaN or infinity, which JSON has not.
+    """
+    replace(path, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
 
 
 class WholePath(type(Path())):  # type: ignore[misc]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from ultralytics.utils import LOGGER, USER_CONFIG_DIR
 
 from tskd_yolo import __version__, files
@@ -29,6 +30,17 @@ METRICS = {"metrics/mAP50(B)", "metrics/mAP50-95(B)"}
 """What a score consists of."""
 
 
+def hash_tensors(tensors: Iterable[Tensor], hashed: Any = None) -> Any:
+    """Adds tensors' bytes, in the order of their elements, to ``hashed`` or to a new sha256; returns the hash.
+
+    Device and memory format do not count; shape and type count only so far as the bytes show them.
+    """
+    hashed = hashlib.sha256() if hashed is None else hashed
+    for tensor in tensors:
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed
+
+
 def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None = None) -> str:
     """A hash over plain values, a network's weights, a data set's images and labels, and what computes with them.
 
@@ -37,7 +49,7 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
     hashed = hashlib.sha256(json.dumps([values, _versions()], sort_keys=True).encode())
     for name, value in network.state_dict().items():
         hashed.update(f"{name} {value.dtype}".encode())
-        hashed.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        hash_tensors([value], hashed)
     for file, label in zip(dataset.im_files, dataset.labels, strict=True):
         found = os.stat(file)
         name = os.path.relpath(file, folder) if folder else file

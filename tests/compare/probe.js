@@ -1,4 +1,4 @@
-// Added to a copy of a page by tests/test_report.py: what a reader would see of it, written into the title around it.
+// Added to a copy of a page by tests/compare/test_report.py: what a reader would see of it, written into the title around it.
 addEventListener("load", () => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   all("details").forEach((e) => { e.open = true; });

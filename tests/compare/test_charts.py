@@ -32,7 +32,7 @@ def test_ticks_are_round_and_enclose_the_range(low, high, expected):
     assert charts.ticks(low, high) == pytest.approx(expected)
 
 
-def test_seeds_are_thin_and_their_mean_is_thick_over_the_epochs_that_all_have():
+def test_seeds_are_thin_and_their_mean_over_common_epochs_thick():
     series = Series("plain", 2, [([1, 2, 3], [0.0, 2.0, 4.0]), ([1, 2], [2.0, 4.0])])
     svg = parsed(charts.lines("label", [series], x_label="epoch", y_label="loss"))
     assert len(paths(svg, "s2 thin")) == 2

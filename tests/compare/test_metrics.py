@@ -48,7 +48,7 @@ def test_nothing_found_misses_all_and_no_defect_has_no_miss_rate():
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=30), st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
-def test_more_false_alarms_never_miss_more_and_the_threshold_keeps_its_promise(rows, images):
+def test_more_false_alarms_never_miss_more_and_thresholds_hold(rows, images):
     score, hit = np.array([r[0] / 20 for r in rows], float), np.array([r[1] for r in rows], bool)
     told = miss_rates(score=score, hit=hit, truths=40, images=images, at=[0, 0.1, 0.5, 1, 3])
     missed = [row["miss"] for row in told]
@@ -70,7 +70,7 @@ def test_a_class_has_a_threshold_of_its_own():
     assert misses(pair, of=2, at=[0])[0]["miss"] is None
 
 
-def test_what_was_seen_is_cut_at_one_false_alarm_per_image_and_in_shares_of_the_image():
+def test_what_was_seen_is_cut_at_one_false_alarm_and_relative():
     box = [20, 10, 100, 60]
     found = [(0, 0.9, True, box), (1, 0.5, False, box), (1, 0.4, False, box)]
     (row,) = seen([image([(0, box)], found)])
@@ -79,7 +79,7 @@ def test_what_was_seen_is_cut_at_one_false_alarm_per_image_and_in_shares_of_the_
     json.dumps(row, allow_nan=False)
 
 
-def test_cocos_metrics_of_a_perfect_of_a_blind_and_of_an_empty_set():
+def test_cocos_metrics_of_a_perfect_a_blind_and_an_empty_set():
     small, large = [0, 0, 20, 20], [30, 0, 190, 90]
     truth = [(0, small), (1, large)]
     perfect = coco([image(truth, [(c, 0.9, True, box) for c, box in truth])])
@@ -127,7 +127,7 @@ def test_cocos_metrics_are_ultralytics_own_within_tolerance(judged):
     assert mine["AP"] == pytest.approx(box.map, abs=0.02)
 
 
-def test_the_findings_are_the_validators_and_the_hits_are_counted_on_every_image(judged):
+def test_findings_are_the_validators_with_hits_of_every_image(judged):
     figures = findings(judged)
     assert figures["images"] == 24 == len(judged.images)
     assert figures["mAP50-95"] == pytest.approx(judged.metrics.box.map, abs=1e-5)

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.helpers import finished_run, finished_teacher, make_detector, settings, tiny_data
+from tests.compare.helpers import asked
+from tests.helpers import finished_run, finished_teacher, make_detector, tiny_data
 from tskd_yolo.cli import main
 from tskd_yolo.compare import report
-from tskd_yolo.compare.runner import checked, compare
+from tskd_yolo.compare.plan import checked
+from tskd_yolo.compare.runner import compare
 
 EVIL = ('<script>alert("1")</script>', "</title><img src=x onerror=alert(2)>", "ünïcode & 'quotes'", "{{ 7 * 7 }}",
         "https://example.com/a.js", "=cmd|' /C calc'!A0")  # fmt: skip
@@ -31,10 +33,9 @@ def out(tmp_path_factory):
     data = tiny_data(root, train=4, val=6)
     content = yaml.safe_load(data.read_text())
     data.write_text(yaml.safe_dump({**content, "names": list(EVIL)}))
-    teacher = make_detector(root / "teacher.pt", names=EVIL)
+    make_detector(root / "teacher.pt", names=EVIL)
     arms = {"plain": 0, "tskd": 0.05, "ultralytics": -0.04, "plain_same_time": 0.001}
-    base = settings(root, data, teacher=str(teacher), arms=list(arms), seeds=3, out=root / "out")
-    values = {k: v for k, v in base.items() if k not in {"project", "name", "exist_ok", "seed"}}
+    values = asked(root, root / "out", arms=list(arms), seeds=3)
     plan = checked(values)
     plan.out.mkdir()
     finished_teacher(plan, 0.5, EVIL)
@@ -139,45 +140,13 @@ def test_the_verdict_stands_first_and_every_number_has_its_seeds(out):
         assert part in words, part
 
 
-def test_images_are_chosen_by_the_rule_that_the_page_states():
-    from tskd_yolo.compare.images import choose
-
-    gains = {"a": 1, "b": -2, "c": 3, "d": 0, "e": 1, "f": 2, "g": -1}
-    assert choose(gains, dict.fromkeys(gains, 1)) == ["c", "f", "a", "b", "g"]
-    assert choose({"a": 0, "b": 0}, {"a": 1, "b": 4}) == ["b", "a"]
-
-
-def test_the_weights_shown_are_those_of_ded(out):
-    import numpy as np
-    import torch
-    from ultralytics.nn.tasks import load_checkpoint
-
-    from tskd_yolo.compare.images import _Weights
-    from tskd_yolo.losses.boxes import spatial_attention
-
-    teacher, names = str(out.parent / "teacher.pt"), dict(enumerate(EVIL))
-    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    heat = _Weights(teacher, 64, "default", names)(image, [[0, 0, 0, 0.25, 0.5], [1, 0.5, 0.5, 0.5, 0.5]])
-    assert [(h.stride, round(h.strongest, 3)) for h in heat] == [(stride, 4) for stride in (4, 8, 16)]  # an eighth
-    heat = _Weights(teacher, 64, "default", names)(image, [])
-    assert [h.strongest for h in heat] == [1, 1, 1]
-    heat = _Weights(teacher, 64, "paper", names)(image, [])
-    model, caught = load_checkpoint(teacher)[0], {}
-    model.model[-1].register_forward_pre_hook(lambda m, inputs: caught.update(levels=inputs[0]))
-    with torch.no_grad():
-        model(torch.from_numpy(image[..., ::-1].copy().transpose(2, 0, 1))[None] / 255)
-    assert [h.stride for h in heat] == [8, 16, 32]
-    for shown, features in zip(heat, caught["levels"]):
-        assert shown.strongest == pytest.approx(float(spatial_attention(features).max()), rel=1e-3)
-
-
 def test_labels_in_an_image_do_not_hide_each_other():
     taken: list = []
-    heights = [report._free(taken, 10, 50, 20, 8) for _ in range(3)] + [report._free(taken, 70, 50, 20, 8)]
+    heights = [report.free_height(taken, 10, 50, 20, 8) for _ in range(3)] + [report.free_height(taken, 70, 50, 20, 8)]
     assert heights == [20, 28, 36, 20]
 
 
-def test_the_page_of_a_comparison_without_terms_teacher_or_pictures_is_whole(out):
+def test_a_page_without_terms_teacher_or_pictures_is_whole(out):
     summary = json.loads((out / "compare.json").read_text())
     curves = summary.pop("curves")
     summary.update(teacher=None, latency=None, failed=["tskd-2"], complete=False, resumed=["plain-0"])

@@ -29,7 +29,7 @@ def test_two_seeds_by_hand():
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12))
 @settings(max_examples=50, deadline=None)
-def test_the_interval_holds_the_mean_and_swapping_the_arms_mirrors_it(pairs):
+def test_the_interval_holds_the_mean_and_swapped_arms_mirror_it(pairs):
     a, b = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
     one, other = paired(a, b), paired(b, a)
     assert one.low <= one.mean <= one.high

@@ -18,6 +18,8 @@ LONGEST = 3
 """Length of a whisker, in longest bars, from which it is cut."""
 DASHES = "", "6 3", "2 2", "8 3 2 3", "12 4", "4 2 1 2", "1 3", "10 2 2 2 2 2"
 COLOURS = len(DASHES)
+NOTHING = Markup('<p class="note">Nothing to draw.</p>')
+"""Stands where a chart would be empty."""
 
 Run = tuple[Sequence[float], Sequence[float]]
 """x and y of one line."""
@@ -49,20 +51,20 @@ def lines(label: str, series: Sequence[Series], *, x_label: str, y_label: str, l
         x_label, y_label: What stands at the axes.
         log_x: Whether x is logarithmic.
     """
-    finite = [(s, [_finite(run) for run in s.runs]) for s in series]
-    xs = [x for _, runs in finite for run in runs for x, _ in run]
-    ys = [y for _, runs in finite for run in runs for _, y in run]
-    if not xs:
-        return Markup('<p class="note">Nothing to draw.</p>')
+    families = [(s.style, [_finite(run) for run in s.runs]) for s in series]
+    points = [point for _, runs in families for run in runs for point in run]
+    if not points:
+        return NOTHING
+    xs, ys = zip(*points)
     place_x = _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=log_x)
     y_ticks = ticks(min(ys), max(ys))
     place_y = _Scale(min(y_ticks[0], *ys), max(y_ticks[-1], *ys), HEIGHT - BOTTOM, TOP)
     parts = [_grid(place_x, place_y, _ticks_x(xs, log_x), y_ticks, x_label, y_label)]
-    for s, runs in finite:
-        thin = len(runs) > 1
-        parts += [_path(run, place_x, place_y, f"s{s.style}{' thin' if thin else ''}", s.style) for run in runs]
-        if thin:
-            parts.append(_path(mean(runs), place_x, place_y, f"s{s.style}", s.style))
+    for style, runs in families:
+        if len(runs) > 1:
+            parts += [_path(run, place_x, place_y, f"s{style} thin", style) for run in runs]
+            runs = [mean_line(runs)]
+        parts += [_path(run, place_x, place_y, f"s{style}", style) for run in runs]
     return _svg(label, HEIGHT, parts)
 
 
@@ -70,13 +72,10 @@ def bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, x_label: st
     """Horizontal bars from 0, in named groups, with whiskers for intervals; one that is cut ends in an arrow."""
     drawn = [bar for _, group in groups for bar in group]
     if not drawn:
-        return Markup('<p class="note">Nothing to draw.</p>')
+        return NOTHING
     # Whiskers of two seeds are so long that beside them no bar could be seen.
     most = LONGEST * max(abs(bar.value) for bar in drawn) or math.inf
-    values = [v for bar in drawn for v in (bar.value, bar.low, bar.high) if v is not None]
-    values = [min(max(v, -most), most) for v in values]
-    marks = ticks(min(0.0, *values), max(0.0, *values))
-    place = _Scale(min(marks[0], *values), max(marks[-1], *values), 12, WIDTH - 12)
+    marks, place = _bar_scale(drawn, most)
     parts: list[Markup] = []
     y = 4
     for name, group in groups:
@@ -94,6 +93,14 @@ def bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, x_label: st
     zero = Markup('<line class="axis" x1="{0}" x2="{0}" y1="4" y2="{1}"/>').format(_px(place(0)), y)
     title = Markup('<text x="{}" y="{}" class="mid">{}</text>').format(WIDTH // 2, y + 28, x_label)
     return _svg(label, y + 34, [*axis, *parts, zero, title])
+
+
+def _bar_scale(drawn: Sequence[Bar], most: float) -> tuple[list[float], _Scale]:
+    """Ticks and scale of bars from 0 and of their whiskers, which are cut at ``most``."""
+    values = [v for bar in drawn for v in (bar.value, bar.low, bar.high) if v is not None]
+    values = [min(max(v, -most), most) for v in values]
+    marks = ticks(min(0.0, *values), max(0.0, *values))
+    return marks, _Scale(min(marks[0], *values), max(marks[-1], *values), 12, WIDTH - 12)
 
 
 def _bar(bar: Bar, place: _Scale, y: int, most: float) -> Markup:
@@ -122,7 +129,7 @@ def legend(names: Sequence[tuple[str, int]]) -> Markup:
     )
 
 
-def mean(runs: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+def mean_line(runs: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
     """Mean line over the x that every run has."""
     tables = [dict(run) for run in runs]
     return [(x, sum(t[x] for t in tables) / len(tables)) for x in sorted(set.intersection(*(set(t) for t in tables)))]

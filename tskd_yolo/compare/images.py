@@ -19,6 +19,7 @@ from tskd_yolo.distill.features import STAGES
 from tskd_yolo.distill.matching import SPATIAL_STEPS
 from tskd_yolo.losses.boxes import Boxes, covered
 from tskd_yolo.losses.paper import spatial_attention
+from tskd_yolo.rounding import ceil_div
 
 EACH_WAY = 3
 """Images shown that were gained, and that were lost."""
@@ -85,7 +86,7 @@ def disagreements(
     found = {who: {row["file"]: row for row in table} for who, table in rows.items()}
     gains = {file: _hits(row) - _hits(found[before][file]) for file, row in found[after].items()}
     files = choose(gains, {file: len(row["truth"]) for file, row in found[after].items()})
-    folder, look = check_det_dataset(data)["path"], _Weights(teacher, imgsz, variant, names)
+    folder, look = check_det_dataset(data)["path"], DEDWeights(teacher, imgsz, variant, names)
     shown = []
     for file in files:
         image = cv2.imread(str(Path(folder) / file))
@@ -137,7 +138,7 @@ def jpeg(image: Any) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(cv2.imencode(".jpg", image)[1].tobytes()).decode("ascii")
 
 
-class _Weights:
+class DEDWeights:
     """What DED weighs on an image, on every map that it compares, 1 on average.
 
     By default foreground and background, each as much as the other and every cell of it alike; in the paper's form the
@@ -173,10 +174,11 @@ class _Weights:
         boxes = Boxes(corners, torch.zeros(len(corners)), 1, (height, width))
         found = {}
         for stride, step in zip(STAGES, SPATIAL_STEPS, strict=True):
-            areas = covered(boxes, -(-height // (stride * step)), -(-width // (stride * step)))
+            areas = covered(boxes, ceil_div(height, stride * step), ceil_div(width, stride * step))
             shares = torch.stack([region[0] / region.sum() for region in areas if region.sum() > 0])
             found[stride] = shares.mean(dim=0) * shares[0].numel()
         return image, found
+
 
 
 def _overlay(image: Any, weight: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,6 @@ import numpy as np
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.ops import scale_boxes
-
-from tskd_yolo import files
 
 FALSE_ALARMS = 0.01, 0.1, 1.0
 """False alarms per image at which the miss rate is told."""
@@ -194,14 +191,7 @@ def coco(images: Sequence[Image]) -> dict[str, float | None]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth: list[dict[str, Any]] = []
-    found: list[dict[str, Any]] = []
-    for number, image in enumerate(images, start=1):
-        for label, box in zip(image.truth, _ltwh(image.truth_boxes)):
-            row = {"id": len(truth) + 1, "image_id": number, "category_id": int(label) + 1, "bbox": box}
-            truth.append({**row, "area": box[2] * box[3], "iscrowd": 0})
-        for label, score, box in zip(image.found, image.score, _ltwh(image.found_boxes)):
-            found.append({"image_id": number, "category_id": int(label) + 1, "bbox": box, "score": float(score)})
+    truth, found = _coco_rows(images)
     categories = sorted({row["category_id"] for row in truth + found})
     with contextlib.redirect_stdout(io.StringIO()):
         api = COCO()
@@ -221,10 +211,18 @@ def coco(images: Sequence[Image]) -> dict[str, float | None]:
     return {name: None if v < 0 else round(float(v), 5) for name, v in zip(COCO_NAMES, evaluation.stats)}
 
 
+def _coco_rows(images: Sequence[Image]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """COCO's rows of annotations and of detections; images, classes and annotations count from 1."""
+    truth: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for number, image in enumerate(images, start=1):
+        for label, box in zip(image.truth, _ltwh(image.truth_boxes)):
+            row = {"id": len(truth) + 1, "image_id": number, "category_id": int(label) + 1, "bbox": box}
+            truth.append({**row, "area": box[2] * box[3], "iscrowd": 0})
+        for label, score, box in zip(image.found, image.score, _ltwh(image.found_boxes)):
+            found.append({"image_id": number, "category_id": int(label) + 1, "bbox": box, "score": float(score)})
+    return truth, found
+
+
 def _ltwh(boxes: np.ndarray) -> list[list[float]]:
     return np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).astype(float).tolist()
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Writes a file that is either there as a whole or not at all."""
-    files.replace(file, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))

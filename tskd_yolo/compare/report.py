@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -19,9 +19,10 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from tskd_yolo import __version__
 from tskd_yolo.compare import charts
 from tskd_yolo.compare.images import EACH_WAY, Picture, Pictures, missed
-from tskd_yolo.compare.metrics import DRAWN_AT, FALSE_ALARMS, Image, Judge, coco, findings, misses, seen, write_json
+from tskd_yolo.compare.metrics import DRAWN_AT, FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
 from tskd_yolo.compare.stats import Effect, interval, points
 from tskd_yolo.config import DEFAULTS, TERMS
+from tskd_yolo.files import write_json
 
 Curves = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
 """Columns of results.csv by arm and seed."""
@@ -151,39 +152,50 @@ def _term_charts(curves: Curves) -> list[tuple[str, Markup]]:
     return found
 
 
+class _Box(NamedTuple):
+    """What stands beside a box, how it is drawn, and its corners x1, y1, x2, y2 as parts of the image's size."""
+
+    text: str
+    kind: str
+    corners: Sequence[float]
+
+
 def tile(picture: Picture, index: int, who: str, names: Mapping[int, str]) -> Markup:
     """One image with the boxes of the truth or of a network; its pixels are the page's ``<image id="p<index>">``."""
     width, height = picture.size
     if who == "truth":
-        boxes = [(row[0], None, "true", row[1:5]) for row in picture.truth]
-        said = f"{picture.name}, truth: {', '.join(names[b[0]] for b in boxes) or 'no defect'}"
+        boxes = [_Box(names[row[0]], "true", row[1:5]) for row in picture.truth]
+        said = f"{picture.name}, truth: {', '.join(box.text for box in boxes) or 'no defect'}"
     else:
-        boxes = [(row[0], row[1], "hit" if row[2] else "false", row[3:7]) for row in picture.found[who]]
+        boxes = [
+            _Box(f"{names[row[0]]} {row[1]:.2f}", "hit" if row[2] else "false", row[3:7]) for row in picture.found[who]
+        ]
         said = f"{picture.name}, {who}: {picture.hits(who)} found, {picture.false(who)} false alarms"
-    box = Markup('<rect class="{kind}" x="{x}" y="{y}" width="{w}" height="{h}"/>')
-    parts, size = [], max(width, height) / 18
     taken: list[tuple[float, float, float]] = []
-    for label, score, kind, (x1, y1, x2, y2) in boxes:
-        place = {"x": round(x1 * width, 1), "y": round(y1 * height, 1)}
-        place |= {"w": round((x2 - x1) * width, 1), "h": round((y2 - y1) * height, 1)}
-        parts += [box.format(kind=k, **place) for k in ("under", kind)]
-        text = names[label] + ("" if score is None else f" {score:.2f}")
-        # Inside the image, whatever the box: at its upper edge, or below it where that is the image's.
-        y = place["y"] - size / 4 if place["y"] > size * 1.2 else place["y"] + size
-        end = place["x"] > 0.6 * width
-        at = min(place["x"] + place["w"], width - 1) if end else max(place["x"], 1)
-        y = _free(taken, at - (0.6 * size * len(text) if end else 0), 0.6 * size * len(text), y, size)
-        parts.append(
-            Markup('<text class="{}" x="{:.1f}" y="{:.1f}" font-size="{:.1f}">{}</text>').format(
-                "end" if end else "start", at, y, size, text
-            )
-        )
+    drawn = Markup("").join(_drawn(box, width, height, taken) for box in boxes)
     return Markup(
         '<svg class="tile" viewBox="0 0 {0} {1}" role="img" aria-label="{2}"><use href="#p{3}"/>{4}</svg>'
-    ).format(width, height, said, index, Markup("").join(parts))
+    ).format(width, height, said, index, drawn)
 
 
-def _free(taken: list[tuple[float, float, float]], x: float, width: float, y: float, size: float) -> float:
+def _drawn(box: _Box, width: int, height: int, taken: list[tuple[float, float, float]]) -> Markup:
+    """A box and its label in an image of this size, where no label of ``taken`` is hidden."""
+    x1, y1, x2, y2 = box.corners
+    x, y = round(x1 * width, 1), round(y1 * height, 1)
+    w, h = round((x2 - x1) * width, 1), round((y2 - y1) * height, 1)
+    rectangle = Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>')
+    size = max(width, height) / 18
+    wide, end = 0.6 * size * len(box.text), x > 0.6 * width
+    # Inside the image, whatever the box: at its upper edge, or below it where that is the image's.
+    at = min(x + w, width - 1) if end else max(x, 1)
+    line = free_height(taken, at - wide if end else at, wide, y - size / 4 if y > size * 1.2 else y + size, size)
+    text = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" font-size="{:.1f}">{}</text>').format(
+        "end" if end else "start", at, line, size, box.text
+    )
+    return Markup("").join([*(rectangle.format(kind, x, y, w, h) for kind in ("under", box.kind)), text])
+
+
+def free_height(taken: list[tuple[float, float, float]], x: float, width: float, y: float, size: float) -> float:
     """The next height from ``y`` downwards where a label of this place and width hides no other; takes it."""
     while any(abs(y - v) < size and x < u + w and u < x + width for u, w, v in taken):
         y += size / 2

@@ -1,4 +1,4 @@
-"""One piece of a comparison, in a process of its own: an arm trained and judged, the teacher judged, or the latencies.
+"""The worker of a comparison: a process that trains and judges one arm, judges the teacher, or measures latencies.
 
 A job comes as one line of JSON on standard input, which then stays open: when it closes, whoever ordered the job is
 gone, and so is the job.
@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
@@ -29,9 +28,11 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
 
 from tskd_yolo import compat
-from tskd_yolo.compare.metrics import class_names, findings, judge, seen, write_json
+from tskd_yolo.compare.metrics import class_names, findings, judge, seen
 from tskd_yolo.config import TERMS
 from tskd_yolo.distill import teacher
+from tskd_yolo.files import write_json
+from tskd_yolo.hashing import hash_tensors
 from tskd_yolo.train.trainer import Trainer
 
 DISTILLED = "tskd", *TERMS
@@ -133,6 +134,35 @@ def _train(
     )  # fmt: skip
 
 
+class _Witness:
+    """Writes down from which weights and with which images a run started, so that pairing can be seen."""
+
+    def preprocess_batch(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """The student has made no step yet when the first batch comes."""
+        witnessed = self.__dict__.setdefault("_witnessed", [])
+        if RANK in {-1, 0} and not self.resume and len(witnessed) <= WITNESSED:
+            if not witnessed:
+                model = unwrap_model(self.model)
+                student = getattr(model, "student_model", model)
+                witnessed.append(hash_tensors(student.state_dict().values()).hexdigest())
+            names = " ".join(Path(file).name for file in batch["im_file"])
+            witnessed.append(hash_tensors([batch["img"]]).hexdigest() + names)
+            images = hashlib.sha256("\n".join(witnessed[1:]).encode()).hexdigest()
+            write_json(self.save_dir / "start.json", {"weights": witnessed[0], "images": images})
+        return super().preprocess_batch(batch)  # type: ignore[misc]
+
+
+class PlainTrainer(_Witness, DetectionTrainer):
+    """Ultralytics' own trainer, witnessed."""
+
+
+class DistilledTrainer(_Witness, Trainer):
+    """Our trainer, witnessed."""
+
+
+# What a run's folder says ---------------------------------------------------------------------------------------------
+
+
 def progress(run: Path) -> str:
     """How far a run has come: ``trained``, ``interrupted`` (it can go on), or ``nothing`` that is of use.
 
@@ -155,6 +185,12 @@ def progress(run: Path) -> str:
         if file.name in {"last.pt", "best.pt"}:
             compat.strip(file)
     return "trained"
+
+
+def result_of(run: Path) -> Any:
+    """What a finished job left; None where there is none."""
+    file = run / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def history(run: Path) -> tuple[int, float, bool]:
@@ -180,37 +216,6 @@ def curves(run: Path) -> dict[str, list[float]]:
     """The columns of results.csv; an epoch that was repeated after an interruption stands once."""
     rows = {int(row["epoch"]): row for row in _rows(run)}
     return {k: [row[k] for _, row in sorted(rows.items())] for k in next(iter(rows.values()), {})}
-
-
-class _Witness:
-    """Writes down from which weights and with which images a run started, so that pairing can be seen."""
-
-    def preprocess_batch(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """The student has made no step yet when the first batch comes."""
-        found = self.__dict__.setdefault("_witnessed", [])
-        if RANK in {-1, 0} and not self.resume and len(found) <= WITNESSED:
-            if not found:
-                model = unwrap_model(self.model)
-                found.append(_digest(getattr(model, "student_model", model).state_dict().values()))
-            found.append(_digest([batch["img"]]) + " ".join(Path(file).name for file in batch["im_file"]))
-            images = hashlib.sha256("\n".join(found[1:]).encode()).hexdigest()
-            write_json(self.save_dir / "start.json", {"weights": found[0], "images": images})
-        return super().preprocess_batch(batch)  # type: ignore[misc]
-
-
-class PlainTrainer(_Witness, DetectionTrainer):
-    """Ultralytics' own trainer, witnessed."""
-
-
-class DistilledTrainer(_Witness, Trainer):
-    """Our trainer, witnessed."""
-
-
-def _digest(tensors: Any) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 # Judging --------------------------------------------------------------------------------------------------------------

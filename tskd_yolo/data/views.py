@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+
+from tskd_yolo.rng import seeded
 
 KINDS = 2
 """Views with mosaic and its like, and views of the last epochs, which Ultralytics trains without (``close_mosaic``)."""
@@ -20,22 +20,6 @@ BOXES = 300
 """Most boxes of a view that is kept."""
 
 _ITEM = {"im_file", "ori_shape", "resized_shape", "ratio_pad", "img", "cls", "bboxes", "batch_idx"}
-
-
-@contextlib.contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Inside, random numbers depend on ``numbers`` only; afterwards they go on as if nothing had happened."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seeds = [int(n) for n in np.random.SeedSequence(numbers).generate_state(3)]
-    random.seed(seeds[0])
-    np.random.seed(seeds[1])
-    torch.default_generator.manual_seed(seeds[2])  # torch.manual_seed would change those of every device, too
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 class Kept:

@@ -1,0 +1,41 @@
+"""What the finished runs of a comparison say together."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tskd_yolo.compare.summary import summarise
+
+
+def test_the_summary_holds_means_paired_effects_shares_and_words(plan):
+    summary = summarise(plan, failed=[])
+    tskd = summary["arms"]["tskd"]
+    assert tskd["mean"]["last"]["mAP50-95"] == pytest.approx(0.165)
+    effect = tskd["effect"]["mAP50-95"]
+    assert effect["mean"] == pytest.approx(0.055) and effect["verdict"] == "helps" and effect["seeds"] == 3
+    half = 4.302653 * 0.005 / 3**0.5
+    assert (effect["low"], effect["high"]) == pytest.approx((0.055 - half, 0.055 + half), abs=1e-6)
+    assert tskd["recovered"] == pytest.approx(0.055 / 0.19)
+    assert tskd["verdict"].startswith("tskd: helps: +5.5 points")
+    assert summary["arms"]["ultralytics"]["effect"]["mAP50-95"]["verdict"] == "no evidence"
+    assert tskd["classes"][2]["AP50-95"]["effect"]["mean"] == pytest.approx(0.055)
+    assert tskd["effect_on_misses"][0]["fewer"]["mean"] == pytest.approx(0.055), "fewer misses help"
+    assert summary["tskd_against"]["ultralytics"]["mean"] == pytest.approx(0.055 - (-0.01 / 3))
+    assert summary["paired"] == {"weights": True, "images": True} and summary["complete"]
+
+
+def test_arms_that_did_not_start_alike_are_told(plan):
+    file = plan.out / "tskd-1" / "result.json"
+    row = json.loads(file.read_text())
+    row["start"]["images"] = "other"
+    file.write_text(json.dumps(row))
+    assert summarise(plan, failed=[])["paired"] == {"weights": True, "images": False}
+
+
+def test_a_seed_that_failed_is_left_out_of_the_pairs(plan):
+    (plan.out / "tskd-1" / "result.json").unlink()
+    summary = summarise(plan, failed=["tskd-1"])
+    assert summary["arms"]["tskd"]["effect"]["mAP50-95"]["seeds"] == 2
+    assert not summary["complete"] and summary["failed"] == ["tskd-1"]

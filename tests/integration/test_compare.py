@@ -1,0 +1,95 @@
+"""Whole comparisons that train: paired, killed and gone on with, with a run that fails, and on Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.compare.helpers import asked, make_files, words
+from tests.helpers import finished_run, finished_teacher
+from tskd_yolo.cli import main
+from tskd_yolo.compare.plan import checked
+from tskd_yolo.compare.runner import compare
+from tskd_yolo.compare.worker import progress
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    return make_files(tmp_path_factory.mktemp("compare"))
+
+
+def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path):
+    out = tmp_path / "out"
+    assert compare(**asked(files, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
+    report = json.loads((out / "compare.json").read_text())
+    assert report["paired"] == {"weights": True, "images": True} and report["complete"]
+    rows = {arm: a["rows"][0] for arm, a in report["arms"].items()}
+    assert all(0 < row["seconds"] and row["last"]["images"] == 4 and row["best"] for row in rows.values())
+    terms = {arm: report["curves"][arm]["0"].get("train/drd_loss") for arm in rows}
+    assert terms["plain"] is None and terms["tskd"][0] > 0 and terms["ded"] == [0]
+    assert report["curves"]["ded"]["0"]["train/ded_loss"][0] > 0
+    assert "train/dis_loss" in report["curves"]["ultralytics"]["0"]
+    limit = float((out / "plain_same_time-0" / "args.yaml").read_text().split("\ntime: ")[1].split()[0])
+    assert limit == pytest.approx(rows["tskd"]["seconds"] / 3600)
+    assert str(tmp_path) not in (out / "compare.html").read_text()
+
+
+def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(files, tmp_path):
+    out = tmp_path / "out"
+    values = asked(files, out, epochs=6, arms="plain")
+    finished_teacher(checked(values), 0.3)
+    command = [sys.executable, "-m", "tskd_yolo", *words(values)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+    run, deadline = out / "plain-0", time.time() + 120
+    while progress(run) != "interrupted" and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # its run notices
+    before = (run / "results.csv").read_text()
+    time.sleep(3)
+    assert (run / "results.csv").read_text() == before, "the run goes on without its comparison"
+    assert 1 <= len(before.splitlines()) - 1 < 6
+    assert compare(**values) == 0
+    report = json.loads((out / "compare.json").read_text())
+    assert report["resumed"] == ["plain-0"] and report["complete"]
+    assert report["curves"]["plain"]["0"]["epoch"] == list(range(1, 7))
+    assert report["arms"]["plain"]["rows"][0]["epochs"] == 6 and report["paired"]["weights"]
+    stamps = {f: f.stat().st_mtime_ns for f in out.glob("*/weights/*.pt")}
+    assert compare(**values) == 0
+    assert stamps == {f: f.stat().st_mtime_ns for f in out.glob("*/weights/*.pt")}, "a finished run was repeated"
+
+
+def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(files, tmp_path, capfd):
+    out = tmp_path / "out"
+    values = asked(files, out)
+    plan = checked(values)
+    out.mkdir()
+    finished_teacher(plan, 0.3)
+    finished_run(plan, "plain", 0, 0.1)
+    (out / "tskd-0").write_text("a file where a folder has to be")
+    assert main(words(values)) == 1
+    said = capfd.readouterr()
+    assert "tskd-0 failed; its log is" in said.err and "Error" in (out / "logs" / "tskd-0.txt").read_text()
+    assert "tskd: no evidence: it shares no finished seed" in said.out
+    assert "these runs failed: tskd-0" in (out / "compare.html").read_text()
+
+
+def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    values = asked(files, tmp_path / "out", ray=True, jobs=2)
+    finished_teacher(checked(values), 0.3)
+    assert compare(**values) == 0
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert report["complete"] and report["paired"] == {"weights": True, "images": True}

@@ -1,0 +1,186 @@
+"""What the finished runs of a comparison say together: means, paired effects, verdicts, curves and images."""
+
+from __future__ import annotations
+
+import functools
+import json
+import operator
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tskd_yolo.compare import images
+from tskd_yolo.compare.metrics import class_names
+from tskd_yolo.compare.plan import Plan, Run
+from tskd_yolo.compare.stats import paired, recovered, sentence
+from tskd_yolo.compare.worker import curves, result_of
+from tskd_yolo.config import TERMS
+
+METRIC = "mAP50-95"
+"""The metric that decides the verdicts, of the last weights."""
+
+Rows = Mapping[int, Any]
+"""What the finished runs of one arm left, by seed."""
+
+
+def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
+    """Everything that the finished runs say, as JSON takes it; no path and no host."""
+    results = {arm: _finished(plan, arm) for arm in plan.arms}
+    teacher = result_of(plan.folder("teacher"))
+    arms = {arm: _summary_of_arm(arm, results, teacher) for arm in plan.arms}
+    return {
+        "verdicts": [arms[arm]["verdict"] for arm in plan.arms if arm != "plain"],
+        "metric": METRIC,
+        "settings": json.loads((plan.out / "settings.json").read_text(encoding="utf-8")),
+        "seeds": plan.seeds,
+        "failed": list(failed),
+        "hardware": _hardware(),
+        "jobs": plan.jobs,
+        "teacher": teacher,
+        "student": _student(plan, results),
+        "latency": result_of(plan.folder("latency")),
+        "paired": _pairing(results),
+        "resumed": [str(Run(arm, seed)) for arm, rows in results.items() for seed, r in rows.items() if r["resumed"]],
+        "arms": arms,
+        "tskd_against": _tskd_against(results),
+        "complete": len(results["plain"]) == len(plan.seeds) and not failed,
+    }
+
+
+def all_curves(plan: Plan) -> dict[str, dict[int, dict[str, list[float]]]]:
+    """The columns of results.csv by arm and seed, of the finished runs."""
+    return {arm: {seed: curves(plan.folder(Run(arm, seed))) for seed in _finished(plan, arm)} for arm in plan.arms}
+
+
+def pictures(plan: Plan) -> images.Pictures | None:
+    """Images on which plain training and the first distilled arm disagree, with the first seed that both have.
+
+    None where no distilled arm shares a finished seed with plain training, or the teacher was not judged.
+    """
+    arm = next((a for a in ("tskd", *TERMS, "ultralytics", "plain_same_time") if _finished(plan, a)), None)
+    if arm is None or result_of(plan.folder("teacher")) is None:
+        return None
+    seeds = [seed for seed in _finished(plan, arm) if seed in _finished(plan, "plain")]
+    if not seeds:
+        return None
+    folders: dict[str, Run | str] = {"teacher": "teacher", "plain": Run("plain", seeds[0]), arm: Run(arm, seeds[0])}
+    return images.disagreements(
+        {who: plan.folder(name) / "seen.json" for who, name in folders.items()},
+        data=plan.common["data"],
+        names=class_names(plan.common["data"], bool(plan.common.get("single_cls"))),
+        teacher=plan.own["teacher"],
+        imgsz=plan.argument("imgsz"),
+        variant=plan.own["variant"],
+        seed=seeds[0],
+    )
+
+
+def _finished(plan: Plan, arm: str) -> dict[int, Any]:
+    results = {seed: result_of(plan.folder(Run(arm, seed))) for seed in plan.seeds}
+    return {seed: row for seed, row in results.items() if row is not None}
+
+
+# One arm --------------------------------------------------------------------------------------------------------------
+
+
+def _summary_of_arm(arm: str, results: Mapping[str, Rows], teacher: Any) -> dict[str, Any]:
+    """One arm: its rows, means and effects over plain training."""
+    rows, plain = results[arm], results["plain"]
+    values, base = _by_seed(rows, METRIC), _by_seed(plain, METRIC)
+    keys = METRIC, "mAP50"
+    return {
+        "rows": list(rows.values()),
+        "mean": {
+            which: {key: _mean_over_seeds([r[which][key] for r in rows.values() if r[which]]) for key in keys}
+            for which in ("last", "best")
+        },
+        "effect": {key: _effect(_by_seed(rows, key), _by_seed(plain, key)) for key in keys},
+        "effect_on_misses": _effect_on_misses(rows, plain),
+        "classes": _classes(rows, plain),
+        "recovered": recovered(values, base, teacher["last"][METRIC]) if teacher else None,
+        "verdict": sentence(arm, paired(values, base), METRIC),
+    }
+
+
+def _by_seed(rows: Rows, *path: Any) -> dict[int, float]:
+    """A figure of the last weights by seed, found by its keys; a seed that has none is left out."""
+    figures = {seed: functools.reduce(operator.getitem, path, row["last"]) for seed, row in rows.items()}
+    return {seed: figure for seed, figure in figures.items() if figure is not None}
+
+
+def _mean_over_seeds(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _effect(treated: Mapping[int, float], plain: Mapping[int, float]) -> dict[str, Any] | None:
+    effect = paired(treated, plain)
+    return effect.row() if effect else None
+
+
+def _effect_on_misses(rows: Rows, plain: Rows) -> list[dict[str, Any]]:
+    """Per number of false alarms: the mean miss rate, and the paired difference; there, less is better."""
+    effects = []
+    for place, entry in enumerate(_some(rows, "misses")):
+        mine, base = (_by_seed(who, "misses", place, "miss") for who in (rows, plain))
+        fewer = _effect(base, mine)  # turned round, so that above 0 helps
+        miss = _mean_over_seeds(list(mine.values()))
+        effects.append({"false_alarms": entry["false_alarms"], "miss": miss, "fewer": fewer})
+    return effects
+
+
+def _classes(rows: Rows, plain: Rows) -> list[dict[str, Any]]:
+    """Per class: means, and the paired difference to plain training, for both metrics."""
+    classes = []
+    for place, entry in enumerate(_some(rows, "classes")):
+        row = {"name": entry["name"], "truths": entry["truths"]}
+        for key in ("AP50-95", "AP50"):
+            mine, base = (_by_seed(who, "classes", place, key) for who in (rows, plain))
+            row[key] = {"mean": _mean_over_seeds(list(mine.values())), "effect": _effect(mine, base)}
+        classes.append(row)
+    return classes
+
+
+def _some(rows: Rows, key: str) -> list[Any]:
+    """A list of any finished run: all runs have its entries in the same order."""
+    return next((row["last"][key] for row in rows.values()), [])
+
+
+# All arms -------------------------------------------------------------------------------------------------------------
+
+
+def _student(plan: Plan, results: Mapping[str, Rows]) -> dict[str, Any] | None:
+    """Name and size of the student, which is the same network in every arm."""
+    row = next((row for rows in results.values() for row in rows.values()), None)
+    return row and {"name": Path(plan.model).name, **{key: row[key] for key in ("parameters", "GFLOPs")}}
+
+
+def _tskd_against(results: Mapping[str, Rows]) -> dict[str, Any]:
+    """The effect of tskd over every other arm but plain training."""
+    if "tskd" not in results:
+        return {}
+    tskd = _by_seed(results["tskd"], METRIC)
+    return {arm: _effect(tskd, _by_seed(rows, METRIC)) for arm, rows in results.items() if arm not in {"tskd", "plain"}}
+
+
+def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
+    """Whether the arms of each seed started from the same weights and the same images; None where none can be seen."""
+    pairing: dict[str, bool | None] = {}
+    for what in ("weights", "images"):
+        per_seed: dict[int, set[str]] = {}
+        for rows in results.values():
+            for seed, row in rows.items():
+                if row["start"]:
+                    per_seed.setdefault(seed, set()).add(row["start"][what])
+        pairing[what] = all(len(v) == 1 for v in per_seed.values()) if per_seed else None
+    return pairing
+
+
+def _hardware() -> str:
+    """What the figures were made on, without the machine's name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
