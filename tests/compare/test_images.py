@@ -9,7 +9,7 @@ from ultralytics.nn.tasks import load_checkpoint
 
 from tests.helpers import NAMES
 from tskd_yolo.compare.images import DEDWeights, choose
-from tskd_yolo.losses.boxes import spatial_attention
+from tskd_yolo.losses.paper import spatial_attention
 
 
 def test_images_are_chosen_by_the_rule_that_the_page_states():
