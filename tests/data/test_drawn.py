@@ -8,7 +8,7 @@ import pytest
 
 from tskd_yolo.data import drawn
 from tskd_yolo.data.drawn import KINDS, NAMES, draw, prepare
-from tskd_yolo.data.voc import NEU_NAMES
+from tskd_yolo.data.neu import NEU_NAMES
 
 
 def tree(root: Path) -> dict[str, bytes]:

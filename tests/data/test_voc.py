@@ -3,11 +3,8 @@
 import functools
 import io
 import logging
-import os
 import pickle
-import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tskd_yolo.data import voc
-from tskd_yolo.data.voc import NEU_NAMES, Summary, VocError, convert, neu
+from tskd_yolo.data import dataset
+from tskd_yolo.data.dataset import Summary
+from tskd_yolo.data.voc import VocError, convert
 
 SIZE = (40, 20)  # width and height of the test images, different so that a swap shows
 
@@ -247,7 +245,10 @@ def test_relative_folders_give_links_that_hold(folder, monkeypatch):
     monkeypatch.chdir(folder.images.parent)
 
     convert(
-        images=Path("IMAGES"), annotations=Path("ANNOTATIONS"), out=Path("here"), split=lambda s: voc.SPLITS["2" in s]
+        images=Path("IMAGES"),
+        annotations=Path("ANNOTATIONS"),
+        out=Path("here"),
+        split=lambda s: "val" if "2" in s else "train",
     )
 
     assert Path("here/images/val/a_2.png").is_file()
@@ -297,7 +298,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused(folder):
 
 
 def test_the_folder_with_the_originals_is_never_replaced(folder):
-    (folder.images.parent / "data.yaml").write_text(voc.MARKER + "\n")
+    (folder.images.parent / "data.yaml").write_text(dataset.MARKER + "\n")
 
     with pytest.raises(FileExistsError, match="Choose another"):
         convert(images=folder.images, annotations=folder.annotations, out=folder.images.parent)
@@ -306,7 +307,7 @@ def test_the_folder_with_the_originals_is_never_replaced(folder):
 
 
 def test_a_crash_leaves_nothing_behind(folder, monkeypatch):
-    monkeypatch.setattr(voc, "_write_labels", lambda *_: 1 / 0)
+    monkeypatch.setattr(dataset, "_write_labels", lambda *_: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         folder.convert()
@@ -580,122 +581,3 @@ def test_anything_gives_a_data_set_or_a_voc_error(fuzzed, content, image):
 @given(content=ANY_XML, image=ANY_IMAGE)
 def test_anything_gives_a_data_set_or_a_voc_error_ten_thousand_times(fuzzed, content, image):
     convert_anything(fuzzed, content, image)
-
-
-# NEU-DET
-
-
-def make_neu(root: Path, *, images: str = "IMAGES", annotations: str = "ANNOTATIONS") -> Path:
-    """A toy in NEU-DET's layout: per class one image to train and one to validate on."""
-    folder = VocFolder(root / "made")
-    for file in [*folder.images.iterdir(), *folder.annotations.iterdir()]:
-        file.unlink()
-    for name in NEU_NAMES:
-        for k in (240, 241):
-            folder.add(f"{name}_{k}", (name, 1, 2, 11, 12), suffix=".jpg")
-    source = root / "NEU-DET"
-    source.mkdir()
-    shutil.move(folder.images, source / images)
-    shutil.move(folder.annotations, source / annotations)
-    return source
-
-
-@pytest.fixture
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty datasets folder of Ultralytics', and no TSKD_NEU."""
-    folder = tmp_path / "datasets"
-    folder.mkdir()
-    monkeypatch.setattr("ultralytics.utils.DATASETS_DIR", folder)
-    monkeypatch.setattr("ultralytics.data.utils.DATASETS_DIR", folder)
-    monkeypatch.delenv("TSKD_NEU", raising=False)
-    return folder
-
-
-def test_neu_has_a_fixed_split_and_a_fixed_order_of_classes(tmp_path):
-    summary = neu(tmp_path / "out", make_neu(tmp_path))
-
-    assert summary.boxes == {"train": dict.fromkeys(NEU_NAMES, 1), "val": dict.fromkeys(NEU_NAMES, 1)}
-    assert (tmp_path / "out/labels/train/inclusion_240.txt").read_text() == "1 0.15 0.35 0.25 0.5\n"
-    assert (tmp_path / "out/labels/val/inclusion_241.txt").is_file()
-
-
-def test_neu_folders_are_found_in_any_letter_case(tmp_path):
-    assert neu(tmp_path / "out", make_neu(tmp_path, images="images", annotations="Annotations")).images["val"] == 6
-
-
-def test_neu_is_found_by_the_environment_variable(tmp_path, datasets, monkeypatch):
-    monkeypatch.setenv("TSKD_NEU", str(make_neu(tmp_path)))
-
-    assert neu(tmp_path / "out").images == {"train": 6, "val": 6}
-
-
-def test_neu_is_found_in_the_datasets_folder(tmp_path, datasets):
-    make_neu(datasets)
-
-    assert neu(tmp_path / "out").images == {"train": 6, "val": 6}
-
-
-def test_a_missing_neu_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, datasets, monkeypatch):
-    monkeypatch.setenv("TSKD_NEU", "/no/such/place")
-
-    with pytest.raises(FileNotFoundError) as error:
-        neu(tmp_path / "out")
-
-    for part in (
-        "/no/such/place",
-        str(datasets / "NEU-DET"),
-        voc.NEU_PAGE,
-        "IMAGES and ANNOTATIONS",
-        "set the environ",
-    ):
-        assert part.replace("/", os.sep) in str(error.value).replace("/", os.sep)
-
-
-def test_a_given_source_is_the_only_place_looked_at(tmp_path, datasets, monkeypatch):
-    monkeypatch.setenv("TSKD_NEU", str(make_neu(tmp_path)))
-
-    with pytest.raises(FileNotFoundError, match="elsewhere"):
-        neu(tmp_path / "out", tmp_path / "elsewhere")
-
-
-def test_a_stranger_among_the_neu_images_is_named(tmp_path):
-    source = make_neu(tmp_path)
-    (source / "IMAGES/crazing_240.jpg").rename(source / "IMAGES/stranger.jpg")
-    (source / "ANNOTATIONS/crazing_240.xml").rename(source / "ANNOTATIONS/stranger.xml")
-
-    with pytest.raises(VocError, match="stranger.jpg: .*crazing_1"):
-        neu(tmp_path / "out", source)
-
-
-def test_ultralytics_prepares_neu_from_its_yaml(tmp_path, datasets, monkeypatch):
-    from ultralytics.data.utils import check_det_dataset
-
-    monkeypatch.setenv("TSKD_NEU", str(make_neu(tmp_path)))
-    data = check_det_dataset(str(Path(__file__).parents[2] / "datasets/neu.yaml"))
-
-    assert data["path"] == datasets / "neu-det-yolo"
-    assert tuple(data["names"].values()) == NEU_NAMES
-    assert len(list(Path(data["val"]).iterdir())) == 6
-
-
-@pytest.mark.skipif("TSKD_NEU" not in os.environ, reason="TSKD_NEU does not name a folder with the real NEU-DET")
-def test_the_real_neu_has_the_published_images_and_boxes(tmp_path):
-    summary = neu(tmp_path / "out", Path(os.environ["TSKD_NEU"]))
-
-    total = Counter(summary.boxes["train"]) + Counter(summary.boxes["val"])
-    assert summary.images == {"train": 1440, "val": 360}
-    assert {split: sum(boxes.values()) for split, boxes in summary.boxes.items()} == {"train": 3335, "val": 854}
-    assert total == {
-        "inclusion": 1011,
-        "patches": 881,
-        "crazing": 689,
-        "rolled-in_scale": 628,
-        "scratches": 548,
-        "pitted_surface": 432,
-    }
-    assert (summary.clipped, summary.skipped) == (0, [])
-    elsewhere = 0
-    for file in (tmp_path / "out/labels").rglob("*.txt"):
-        own = NEU_NAMES.index(file.stem.rpartition("_")[0])
-        elsewhere += sum(int(line.split()[0]) != own for line in file.read_text().splitlines())
-    assert elsewhere == 188

@@ -180,7 +180,6 @@ class DEDWeights:
         return image, found
 
 
-
 def _overlay(image: Any, weight: Any) -> Any:
     """A map over its image, from dark (0) to bright (the strongest cell)."""
     scaled = cv2.resize(weight / weight.max(), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tskd_yolo.data.voc import data_set_folder, label_line
+from tskd_yolo.data.dataset import data_set_folder, label_line
 
 Field = NDArray[np.float32]
 """(size, size) brightness, or what a defect adds to it."""

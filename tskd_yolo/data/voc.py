@@ -1,49 +1,30 @@
 """Pascal VOC to Ultralytics: a folder of images and one XML per image becomes a data set one can train on.
 
-    convert(images=Path("IMAGES"), annotations=Path("ANNOTATIONS"), out=Path("my-set"))
-    neu(Path("neu-det-yolo"))  # NEU-DET in its authors' layout, with the split used throughout this project
-
-What comes out is ``images/<split>/``, ``labels/<split>/`` and ``data.yaml``. The originals are only read and linked to.
+convert(images=Path("IMAGES"), annotations=Path("ANNOTATIONS"), out=Path("my-set"))
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-import os
-import re
-import shutil
-import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
 
-import yaml
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 from PIL import Image
 
+from tskd_yolo.data.dataset import SPLITS, Corners, Sample, Summary, split_function, write
+
 LOGGER = logging.getLogger("ultralytics")
 
-MARKER = "# Made by tskd-yolo: the folder around this file is replaced as a whole when it is made again."
-SPLITS = ("train", "val", "test")
 SUFFIXES = frozenset(
     (".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
 )
 
-NEU_NAMES = ("crazing", "inclusion", "patches", "pitted_surface", "rolled-in_scale", "scratches")
-NEU_TRAIN = 240  # images <class>_1 ... <class>_240 train, <class>_241 ... <class>_300 validate
-NEU_PAGE = "http://faculty.neu.edu.cn/songkechen/zh_CN/zdylm/263270/list/index.htm"
-
 EXIF_ORIENTATION = 274
 EXIF_TURNED = frozenset((5, 6, 7, 8))  # orientations that swap width and height
-
-Corners = tuple[float, float, float, float]
-"""(x1, y1, x2, y2) in pixels from the image's top left corner."""
 
 
 class VocError(ValueError):
@@ -59,50 +40,6 @@ class VocError(ValueError):
 
     def __str__(self) -> str:
         return "\n  ".join([f"{len(self.problems)} problem(s) in the Pascal VOC folders:", *self.problems])
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a conversion wrote.
-
-    Args:
-        images: Number of images per split.
-        boxes: Number of boxes per split and class name.
-        clipped: Number of boxes that reached over the image's edge and were clipped to it.
-        skipped: The problems whose file or box was left out; empty unless ``skip=True``.
-        out: The data set's folder, absolute.
-    """
-
-    images: dict[str, int]
-    boxes: dict[str, dict[str, int]]
-    clipped: int
-    skipped: list[str]
-    out: Path
-
-    def __str__(self) -> str:
-        splits = ", ".join(
-            f"{name} {count} images with {sum(self.boxes[name].values())} boxes" for name, count in self.images.items()
-        )
-        return f"{self.out}: {splits}; {self.clipped} boxes clipped, {len(self.skipped)} problems skipped"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image with what is on it.
-
-    Args:
-        image: The original image file.
-        split: One of ``SPLITS``.
-        size: (width, height) in pixels.
-        boxes: (class name, corners) per object, clipped to the image.
-        clipped: Number of these boxes that had to be clipped.
-    """
-
-    image: Path
-    split: str
-    size: tuple[int, int]
-    boxes: list[tuple[str, Corners]]
-    clipped: int
 
 
 def convert(
@@ -139,7 +76,7 @@ def convert(
         ValueError: If ``split`` or ``names`` make no sense.
         FileExistsError: If ``out`` is there and is not a data set made by this module.
     """
-    chosen = _split_function(split)
+    chosen = split_function(split)
     if names is not None and (not names or len(set(names)) != len(names)):
         raise ValueError(f"names must be different class names, at least one, got {list(names)}.")
     if any(Path(source).resolve().is_relative_to(Path(out).expanduser().resolve()) for source in (images, annotations)):
@@ -150,97 +87,9 @@ def convert(
     missing = _what_is_missing(samples, found if names is None else names)
     if missing or (problems and not skip):
         raise VocError(*problems, *missing)
-    summary = _write(samples, out, found if names is None else names, problems)
+    summary = write(samples, out, found if names is None else names, problems)
     LOGGER.info(str(summary))
     return summary
-
-
-def neu(out: Path, source: Path | None = None) -> Summary:
-    """Turns NEU-DET in its authors' layout into an Ultralytics data set with a fixed split and order of classes.
-
-    Args:
-        out: Folder to make, as in :func:`convert`.
-        source: Folder that holds ``IMAGES`` and ``ANNOTATIONS``, in any letter case. Without it: the folder that the
-            environment variable ``TSKD_NEU`` names, then ``NEU-DET`` in Ultralytics' datasets folder.
-
-    Raises:
-        FileNotFoundError: If no such folder is found; the message says how to obtain the set.
-        VocError: If the folder is not as published.
-    """
-    places = _neu_places(source)
-    for place in places:
-        images, annotations = _subfolder(place, "IMAGES"), _subfolder(place, "ANNOTATIONS")
-        if images and annotations:
-            return convert(images=images, annotations=annotations, out=out, split=_neu_split, names=NEU_NAMES)
-    raise FileNotFoundError(
-        f"NEU-DET not found, looked for IMAGES and ANNOTATIONS in {' and '.join(map(str, places))}. "
-        "Its licence does not let it travel with this project: download it from its authors' page (Northeastern "
-        f'University, K. Song and Y. Yan, "NEU surface defect database", {NEU_PAGE}), unpack it so that IMAGES and '
-        "ANNOTATIONS lie side by side in one folder, and set the environment variable TSKD_NEU to that folder."
-    )
-
-
-@contextmanager
-def data_set_folder(out: Path, *, names: Sequence[str], splits: Sequence[str]) -> Iterator[Path]:
-    """Gives an empty data set folder to fill, and moves it to ``out`` if the block ends well.
-
-    The folder has ``images/<split>``, ``labels/<split>`` and ``data.yaml`` already.
-
-    Raises:
-        FileExistsError: If ``out`` is there, not empty, and was not made by this function.
-    """
-    out = Path(out).expanduser().resolve()
-    _check_replaceable(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        folder = work / "new"
-        for split in splits:
-            (folder / "images" / split).mkdir(parents=True)
-            (folder / "labels" / split).mkdir(parents=True)
-        content = (
-            {"path": str(out)} | {split: f"images/{split}" for split in splits} | {"names": dict(enumerate(names))}
-        )
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        (folder / "data.yaml").write_text(f"{MARKER}\n{text}", encoding="utf-8")
-        yield folder
-        _check_replaceable(out)
-        _swap(folder, out, old=work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def gone(images: Path) -> str | None:
-    """What to do about a prepared folder of links whose originals were moved or removed; None if they are there."""
-    link = next(images.iterdir(), None) if images.is_dir() else None
-    if link is None or not link.is_symlink() or link.exists():
-        return None
-    return (
-        f"{images} links to images in {Path(os.readlink(link)).parent}, which are gone; restore them, or remove the "
-        "prepared folder to have it made again from where they are now."
-    )
-
-
-def label_line(index: int, corners: Corners, size: tuple[int, int]) -> str:
-    """One line of an Ultralytics label file: class index, centre x, centre y, width, height, as shares of the image."""
-    (x1, y1, x2, y2), (width, height) = corners, size
-    shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-    return " ".join([str(index), *(f"{share:.9g}" for share in shares)])
-
-
-def _split_function(split: Callable[[str], str] | float) -> Callable[[str], str]:
-    """The split as a function, whichever way it was given."""
-    if callable(split):
-        return split
-    share = float(split)
-    if not 0 < share < 1:
-        raise ValueError(f"split must be a function or a share between 0 and 1, got {split}.")
-
-    def by_hash(stem: str) -> str:
-        digest = hashlib.sha256(os.fsencode(stem)).digest()
-        return "val" if int.from_bytes(digest[:8], "big") < share * 2**64 else "train"
-
-    return by_hash
 
 
 def _read(
@@ -298,7 +147,8 @@ def _sample(
             problems.extend(error.problems)
         else:
             boxes.append((name, box))
-            clipped += box != raw
+            if box != raw:
+                clipped += 1
     return Sample(image, _split_of(image, split), size, boxes, clipped)
 
 
@@ -400,89 +250,3 @@ def _what_is_missing(samples: Sequence[Sample], names: Sequence[str]) -> list[st
     if not names:
         missing.append("No usable box in any XML, so no class is known. Check the annotations or give names.")
     return missing
-
-
-def _write(samples: Sequence[Sample], out: Path, names: Sequence[str], skipped: list[str]) -> Summary:
-    """Writes the data set and counts what was written."""
-    images = Counter(sample.split for sample in samples)
-    splits = [split for split in SPLITS if images[split]]
-    boxes = {split: dict.fromkeys(names, 0) for split in splits}
-    index = {name: i for i, name in enumerate(names)}
-    with data_set_folder(out, names=names, splits=splits) as folder:
-        for sample in samples:
-            _link(sample.image, folder / "images" / sample.split / sample.image.name)
-            _write_labels(sample, index, folder / "labels" / sample.split / f"{sample.image.stem}.txt")
-            for name, _ in sample.boxes:
-                boxes[sample.split][name] += 1
-    return Summary(
-        images={split: images[split] for split in splits},
-        boxes=boxes,
-        clipped=sum(sample.clipped for sample in samples),
-        skipped=skipped,
-        out=Path(out).expanduser().resolve(),
-    )
-
-
-def _write_labels(sample: Sample, index: Mapping[str, int], file: Path) -> None:
-    """Writes one label file, empty for a background image."""
-    lines = (label_line(index[name], corners, sample.size) + "\n" for name, corners in sample.boxes)
-    file.write_text("".join(lines), encoding="ascii")
-
-
-def _link(original: Path, link: Path) -> None:
-    """Makes ``link`` show the original image; copies it where links cannot be made."""
-    try:
-        link.symlink_to(original.resolve())
-    except (OSError, NotImplementedError):  # no rights (Windows), or no links on this file system
-        shutil.copyfile(original, link)
-
-
-def _check_replaceable(out: Path) -> None:
-    """Raises FileExistsError unless ``out`` is free, an empty folder, or a data set made by this module."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    file = out / "data.yaml"
-    if file.is_file() and file.read_bytes().splitlines()[:1] == [MARKER.encode()]:
-        return
-    raise FileExistsError(
-        f"{out}: is there already and was not made by tskd-yolo. Move it away or choose another folder."
-    )
-
-
-def _swap(new: Path, out: Path, *, old: Path) -> None:
-    """Moves ``new`` to ``out``; what was there goes to ``old``, and back if the move fails."""
-    if out.exists():
-        out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
-
-
-def _neu_places(source: Path | None) -> list[Path]:
-    """Where to look for NEU-DET. A source given by the caller is the only place."""
-    if source is not None:
-        return [Path(source)]
-    from ultralytics.utils import DATASETS_DIR
-
-    named = os.environ.get("TSKD_NEU")
-    return [*([Path(named).expanduser()] if named else []), Path(DATASETS_DIR) / "NEU-DET"]
-
-
-def _subfolder(folder: Path, name: str) -> Path | None:
-    """The subfolder of this name in any letter case, None if there is none."""
-    if not folder.is_dir():
-        return None
-    return next(
-        (path for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() == name.lower()), None
-    )
-
-
-def _neu_split(stem: str) -> str:
-    """The split of ``<class>_<k>``."""
-    match = re.fullmatch(r".+_(\d+)", stem)
-    if match is None:
-        raise ValueError("expected a name like crazing_1")
-    return "train" if int(match[1]) <= NEU_TRAIN else "val"

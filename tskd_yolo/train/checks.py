@@ -23,7 +23,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
-from tskd_yolo.data import voc
+from tskd_yolo.data import dataset
 from tskd_yolo.distill import teacher
 from tskd_yolo.distill.matching import mismatches
 
@@ -135,7 +135,7 @@ def _names(data: Any) -> dict[int, str]:
         return {}
     content = check_det_dataset(data)
     for split in ("train", "val"):
-        if isinstance(content[split], str) and (gone := voc.gone(Path(content[split]))):
+        if isinstance(content[split], str) and (gone := dataset.gone(Path(content[split]))):
             raise ConfigError([f"data: {gone}"])
     return content["names"]
 
