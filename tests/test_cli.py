@@ -200,5 +200,5 @@ def test_trained_graph_units_are_refused_where_the_paper_draws_them_anew(capsys)
 def test_voc_names_what_is_missing_and_a_share_that_is_none(capsys, tmp_path):
     assert main(["voc", f"images={tmp_path}", "val=2", "skipp"]) == 1
     told = capsys.readouterr().err
-    for sentence in ("annotations: missing", "out: missing", "val: must be a share", "skipp: is not an argument"):
+    for sentence in ("annotations: missing", "out: missing", "val: must be a fraction", "skipp: is not an argument"):
         assert told.count(sentence) == 1

@@ -248,7 +248,10 @@ def test_a_class_of_ones_own_is_loaded_where_it_is_trusted_and_only_there(good, 
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
     content["model"].own = Harmless()
     torch.save(content, tmp_path / "own.pt")
-    with compat.guarded(), pytest.raises(ConfigError, match=r"asks for tests\.integration\.test_security\.Harmless, .*trust=True"):
+    with (
+        compat.guarded(),
+        pytest.raises(ConfigError, match=r"asks for tests\.integration\.test_security\.Harmless, .*trust=True"),
+    ):
         compat.load(tmp_path / "own.pt", key="teacher")
     with compat.guarded(trust=True):
         assert type(compat.load(tmp_path / "own.pt", key="teacher")[0].own) is Harmless

@@ -429,7 +429,7 @@ def test_shares_and_cosines_are_columns_and_the_run_says_that_it_is_alive(balanc
             assert second[f"share/{term}"] == pytest.approx(share, rel=1e-3)
     assert "levels    stride 8: 64 -> 64 of 128   stride 16: " in caplog.text
     assert "stages    stride 4: 64 -> 64 of 128   stride 8: 128 -> 64 of 256   stride 16: 128 -> " in caplog.text
-    assert caplog.text.count("alive: every term reaches the student on 1 process(es)") == 1
+    assert caplog.text.count("first-epoch check passed: every term reaches the student on 1 process(es)") == 1
 
 
 def test_terms_rise_and_fall_with_the_schedule(tmp_path, data, teacher):
