@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,33 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
     """Tensors of the model in a checkpoint."""
     checkpoint = torch.load(file, map_location="cpu", weights_only=False)
     return (checkpoint.get("ema") or checkpoint["model"]).state_dict()
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights are equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname} {record.getMessage()}")
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[list[str]]:
+    """Inside, lines that Ultralytics' logger writes, each after its level."""
+    from ultralytics.utils import LOGGER
+
+    listener = _Lines()
+    LOGGER.addHandler(listener)
+    try:
+        yield listener.lines
+    finally:
+        LOGGER.removeHandler(listener)
 
 
 def finished_run(plan: Any, arm: str, seed: int, value: float, names: Any = NAMES, **more: Any) -> None:

@@ -110,7 +110,7 @@ def test_everything_that_is_missing_is_told_at_once(train):
     assert said.startswith("tskd-yolo: 3 problems found")
 
 
-def test_an_unknown_word_a_missing_one_and_a_wrong_value_are_told_at_once(train):
+def test_mistakes_of_several_kinds_are_told_at_once(train):
     said = train(techer="x.pt", teacher=None, drd="-1", graph="x")
     assert all(f"{key}: " in said for key in ("techer", "drd", "graph")), said
 
@@ -147,7 +147,7 @@ def test_version_is_the_packages(capsys):
     [["val"], ["val", "task=segment", "model=a.pt"], ["predict", "source=x"], ["detect", "val"], ["export"]],
     ids=" ".join,
 )
-def test_other_modes_go_to_ultralytics_with_our_data_sets_resolved(words, tmp_path, monkeypatch):
+def test_other_modes_go_to_ultralytics_with_our_data_resolved(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = []
     monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda *_: seen.append(sys.argv[1:]))
@@ -176,10 +176,10 @@ def test_safe_loading_is_switched_on_unless_the_file_is_trusted(monkeypatch, cap
 
 
 def test_arguments_are_read_as_ultralytics_reads_them():
-    values, found = parse(
+    values, errors = parse(
         ["epochs=3", "--imgsz=64,", "drd", "=", "0.5", "cos_lr", "detect", "classes=[0,2]", "name=a=b"]
     )
-    assert not found
+    assert not errors
     assert values == dict(
         epochs=3, imgsz=64, drd=0.5, cos_lr=True, task="detect", classes=[0, 2], name="a=b"
     )  # fmt: skip
@@ -192,13 +192,13 @@ def test_explicit_arguments_win_over_those_of_a_settings_file(tmp_path):
     assert parse([f"cfg={tmp_path / 'wrong.yaml'}"]) == ({}, ["drdd: is not an argument; did you mean 'drd'?"])
 
 
-def test_trained_graph_units_are_refused_where_the_paper_draws_them_anew(capsys):
+def test_trained_graph_units_are_refused_with_variant_paper(capsys):
     assert main(["train", "data=a.yaml", "model=b.yaml", "teacher=c.pt", "variant=paper", "graph=trained"]) == 1
     assert capsys.readouterr().err.count("graph: variant=paper draws its graph units anew") == 1
 
 
-def test_voc_names_what_is_missing_and_a_share_that_is_none(capsys, tmp_path):
+def test_voc_names_what_is_missing_and_a_fraction_that_is_none(capsys, tmp_path):
     assert main(["voc", f"images={tmp_path}", "val=2", "skipp"]) == 1
     told = capsys.readouterr().err
-    for sentence in ("annotations: missing", "out: missing", "val: must be a share", "skipp: is not an argument"):
+    for sentence in ("annotations: missing", "out: missing", "val: must be a fraction", "skipp: is not an argument"):
         assert told.count(sentence) == 1

@@ -22,7 +22,7 @@ from tskd_yolo.train import checks
 GOOD = {**DEFAULTS, "teacher": "teacher.pt"}
 
 
-def test_the_defaults_are_right_but_for_the_teacher_that_only_the_user_can_name():
+def test_the_defaults_lack_nothing_but_the_teacher():
     (sentence,) = problems(DEFAULTS)
     assert sentence.startswith("teacher: missing")
     built = build(GOOD)
@@ -30,7 +30,7 @@ def test_the_defaults_are_right_but_for_the_teacher_that_only_the_user_can_name(
     assert list(built.weights) == ["drd", "ded", "crd"] and all(weight > 0 for weight in built.weights.values())
 
 
-def test_our_keys_are_the_fields_of_config_and_none_of_ultralytics():
+def test_our_keys_are_the_fields_of_config_and_ours_alone():
     assert list(DEFAULTS) == [field.name for field in dataclasses.fields(Config)]
     assert not set(DEFAULTS) & set(DEFAULT_CFG_DICT)
 
@@ -101,7 +101,7 @@ def test_a_cache_of_the_teacher_that_cannot_be_is_refused(given, word):
 
 
 @pytest.mark.parametrize("off", [None, False, ""])
-def test_without_a_word_the_teacher_is_not_cached_and_nothing_else_is_refused_for_it(off):
+def test_without_teacher_cache_nothing_is_refused_for_it(off):
     assert build({**GOOD, "teacher_cache": off, "multi_scale": 0.5, "rect": True}).teacher_cache is None
 
 
@@ -113,7 +113,7 @@ def test_a_teacher_that_is_no_path_is_named(value, word):
     assert sentence.startswith("teacher: ") and word in sentence
 
 
-def test_all_mistakes_are_in_one_error_each_a_sentence_of_its_own():
+def test_all_mistakes_are_in_one_error_a_sentence_each():
     bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x", trust=1)
     with pytest.raises(ConfigError) as caught:
         build({**DEFAULTS, **bad})
@@ -141,14 +141,14 @@ ours = st.fixed_dictionaries({key: anything for key in DEFAULTS})
 
 
 def answered(values) -> None:
-    found = problems(values)
-    assert isinstance(found, list) and all(isinstance(p, str) and p.split(":")[0] in DEFAULTS for p in found)
-    if not found:
+    errors = problems(values)
+    assert isinstance(errors, list) and all(isinstance(p, str) and p.split(":")[0] in DEFAULTS for p in errors)
+    if not errors:
         assert build(values).weights.keys() == set(TERMS)
         return
     with pytest.raises(ConfigError) as caught:
         build(values)
-    assert caught.value.problems == found
+    assert caught.value.problems == errors
 
 
 @some
@@ -160,7 +160,7 @@ def test_whatever_the_values_the_answer_is_a_list_of_sentences(values):
 @pytest.mark.soak
 @many
 @given(ours)
-def test_whatever_the_values_the_answer_is_a_list_of_sentences_ten_thousand_times(values):
+def test_ten_thousand_values_are_answered_with_sentences(values):
     answered(values)
 
 
@@ -173,9 +173,9 @@ def checked(given_arguments) -> None:
     places = {key: None for key in ("model", "data", "teacher", "pretrained", "project", "cfg")}
     with pytest.raises(ConfigError) as caught:  # nothing to train, so something is always wrong
         checks.check({**DEFAULT_CFG_DICT, **DEFAULTS}, {**given_arguments, **places})
-    found = caught.value.problems
-    assert {"data: missing", "model: missing"} <= {p.split(";")[0] for p in found} and len(set(found)) == len(found)
-    assert all("\n" not in p.replace(p.partition(": is not an argument")[0], "") for p in found if p)
+    errors = caught.value.problems
+    assert {"data: missing", "model: missing"} <= {p.split(";")[0] for p in errors} and len(set(errors)) == len(errors)
+    assert all("\n" not in p.replace(p.partition(": is not an argument")[0], "") for p in errors if p)
 
 
 @some
@@ -187,7 +187,7 @@ def test_whatever_the_arguments_the_answer_is_one_error(given_arguments):
 @pytest.mark.soak
 @many
 @given(arguments)
-def test_whatever_the_arguments_the_answer_is_one_error_ten_thousand_times(given_arguments):
+def test_ten_thousand_arguments_are_answered_with_one_error(given_arguments):
     checked(given_arguments)
 
 
@@ -200,9 +200,9 @@ words = st.lists(pieces | st.tuples(pieces, pieces).map("=".join), max_size=5).m
 
 
 def parsed(given_words) -> None:
-    values, found = parse(given_words)
+    values, errors = parse(given_words)
     assert set(values) <= {*DEFAULTS, *DEFAULT_CFG_DICT, "augmentations", "save_dir"}
-    assert all(isinstance(sentence, str) and sentence for sentence in found)
+    assert all(isinstance(sentence, str) and sentence for sentence in errors)
 
 
 @some
@@ -214,7 +214,7 @@ def test_whatever_the_words_they_are_read_or_named(given_words):
 @pytest.mark.soak
 @many
 @given(words)
-def test_whatever_the_words_they_are_read_or_named_ten_thousand_times(given_words):
+def test_ten_thousand_words_are_read_or_named(given_words):
     parsed(given_words)
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ Data sets found by name: {datasets}. Settings found by name (cfg=NAME): {recipes
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0; 1 with the mistakes named on standard error; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Read when Ultralytics is imported. A checkpoint is a pickle: only known classes are loaded, and nothing that one
-    # asks for is installed.
+    # Read when Ultralytics is imported. A checkpoint is a pickle: only allow-listed classes are loaded, and nothing is
+    # installed that one asks for.
     os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if any(map(_trusting, arguments)) else "1"
     os.environ["YOLO_AUTOINSTALL"] = "0"
     try:
@@ -77,37 +77,39 @@ _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg
 def _user_errors() -> tuple[type[Exception], ...]:
     """What a mistake in a user's files raises before training; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.voc import VocError
-    from tskd_yolo.train.trainer import RunError
+    from tskd_yolo.train.checkpoints import RunError
 
     return VocError, RunError, FileNotFoundError, FileExistsError
 
 
 def _run(arguments: list[str]) -> int:
+    """Runs the command that the first word names; the order of words does not matter to Ultralytics' modes."""
     words = [a.lstrip("-") for a in arguments]
     first = words[0] if words else "help"
-    if first in {"help", "h"}:
-        print(help_text())
-    elif first in {"version", "v"}:
-        print(__version__)
-    elif first == "voc":
-        _voc(arguments[1:])
-    elif first == "demo":
-        from tskd_yolo.demo import demo
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "help": _help, "h": _help, "version": _version, "v": _version, "voc": _voc, "demo": _demo, "tune": _tune,
+        "compare": _compare,
+    }  # fmt: skip
+    if first in commands:
+        return commands[first](arguments[1:])
+    if "train" in words or _wants_a_teacher(words):
+        return _train([a for a in arguments if a != "train"])
+    if "val" in words and _val([a for a in arguments if a != "val"]):
+        return 0
+    return _delegate(arguments)
 
-        values, found = parse(arguments[1:], known=("out", "seed"))
-        if found:
-            raise ConfigError(found)
-        demo(**values)
-    elif first == "tune":
-        raise ConfigError(
-            ["tune: not supported, it would train without the teacher; give several runs the values that you compare."]
-        )
-    elif first == "compare":
-        return _compare(arguments[1:])
-    elif "train" in words or (not _OTHER_MODES & set(words) and any(w.startswith("teacher") for w in words)):
-        _train([a for a in arguments if a != "train"])
-    elif "val" not in words or not _val([a for a in arguments if a != "val"]):
-        _delegate(arguments)
+
+def _wants_a_teacher(words: list[str]) -> bool:
+    return not _OTHER_MODES & set(words) and any(w.startswith("teacher") for w in words)
+
+
+def _help(arguments: list[str]) -> int:
+    print(help_text())
+    return 0
+
+
+def _version(arguments: list[str]) -> int:
+    print(__version__)
     return 0
 
 
@@ -135,42 +137,59 @@ def parse(
     Returns:
         The values by key, and a sentence for every word that is no known argument.
     """
-    from ultralytics.cfg import DEFAULT_CFG_DICT, TASKS, merge_equals_args, parse_key_value_pair
+    from ultralytics.cfg import DEFAULT_CFG_DICT
 
     keys = {**DEFAULT_CFG_DICT, **DEFAULTS, **(more or {})} if known is None else dict.fromkeys(known)
-    flags = {key for key, value in keys.items() if isinstance(value, bool)} | ({"skip"} & set(keys))
     values: dict[str, Any] = {}
-    found = []
-    try:
-        words = merge_equals_args(arguments)
-    except (SyntaxError, IndexError):
-        words = [word for word in arguments if not set("[]") & set(word)]
-        found.append("brackets: some are not closed; quote a list, such as 'classes=[0, 2]'.")
+    words, errors = _joined(arguments)
     for word in words:
-        word = word.removeprefix("--").removesuffix(",")
-        key, sign, value = word.partition("=")
-        if sign and value.strip():
-            key, value = parse_key_value_pair(word)
+        try:
+            key, value = _read(word.removeprefix("--").removesuffix(","), keys, tasks=known is None)
             values[key] = value
-        elif sign:
-            found.append(f"{key}: has no value; write {key}=VALUE.")
-        elif word in flags:
-            values[word] = True
-        elif word in TASKS and known is None:
-            values["task"] = word
-        elif word in keys:
-            found.append(f"{word}: is missing its '=' sign; write {word}=VALUE.")
-        else:
-            found.append(unknown(word, keys))
+        except ConfigError as error:
+            errors += error.problems
     if known is None:
-        values = _unfold(values, found)
+        values = _unfold(values, errors)
         _rename_retired(values, keys)
     strange = [key for key in values if key not in keys and key not in {"augmentations", "save_dir"}]
-    found += [unknown(key, keys) for key in strange]
-    return {key: value for key, value in values.items() if key not in strange}, found
+    errors += [unknown(key, keys) for key in strange]
+    return {key: value for key, value in values.items() if key not in strange}, errors
 
 
-def _unfold(values: dict[str, Any], found: list[str]) -> dict[str, Any]:
+def _joined(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The words with what belongs to one argument put together, and what is wrong with them."""
+    from ultralytics.cfg import merge_equals_args
+
+    try:
+        return merge_equals_args(arguments), []
+    except (SyntaxError, IndexError):
+        words = [word for word in arguments if not set("[]") & set(word)]
+        return words, ["brackets: some are not closed; quote a list, such as 'classes=[0, 2]'."]
+
+
+def _read(word: str, keys: Mapping[str, Any], *, tasks: bool) -> tuple[str, Any]:
+    """Key and value of one word: ``key=value``, a flag, or where they are allowed a task.
+
+    Raises:
+        ConfigError: If it is none of these.
+    """
+    from ultralytics.cfg import TASKS, parse_key_value_pair
+
+    key, sign, value = word.partition("=")
+    if sign and value.strip():
+        return parse_key_value_pair(word)
+    if sign:
+        raise ConfigError([f"{key}: has no value; write {key}=VALUE."])
+    if isinstance(keys.get(word), bool) or (word == "skip" and word in keys):
+        return word, True
+    if tasks and word in TASKS:
+        return "task", word
+    if word in keys:
+        raise ConfigError([f"{word}: is missing its '=' sign; write {word}=VALUE."])
+    raise ConfigError([unknown(word, keys)])
+
+
+def _unfold(values: dict[str, Any], errors: list[str]) -> dict[str, Any]:
     """Puts the settings of ``cfg=FILE`` beneath the explicit ones."""
     resolve(values)
     if not values.get("cfg"):
@@ -179,14 +198,14 @@ def _unfold(values: dict[str, Any], found: list[str]) -> dict[str, Any]:
 
     file = Path(str(values.pop("cfg")))
     if not file.is_file():
-        found.append(f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name.")
+        errors.append(f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name.")
         return values
     try:
         recipe = YAML.load(file)
     except (OSError, ValueError, SyntaxError, yaml.YAMLError, AssertionError):
         recipe = None
     if not isinstance(recipe, dict):
-        found.append(f"cfg: {file} is no YAML file of settings; give one with lines such as 'epochs: 100'.")
+        errors.append(f"cfg: {file} is no YAML file of settings; give one with lines such as 'epochs: 100'.")
         return values
     # A run's args.yaml names its own folder: a repetition must not write there.
     return {**{k: v for k, v in recipe.items() if k not in {"cfg", "save_dir", "mode"} and v is not None}, **values}
@@ -203,34 +222,35 @@ def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:
         check_dict_alignment(keys, values)
 
 
-def _train(arguments: list[str]) -> None:
-    values, found = parse(arguments)
+def _train(arguments: list[str]) -> int:
+    values, errors = parse(arguments)
     if values.get("resume") is True and not values.get("model"):
-        found.append("model: missing; write 'resume model=RUN/weights/last.pt'.")
-    if found and values.get("resume"):
-        raise ConfigError(found)
-    if found:
+        errors.append("model: missing; write 'resume model=RUN/weights/last.pt'.")
+    if errors and values.get("resume"):
+        raise ConfigError(errors)
+    if errors:
         from ultralytics.cfg import DEFAULT_CFG_DICT
 
         from tskd_yolo.train.checks import check
 
-        check({**DEFAULT_CFG_DICT, **DEFAULTS}, values, found)
+        check({**DEFAULT_CFG_DICT, **DEFAULTS}, values, errors)
     from tskd_yolo.train.trainer import Trainer
 
     Trainer(**values).train()
+    return 0
 
 
 def _compare(arguments: list[str]) -> int:
     from tskd_yolo.compare.plan import KEYS, checked
     from tskd_yolo.compare.runner import compare
 
-    values, found = parse(arguments, more=KEYS)
-    if found:
+    values, errors = parse(arguments, more=KEYS)
+    if errors:
         try:
             checked(values)
         except ConfigError as error:
-            found += error.problems
-        raise ConfigError(found)
+            errors += error.problems
+        raise ConfigError(errors)
     try:
         return 1 if compare(**values) else 0
     except KeyboardInterrupt:
@@ -240,38 +260,55 @@ def _compare(arguments: list[str]) -> int:
 
 def _val(arguments: list[str]) -> bool:
     """Validates a detector and writes its page; False where it is Ultralytics' business: no model, or another task."""
-    values, found = parse(arguments)
+    values, errors = parse(arguments)
     if not values.get("model") or values.pop("task", "detect") != "detect":
         return False
-    if found:
-        raise ConfigError(found)
+    if errors:
+        raise ConfigError(errors)
     from tskd_yolo.compare.report import validate
 
     with _guarded(arguments):
         return validate(**values)
 
 
-def _voc(arguments: list[str]) -> None:
+def _demo(arguments: list[str]) -> int:
+    from tskd_yolo.demo import demo
+
+    values, errors = parse(arguments, known=("out", "seed"))
+    if errors:
+        raise ConfigError(errors)
+    demo(**values)
+    return 0
+
+
+def _tune(arguments: list[str]) -> int:
+    raise ConfigError(
+        ["tune: not supported, it would train without the teacher; give several runs the values that you compare."]
+    )
+
+
+def _voc(arguments: list[str]) -> int:
     from tskd_yolo.data.voc import convert
 
-    values, found = parse(arguments, known=("images", "annotations", "out", "val", "skip"))
-    found += [f"{key}: missing; write {key}=FOLDER." for key in ("images", "annotations", "out") if key not in values]
-    share = values.get("val", 0.2)
-    if not isinstance(share, (int, float)) or not 0 < share < 1:
-        found.append(f"val: must be a share between 0 and 1, got {share!r}.")
-    if found:
-        raise ConfigError(found)
+    values, errors = parse(arguments, known=("images", "annotations", "out", "val", "skip"))
+    errors += [f"{key}: missing; write {key}=FOLDER." for key in ("images", "annotations", "out") if key not in values]
+    fraction = values.get("val", 0.2)
+    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        errors.append(f"val: must be a fraction between 0 and 1, got {fraction!r}.")
+    if errors:
+        raise ConfigError(errors)
     logging.getLogger("ultralytics").setLevel(logging.INFO)
     convert(
         images=Path(values["images"]),
         annotations=Path(values["annotations"]),
         out=Path(values["out"]),
-        split=float(share),
+        split=float(fraction),
         skip=bool(values.get("skip", False)),
     )
+    return 0
 
 
-def _delegate(arguments: list[str]) -> None:
+def _delegate(arguments: list[str]) -> int:
     """Ultralytics' entry point reads the process's own argument list, so names are resolved there."""
     from ultralytics.cfg import entrypoint
 
@@ -287,11 +324,12 @@ def _delegate(arguments: list[str]) -> None:
     sys.argv[1:] = resolved
     with _guarded(arguments):
         entrypoint()
+    return 0
 
 
 @contextlib.contextmanager
 def _guarded(arguments: list[str]) -> Iterator[None]:
-    """Inside, Ultralytics loads known classes only, and a user's mistake that it names becomes ours."""
+    """Inside, Ultralytics loads safely, and a user's mistake that it names becomes ours."""
     from tskd_yolo import compat
 
     compat.place_fonts()

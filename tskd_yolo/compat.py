@@ -1,4 +1,4 @@
-"""What is asked of Ultralytics before it runs: load known classes only, install nothing, fetch nothing when offline."""
+"""What is asked of Ultralytics before it runs: safe loading, nothing installed, nothing fetched when offline."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def silent() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def safe(*, trust: bool = False) -> Iterator[None]:
-    """Inside, checkpoints are loaded with known classes only, unless they are trusted.
+    """Safe loading: inside, checkpoints are loaded with allow-listed classes only, unless they are trusted.
 
     A checkpoint is a pickle, and a pickle is a program: torch and Ultralytics can restrict it to an allow-list.
 
@@ -110,7 +110,7 @@ def write_cache(prefix: str, path: Path, content: dict[str, Any], version: str) 
     """
     content["version"] = version
     buffer = io.BytesIO()
-    np.save(buffer, content, allow_pickle=True)  # type: ignore[arg-type]
+    np.save(buffer, np.asarray(content, dtype=object), allow_pickle=True)
     try:
         files.replace(path, buffer.getvalue())
     except OSError as error:
@@ -150,7 +150,7 @@ def load(path: str | Path, *, key: str) -> tuple[Any, dict[str, Any]]:
         key: The argument it was given with, for messages.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read, holds no model, or asks for more than known classes.
+        ConfigError: If the file is missing, cannot be read, holds no model, or asks for more than allow-listed classes.
     """
     path = Path(path)
     wanted = "give a detector's checkpoint (.pt) as Ultralytics saves it"
@@ -196,10 +196,10 @@ def plain(error: BaseException, *, about: Any = None) -> str:
 def refused_global(error: BaseException) -> str | None:
     """The name that a refused checkpoint asked for, i.e. ``posix.system``; None if it was not refused for one."""
     text = f"{error} {error.__cause__ or ''}"
-    found = re.search(
+    match = re.search(
         r"GLOBAL (\S+) (?:was not an allowed|whose module)|unsafe (getattr\([^)]*\))|activation '(.*)' blocked", text
     )
-    return next((name for name in found.groups() if name), None) if found else None
+    return next((name for name in match.groups() if name), None) if match else None
 
 
 def strip(file: Path, updates: dict[str, Any] | None = None) -> dict[str, Any]:

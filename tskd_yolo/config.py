@@ -59,6 +59,11 @@ class Config:
         """Weight of every term, in column order."""
         return {term: getattr(self, term) for term in TERMS}
 
+    @property
+    def distils(self) -> bool:
+        """Whether any term is on."""
+        return any(self.weights.values())
+
 
 def folder(name: str) -> Path:
     """The project's data folder ``cfg`` or ``datasets``: inside the installed package, or beside it in a checkout."""
@@ -90,66 +95,103 @@ def resolve(arguments: dict[str, Any]) -> None:
 
 def problems(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the values of our keys, or with Ultralytics' beside them, one sentence each."""
-    found = [sentence for key, sentence in _REFUSED.items() if values.get(key)]
+    return [
+        *_refused(values),
+        *_weights(values),
+        *_choices(values),
+        *_limits(values),
+        *_caching(values),
+        *_trust(values),
+        *_lengths(values),
+        *_graph(values),
+        *_teacher(values),
+    ]
+
+
+def _refused(values: Mapping[str, Any]) -> list[str]:
+    """Ultralytics' arguments that exclude a teacher."""
+    errors = [sentence for key, sentence in _REFUSED.items() if values.get(key)]
     if str(values.get("quantize")) == "8":
-        found.append("quantize: training with int8 quantisation (8) is not supported while distilling; leave it off.")
+        errors.append("quantize: training with int8 quantisation (8) is not supported while distilling; leave it off.")
     if values.get("task") not in (None, "detect"):
-        found.append(f"task: only detect can be distilled, got {values['task']!r}.")
-    for term in TERMS:
-        value = values[term]
-        if not _number(value) or not 0 <= value <= _MOST:
-            found.append(f"{term}: must be a finite number >= 0, got {value!r} (0 switches the term off).")
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            found.append(f"{key}: must be one of {', '.join(choices)}, got {values[key]!r}.")
-    found += _limits(values)
-    found += _caching(values)
-    if not isinstance(values["trust"], bool):
-        found.append(f"trust: must be True or False, got {values['trust']!r}.")
-    found += _lengths(values)
+        errors.append(f"task: only detect can be distilled, got {values['task']!r}.")
+    return errors
+
+
+def _weights(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{term}: must be a finite number >= 0, got {values[term]!r} (0 switches the term off)."
+        for term in TERMS
+        if not _number(values[term]) or not 0 <= values[term] <= _MOST
+    ]
+
+
+def _choices(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}: must be one of {', '.join(choices)}, got {values[key]!r}."
+        for key, choices in _CHOICES.items()
+        if values[key] not in choices
+    ]
+
+
+def _trust(values: Mapping[str, Any]) -> list[str]:
+    return [] if isinstance(values["trust"], bool) else [f"trust: must be True or False, got {values['trust']!r}."]
+
+
+def _graph(values: Mapping[str, Any]) -> list[str]:
     if values["variant"] == "paper" and values["graph"] == "trained":
-        found.append("graph: variant=paper draws its graph units anew, there is nothing to train; leave graph=fixed.")
+        return ["graph: variant=paper draws its graph units anew, there is nothing to train; leave graph=fixed."]
+    return []
+
+
+def _teacher(values: Mapping[str, Any]) -> list[str]:
     teacher = values["teacher"]
     if teacher is None or teacher == "":
-        found.append(
+        return [
             "teacher: missing; give teacher=FILE.pt, a larger detector trained on the same classes "
             "(to train without a teacher, use Ultralytics' own 'yolo train')."
-        )
-    elif not isinstance(teacher, (str, Path)):
-        found.append(f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first.")
-    return found
+        ]
+    if not isinstance(teacher, (str, Path)):
+        return [f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first."]
+    return []
 
 
 def _limits(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the balance's numbers."""
     most = {"cap": _MOST, "floor": _MOST, "ramp": _MOST, "fade": 1.0}
-    found = []
+    errors = []
     for key, limit in most.items():
         if not _number(values[key]) or not 0 <= values[key] <= limit:
-            words = "a share between 0 and 1" if limit == 1 else "a finite number >= 0"
-            found.append(f"{key}: must be {words}, got {values[key]!r}.")
-    if not found and not values["floor"] <= values["cap"]:
-        found.append(f"floor: must not be above cap={values['cap']!r}, got {values['floor']!r}.")
-    return found
+            words = "a fraction between 0 and 1" if limit == 1 else "a finite number >= 0"
+            errors.append(f"{key}: must be {words}, got {values[key]!r}.")
+    if not errors and not values["floor"] <= values["cap"]:
+        errors.append(f"floor: must not be above cap={values['cap']!r}, got {values['floor']!r}.")
+    return errors
 
 
 def _caching(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the teacher's cache, or with what stands beside it."""
-    where, views, limit = (values[key] for key in ("teacher_cache", "views", "cache_limit"))
-    found = []
-    if not isinstance(views, int) or isinstance(views, bool) or not 1 <= views <= MOST_VIEWS:
-        found.append(f"views: must be a whole number from 1 to {MOST_VIEWS}, got {views!r}.")
-    if not _number(limit) or not 0 < limit <= _MOST:
-        found.append(f"cache_limit: must be a finite number of GB above 0, got {limit!r}.")
+    where, errors = values["teacher_cache"], _sizes(values["views"], values["cache_limit"])
     if where not in (None, False, "", "ram", "disk"):
-        return [*found, f"teacher_cache: must be ram, disk or empty, got {where!r}."]
+        return [*errors, f"teacher_cache: must be ram, disk or empty, got {where!r}."]
     if where:
-        found += [f"teacher_cache: {words}." for key, words in _UNCACHED.items() if values.get(key)]
+        errors += [f"teacher_cache: {words}." for key, words in _UNCACHED.items() if values.get(key)]
         if values["variant"] == "paper":
-            found.append("teacher_cache: variant=paper reads the teacher's maps as they are; leave it off.")
-    elif not found and views != DEFAULTS["views"]:
-        found.append(f"views: views={views!r} needs teacher_cache=ram or disk; add one of them, or leave views out.")
-    return found
+            errors.append("teacher_cache: variant=paper reads the teacher's maps as they are; leave it off.")
+    elif not errors and values["views"] != DEFAULTS["views"]:
+        errors.append(
+            f"views: views={values['views']!r} needs teacher_cache=ram or disk; add one of them, or leave views out."
+        )
+    return errors
+
+
+def _sizes(views: Any, limit: Any) -> list[str]:
+    errors = []
+    if not isinstance(views, int) or isinstance(views, bool) or not 1 <= views <= MOST_VIEWS:
+        errors.append(f"views: must be a whole number from 1 to {MOST_VIEWS}, got {views!r}.")
+    if not _number(limit) or not 0 < limit <= _MOST:
+        errors.append(f"cache_limit: must be a finite number of GB above 0, got {limit!r}.")
+    return errors
 
 
 _UNCACHED = {
@@ -171,21 +213,20 @@ def _number(value: Any) -> bool:
 
 def _lengths(values: Mapping[str, Any]) -> list[str]:
     """Numbers with which Ultralytics would start a run that cannot be meant; wrong types are its own to tell."""
-    found = []
-    epochs: Any
-    batch: Any
-    imgsz: Any
-    epochs, batch, imgsz = (values.get(key) for key in ("epochs", "batch", "imgsz"))
+    errors = []
+    epochs: Any = values.get("epochs")
+    batch: Any = values.get("batch")
+    imgsz: Any = values.get("imgsz")
     if _number(epochs) and not epochs >= 1:
-        found.append(f"epochs: must be at least 1, got {epochs!r}.")
+        errors.append(f"epochs: must be at least 1, got {epochs!r}.")
     if _number(batch) and batch != -1 and not (0 < batch < 1 or (batch >= 1 and batch == int(batch))):
-        found.append(
-            f"batch: must be a whole number >= 1, -1 (as fits the GPU's memory) or a share of that memory "
+        errors.append(
+            f"batch: must be a whole number >= 1, -1 (as fits the GPU's memory) or a fraction of that memory "
             f"between 0 and 1, got {batch!r}."
         )
     if _number(imgsz) and not imgsz >= 1:
-        found.append(f"imgsz: must be at least 1 pixel, got {imgsz!r}.")
-    return found
+        errors.append(f"imgsz: must be at least 1 pixel, got {imgsz!r}.")
+    return errors
 
 
 def build(values: Mapping[str, Any]) -> Config:
@@ -194,8 +235,8 @@ def build(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: If anything is wrong, naming all of it.
     """
-    if found := problems(values):
-        raise ConfigError(found)
+    if errors := problems(values):
+        raise ConfigError(errors)
     return Config(
         teacher=str(values["teacher"]),
         balance=values["balance"],

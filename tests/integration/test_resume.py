@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
 
 from tests.helpers import make_detector, rows, settings, tiny_data, weights
 from tskd_yolo import Trainer, files
 from tskd_yolo.cli import main
-from tskd_yolo.train.trainer import PREVIOUS, SIDE_FILE, RunError
+from tskd_yolo.train.checkpoints import PREVIOUS, SIDE_FILE, RunError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -299,7 +300,7 @@ def test_ctrl_c_in_the_first_epoch_says_that_there_is_no_checkpoint(tmp_path, da
 def test_a_full_disk_leaves_the_checkpoint_before_and_says_what_is_needed(
     file, tmp_path, data, teacher, monkeypatch, capsys
 ):
-    whole, metrics = files.replace, Trainer.__mro__[2].save_metrics
+    whole, metrics = files.replace, DetectionTrainer.save_metrics
     full = OSError(errno.ENOSPC, "No space left on device")
     written = []
 
@@ -315,7 +316,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_what_is_needed(
         metrics(self, metrics_)
 
     monkeypatch.setattr(files, "replace", replace)
-    monkeypatch.setattr(Trainer.__mro__[2], "save_metrics", save_metrics)
+    monkeypatch.setattr(DetectionTrainer, "save_metrics", save_metrics)
     assert main(words_of(tmp_path, data, teacher, epochs=3)) == 1
     said = capsys.readouterr().err
     last = tmp_path / "run" / "weights" / "last.pt"

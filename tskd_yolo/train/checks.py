@@ -1,37 +1,38 @@
-"""What a user gave, checked: settings, teacher, student, data and checkpoints, with every mistake told at once."""
+"""What a user gave, checked: settings, teacher, student and data, with every mistake told at once.
+
+And what the run itself shows: what the engine refuses, terms that are not finite, the first-epoch check.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
-import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from ultralytics.cfg import get_cfg
-from ultralytics.data import dataset as scanner
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import LOCAL_RANK, LOGGER
+from ultralytics.utils import LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.checks import check_model_file_from_stem
-from ultralytics.utils.files import get_latest_run
 from ultralytics.utils.torch_utils import select_device
 
 from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
 from tskd_yolo.distill import teacher
+from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.train.checkpoints import RunError
+from tskd_yolo.train.engine import Arguments
+from tskd_yolo.train.processes import Processes
 
-PREVIOUS = "tskd_previous.pt"
-"""The checkpoint before last.pt, kept while a run lasts."""
+# Before a run ---------------------------------------------------------------------------------------------------------
 
 
-def check(base: Mapping[str, Any], overrides: dict[str, Any], found: Sequence[str] = ()) -> Any:
+def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> Any:
     """Checks that settings, teacher, student and data fit, before anything is written, and returns the teacher.
 
     Puts absolute paths of teacher and data into ``overrides``, so that the run can be resumed from anywhere.
@@ -39,99 +40,113 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], found: Sequence[st
     Args:
         base: Ultralytics' defaults and ours.
         overrides: What the user gave.
-        found: Mistakes that are known already, to be told with the others.
+        errors: Mistakes that are known already, to be told with the others.
 
     Raises:
         ConfigError: Naming everything that is wrong.
     """
-    found = list(found)
-    values, theirs = _read(base, overrides, found)
-    ours = config.problems(values)
-    told = {sentence.partition(":")[0] for sentence in ours}
-    found += [sentence for key, sentence in theirs.items() if key not in told] + ours
-    found += _device(values["device"])
-    model = student = names = None
+    values, errors = _settings(base, overrides, errors)
     with compat.guarded(trust=values["trust"] is True):
-        if isinstance(values["teacher"], (str, Path)) and str(values["teacher"]):
-            with _collected(found):
-                model = teacher.load(values["teacher"])
-                overrides["teacher"] = str(Path(model.pt_path).resolve())
-        if LOCAL_RANK in {-1, 0}:  # one process of a machine is enough
-            student = _told("model", found, _student_yaml, values["model"])
-            names = _told("data", found, _names, values["data"])
-            names = {0: "item"} if names and values["single_cls"] else names
+        model = _teacher(values["teacher"], errors)
+        student, names = _student_and_names(values, errors)
         if isinstance(values["pretrained"], (str, Path)):
-            with _collected(found):
+            with _collected(errors):
                 compat.load(values["pretrained"], key="pretrained")
-    if values["data"] and Path(str(values["data"])).is_file():
-        overrides["data"] = str(Path(values["data"]).resolve())
     if student and _all_frozen(student, values["freeze"]):
-        found.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
+        errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
     if model is not None and student and names:
-        found += mismatches(student_yaml=student, teacher=model, names=names)
-    if found:
-        raise ConfigError(found)
+        errors += mismatches(student_yaml=student, teacher=model, names=names)
+    if errors:
+        raise ConfigError(errors)
     if _same_file(values["teacher"], values["model"]):
         LOGGER.warning(f"teacher {values['teacher']} is the student itself: it can teach nothing new.")
+    overrides["teacher"] = str(Path(model.pt_path).resolve())
+    if values["data"] and Path(str(values["data"])).is_file():
+        overrides["data"] = str(Path(values["data"]).resolve())
     return model
 
 
-def _read(
-    base: Mapping[str, Any], overrides: Mapping[str, Any], found: list[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arguments as Ultralytics reads them, and by key what it says of wrong ones; unknown ones go to ``found``."""
-    values, wrong, told = dict(base), {}, {}
+def _settings(
+    base: Mapping[str, Any], overrides: Mapping[str, Any], errors: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments as Ultralytics reads them, and all that is wrong with them, each key told once."""
+    values, unknown, theirs = _read(base, overrides)
+    ours = config.problems(values)
+    told = {sentence.partition(":")[0] for sentence in ours}
+    wrong = [sentence for key, sentence in theirs.items() if key not in told]
+    return values, [*errors, *unknown, *wrong, *ours, *_device(values["device"])]
+
+
+def _read(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """The arguments as Ultralytics reads them, the unknown ones, and by key what it says of wrong ones."""
+    values, unknown = dict(base), []
+    wrong: dict[str, Any] = {}
+    told: dict[str, str] = {}
     for key, value in overrides.items():
         try:
             with compat.silent():  # on an unknown key it prints its whole help page
                 values = vars(get_cfg(dict(values), {key: value}))
         except SyntaxError:
-            found.append(config.unknown(key, base))
+            unknown.append(config.unknown(key, base))
         except (TypeError, ValueError) as error:
             told[key], wrong[key] = f"{key}: {compat.plain(error)}.", value
         else:
             if isinstance(value, float) and not math.isfinite(value):
                 told[key] = f"{key}: must be a finite number, got {value!r}."
-    return {**values, **wrong}, told
+    return {**values, **wrong}, unknown, told
 
 
 @contextlib.contextmanager
-def _collected(found: list[str]) -> Iterator[None]:
+def _collected(errors: list[str]) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        found += error.problems
+        errors += error.problems
+
+
+def _teacher(path: Any, errors: list[str]) -> Any:
+    """The teacher, where there is one to be loaded."""
+    if isinstance(path, (str, Path)) and str(path):
+        with _collected(errors):
+            return teacher.load(path)
+    return None
+
+
+def _student_and_names(values: Mapping[str, Any], errors: list[str]) -> tuple[Any, Any]:
+    """The student's YAML and the classes of the data; None where they cannot be read, or another process does it."""
+    if LOCAL_RANK not in {-1, 0}:  # one process of a machine is enough
+        return None, None
+    student = _attempt("model", _student_yaml, values["model"], errors)
+    names = _attempt("data", _names, values["data"], errors)
+    return student, {0: "item"} if names and values["single_cls"] else names
 
 
 _NEEDED = {
     "data": "data: missing; give data=FILE.yaml, the data set as Ultralytics takes it.",
     "model": "model: missing; give the student, i.e. model=yolo11n.yaml (random weights) or model=yolo11n.pt.",
 }
-
-
-def _told(key: str, found: list[str], read: Callable[[Any], Any], value: Any) -> Any:
-    """What ``read`` gives; or None, with a sentence in ``found``, whatever Ultralytics raises at a user's file."""
-    if not value:
-        found.append(_NEEDED[key])
-        return None
-    try:
-        with _collected(found):
-            return read(value)
-    except Exception as error:  # a missing or broken file ends in many types of exception
-        found.append(f"{key}: {value} could not be read ({compat.plain(error, about=value)}); {_REMEDY[key]}.")
-    return None
-
-
 _REMEDY = {
     "data": "give a data YAML whose folders exist, and can be written to where the set has to be prepared first",
     "model": "give a detector's .pt or .yaml",
 }
 
 
+def _attempt(key: str, read: Callable[[Any], Any], value: Any, errors: list[str]) -> Any:
+    """What ``read`` gives; or None, with a sentence in ``errors``, whatever Ultralytics raises at a user's file."""
+    if not value:
+        errors.append(_NEEDED[key])
+        return None
+    try:
+        with _collected(errors):
+            return read(value)
+    except Exception as error:  # a missing or broken file ends in many types of exception
+        errors.append(f"{key}: {value} could not be read ({compat.plain(error, about=value)}); {_REMEDY[key]}.")
+    return None
+
+
 def _names(data: Any) -> dict[int, str]:
     """The classes of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its platform)."""
-    fetched = str(data).startswith("ul://") or str(data).endswith(".ndjson")
-    if fetched:
+    if str(data).startswith("ul://") or str(data).endswith(".ndjson"):
         return {}
     content = check_det_dataset(data)
     for split in ("train", "val"):
@@ -177,122 +192,51 @@ def _device(device: Any) -> list[str]:
     return []
 
 
-# Resuming -------------------------------------------------------------------------------------------------------------
+# While the engine sets up ---------------------------------------------------------------------------------------------
 
 
-def resumable(resume: Any) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to go on from, with its content: the file, or the one saved before it where it is torn.
+@contextlib.contextmanager
+def setup_errors(args: Arguments) -> Iterator[None]:
+    """Inside, what the engine says of a user's mistakes becomes ours.
 
     Raises:
-        ConfigError: If there is none, or it is the end of a finished run, or of a run without a teacher.
+        ConfigError: If the student's checkpoint was refused, or optimizer or freeze cannot be.
     """
-    latest = get_latest_run() if resume is True else str(resume)
-    if not latest:
-        raise ConfigError(["model: missing; write 'resume model=RUN/weights/last.pt'."])
-    last = Path(latest)
     try:
-        content = compat.load(last, key="model")[1]
-    except ConfigError as error:
-        before = last.with_name(PREVIOUS)
-        if not before.is_file() or any("asks for" in p for p in error.problems):
+        yield
+    except TypeError as error:
+        if not compat.refused_global(error):
             raise
-        content = compat.load(before, key="model")[1]
-        LOGGER.warning(f"{error.problems[0]} The checkpoint before it, of epoch {content['epoch'] + 1}, is used.")
-        last = before
-    if content.get("epoch", -1) == -1:
-        raise ConfigError([f"model: {last} is the end of a finished run, there is nothing to resume; start a new run."])
-    best = last.with_name("best.pt")
-    if best.is_file():  # read when the run ends
-        try:
-            compat.load(best, key="best.pt")
-        except ConfigError as error:
-            raise ConfigError([f"{problem[:-1]}, or remove it." for problem in error.problems]) from error
-    if "teacher" not in (content.get("train_args") or {}):
-        raise ConfigError(
-            [f"model: {last} belongs to a run without a teacher; resume it with Ultralytics' own 'yolo train resume'."]
-        )
-    return last, content
+        raise ConfigError([f"model: {args.model} {compat.why(error)}."]) from error
+    except NotImplementedError as error:
+        raise ConfigError([f"optimizer: {compat.plain(error)}."]) from error
+    except RuntimeError as error:
+        if "froze the entire model" not in str(error):
+            raise
+        raise ConfigError([f"freeze: {args.freeze} leaves no parameter to train; freeze less."]) from error
 
 
-def states(file: Path) -> dict[int, Any]:
-    """Adapters by epoch from a side file; none, said, from one that is missing or torn."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)["states"]
-    except Exception as error:  # a torn file ends in many types of exception
-        LOGGER.warning(f"{file} could not be read ({compat.plain(error)}).")
-        return {}
+# After an epoch -------------------------------------------------------------------------------------------------------
 
 
-# The scan of the data -------------------------------------------------------------------------------------------------
+def report_non_finite(distiller: Distiller, processes: Processes) -> None:
+    """Says which terms were left out of steps; those that were too often are switched off."""
+    for term, (left_out, steps, off) in distiller.nonfinite(processes.total).items():
+        end = "It is switched off for the rest of the run." if off else "The detection loss went on."
+        LOGGER.warning(f"{term} was not finite in {left_out} of {steps} steps and left out of them. {end}")
 
 
-class _Listener:
-    """Stands in for the logger of Ultralytics' data scan and remembers what it says of single files."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def info(self, message: str, *args: Any) -> None:
-        self.lines += str(message).splitlines()
-        LOGGER.info(message, *args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(LOGGER, name)
-
-
-def scanned(mode: str, build: Callable[[], Any]) -> Any:
-    """The data set that ``build`` gives; what its scan finds is refused or counted.
-
-    Args:
-        mode: ``train`` or ``val``.
-        build: Makes the data set as Ultralytics does.
+def check_first_epoch(distiller: Distiller, processes: Processes) -> None:
+    """The first-epoch check: that every term reaches the student, adapters have moved and the teacher has not.
 
     Raises:
-        ConfigError: If there are no images or no labels, or labels name classes that the data set does not have.
+        RunError: If nothing is being taught, with the reasons.
     """
-    listener = _Listener()
-    try:
-        with compat.swapped(scanner, "LOGGER", listener):
-            dataset = build()
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
-        listener.lines += str(error).splitlines()
-        _refuse_beyond(listener.lines, mode)
-        said = compat.plain(error).split("; See http")[0].replace(".cache", "")
-        raise ConfigError(
-            [f"data: the {mode} images could not be read ({said}); correct the set or its YAML."]
-        ) from error
-    _refuse_beyond(listener.lines, mode)
-    reasons = Counter(_reason(line) for line in listener.lines if ": ignoring corrupt" in line)
-    if reasons:
-        words = "; ".join(f"{count} with {reason}" for reason, count in reasons.most_common())
-        LOGGER.warning(f"{mode}: {sum(reasons.values())} images are left out: {words}.")
-    if twice := sum(int(n) for line in listener.lines for n in re.findall(r": (\d+) duplicate labels removed", line)):
-        LOGGER.warning(f"{mode}: {twice} boxes that were there twice are counted once.")
-    if flat := sum(int((label["bboxes"][:, 2:] <= 0).any(1).sum()) for label in dataset.labels):
-        LOGGER.warning(f"{mode}: {flat} boxes have no area; {_FLAT[mode]}.")
-    return dataset
-
-
-_FLAT = {"train": "they teach nothing", "val": "nothing can find them, so they lower the recall"}
-
-
-def _refuse_beyond(lines: Sequence[str], mode: str) -> None:
-    beyond = [line for line in lines if "exceeds dataset class count" in line]
-    if beyond:
-        name, number, count = re.findall(
-            r"([^\s:]+): ignoring .* class (\d+) exceeds dataset class count (\d+)", beyond[0]
-        )[0]
-        raise ConfigError(
-            [
-                f"data: labels of {len(beyond)} {mode} images name classes beyond the {count} of the set, the first is "
-                f"class {number} in that of {Path(name).name}; correct the labels or the names."
-            ]
-        )
-
-
-def _reason(line: str) -> str:
-    """Why an image is left out, without what is its alone."""
-    text = line.split(": ignoring corrupt image/label: ", 1)[-1]
-    if text.startswith("No module named"):  # of an unknown format Ultralytics asks a plugin last, which is not there
-        return "an unreadable image"
-    return re.sub(r"\[.*|'[^']*'|<.*", "", text).strip() or "an unknown fault"
+    if problems := distiller.first_epoch_problems(processes.total, processes.count):
+        raise RunError(f"the first-epoch check failed, the run was stopped: {'; '.join(problems)}.")
+    shares = {k: v for k, v in distiller.shares().items() if k.startswith("share/")}
+    words = "   ".join(f"{key.split('/')[1]} {value:.1%}" for key, value in shares.items())
+    LOGGER.info(
+        f"{colorstr('tskd-yolo:')} first-epoch check passed: every term reaches the student on {processes.count} "
+        f"process(es), adapters have moved, the teacher has not. Gradient shares: {words}."
+    )

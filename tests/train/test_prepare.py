@@ -1,0 +1,47 @@
+"""What is done between the engine's set-up and the first step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tskd_yolo import compat
+from tskd_yolo.train import prepare
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "pays", "taken"),
+    [
+        ("cpu", None, True, True),
+        ("cpu", True, True, True),
+        ("cpu", False, True, False),
+        ("cpu", None, False, False),
+        ("cuda", None, True, False),
+        ("mps", True, True, False),
+    ],
+)
+def test_only_on_a_cpu_the_layout_is_ours(device, asked, pays, taken, monkeypatch):
+    monkeypatch.setattr(compat, "channels_last_pays", lambda: pays)
+    assert prepare.in_channels_last(SimpleNamespace(channels_last=asked), torch.device(device)) is taken
+
+
+def test_the_students_parameters_keep_their_names_beside_the_adapters():
+    student, learned = nn.Module(), nn.ModuleDict({"neck": nn.Linear(2, 2)})
+    student.model = nn.Sequential(nn.Linear(2, 2))
+    names = dict(prepare.with_adapters(student, learned).named_parameters())
+    assert {name for name in names if not name.startswith("tskd.")} == set(dict(student.named_parameters()))
+    assert names["tskd.neck.weight"] is learned["neck"].weight
+
+
+def test_adapters_are_clipped_before_each_step_and_nothing_else():
+    student, adapter = (nn.Parameter(torch.zeros(4)) for _ in range(2))
+    optimizer = torch.optim.SGD([student, adapter], lr=1.0)
+    prepare.clip_adapters(optimizer, [adapter])
+    for parameter in (student, adapter):
+        parameter.grad = torch.full((4,), 50.0)
+    optimizer.step()
+    assert float(adapter.detach().norm()) == pytest.approx(prepare.MAX_NORM, rel=1e-4)
+    assert torch.equal(student, torch.full((4,), -50.0))

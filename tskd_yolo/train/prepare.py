@@ -1,0 +1,112 @@
+"""What is done once between the engine's own set-up and the first step: teacher, adapters, optimizer, cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from ultralytics.utils import LOCAL_RANK, LOGGER
+from ultralytics.utils.torch_utils import torch_distributed_zero_first
+
+from tskd_yolo import compat
+from tskd_yolo.config import Config, ConfigError
+from tskd_yolo.data.views import Views
+from tskd_yolo.distill import cache
+from tskd_yolo.distill.distiller import Distiller
+from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.rng import undisturbed
+from tskd_yolo.train.engine import Arguments
+from tskd_yolo.train.processes import Processes
+
+MAX_NORM = 10.0
+"""To which gradients of the adapters are clipped: the engine's own limit for the student's."""
+
+
+def in_channels_last(args: Arguments, device: torch.device) -> bool:
+    """Whether the student is brought to channels_last by us: on a CPU, where the engine never does it, a step takes a
+    quarter less time. Elsewhere the engine decides, and it writes checkpoints in its own format anyway.
+    """
+    return device.type == "cpu" and args.channels_last is not False and compat.channels_last_pays()
+
+
+def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config: Config, seed: int) -> Distiller:
+    """Teacher, adapters and losses of a run.
+
+    Args:
+        student: The plain detector, on its device; nothing wraps it yet.
+        loaded: The teacher as it was loaded; it is changed in place.
+        names: The student's classes.
+        config: The checked settings.
+        seed: Seed of the adapters' and graph units' first weights.
+
+    Raises:
+        ConfigError: If this teacher cannot teach this student.
+    """
+    if errors := mismatches(student_yaml=student.yaml, teacher=loaded, names=names):
+        raise ConfigError(errors)
+    with undisturbed():  # folding batch norms draws random numbers
+        frozen = Teacher(loaded, like=student, names=names, responses=config.crd > 0)
+    return Distiller(student=student, teacher=frozen, config=config, seed=seed)
+
+
+def with_adapters(student: Any, learned: nn.Module) -> nn.Module:
+    """Student, adapters and graph units as one module, from which the engine makes parameter groups as it always does.
+
+    It names the student's parameters as the student itself names them.
+    """
+    together = nn.Module()
+    together.model, together.tskd = student.model, learned
+    return together
+
+
+def clip_adapters(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Clips the adapters' gradients before each step: the engine clips the student's only.
+
+    At that point the scaler has divided the gradients, as it must have.
+    """
+
+    def clip(*_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm=MAX_NORM)
+
+    optimizer.register_step_pre_hook(clip)
+
+
+def cast_teacher(distiller: Distiller, *, args: Arguments, amp: bool, device: torch.device) -> None:
+    """With mixed precision, holds the teacher's weights in the dtype that autocast would bring them to in each pass."""
+    if amp and device.type != "mps":
+        distiller.teacher.cast(torch.bfloat16 if args.amp == "bf16" else torch.float16)
+
+
+def make_ready(distiller: Distiller, *, args: Arguments, scaled: bool, processes: Processes) -> None:
+    """Tells a distiller what the engine has decided meanwhile: frozen layers, scaled gradients, processes."""
+    for term in distiller.leave_out_frozen():
+        LOGGER.warning(f"{term} is left out: freeze={args.freeze} freezes every layer that it would teach.")
+    processes.broadcast(distiller.learned.state_dict().values())
+    for each in distiller.terms:
+        each.guard.scaled = scaled
+    distiller.meter.scale = 2.0**10 if scaled else 1.0
+    distiller.meter.total = dist.all_reduce if processes.count > 1 else None
+
+
+def keep_teacher_outputs(
+    distiller: Distiller, views: Views, *, args: Arguments, epochs: int, processes: Processes
+) -> cache.Cache:
+    """Puts the cache between teacher and training.
+
+    Raises:
+        ConfigError: If it would take more room than there is.
+    """
+    shared = f"tskd-{os.getppid()}" if processes.count > 1 else ""  # processes of a machine have one parent
+    with torch_distributed_zero_first(LOCAL_RANK):  # the first of them makes the file
+        kept = cache.prepare(distiller=distiller, views=views, args=args, epochs=epochs, shared=shared)
+    if processes.count > 1:
+        dist.barrier()
+    cache.release(args, kept)
+    distiller.cache = kept
+    views.store = kept.store
+    return kept

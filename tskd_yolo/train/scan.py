@@ -1,0 +1,110 @@
+"""The scan of a data set's labels, as Ultralytics makes it: what it finds wrong is refused or counted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ultralytics.data import build_yolo_dataset
+from ultralytics.data import dataset as scanner
+from ultralytics.utils import LOGGER
+
+from tskd_yolo import compat
+from tskd_yolo.config import ConfigError
+
+
+class _Listener:
+    """Stands in for the logger of Ultralytics' scan and remembers what it says of single files."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def info(self, message: str, *args: Any) -> None:
+        self.lines += str(message).splitlines()
+        LOGGER.info(message, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(LOGGER, name)
+
+
+def scanned(mode: str, build: Callable[[], Any]) -> Any:
+    """The data set that ``build`` makes; what its scan finds wrong is refused or counted.
+
+    Args:
+        mode: ``train`` or ``val``.
+        build: Makes the data set as Ultralytics does.
+
+    Raises:
+        ConfigError: If there are no images or no labels, or labels name classes that the data set does not have.
+    """
+    listener = _Listener()
+    try:
+        with compat.swapped(scanner, "LOGGER", listener):
+            dataset = build()
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        listener.lines += str(error).splitlines()
+        _refuse_beyond(listener.lines, mode)
+        said = compat.plain(error).split("; See http")[0].replace(".cache", "")
+        raise ConfigError(
+            [f"data: the {mode} images could not be read ({said}); correct the set or its YAML."]
+        ) from error
+    _refuse_beyond(listener.lines, mode)
+    _count(listener.lines, dataset.labels, mode)
+    return dataset
+
+
+def scan_before_launch(args: Any, data: dict[str, Any]) -> None:
+    """Reads the data once before processes are launched, so that its mistakes are told by the one that launches them.
+
+    Args:
+        args: The run's arguments, as the engine holds them.
+        data: The data set, as the engine has read its YAML.
+
+    Raises:
+        ConfigError: As :func:`scanned`.
+    """
+    batch = max(int(args.batch), 1)
+    for mode, split in (("train", "train"), ("val", args.split)):
+        build = partial(build_yolo_dataset, args, data[split], batch, data, mode=mode, rect=mode == "val")
+        scanned(mode, build)
+
+
+def _count(lines: Sequence[str], labels: Sequence[Mapping[str, Any]], mode: str) -> None:
+    """Says how many images and boxes are left out, or teach nothing."""
+    reasons = Counter(_reason(line) for line in lines if ": ignoring corrupt" in line)
+    if reasons:
+        words = "; ".join(f"{count} with {reason}" for reason, count in reasons.most_common())
+        LOGGER.warning(f"{mode}: {sum(reasons.values())} images are left out: {words}.")
+    if twice := sum(int(n) for line in lines for n in re.findall(r": (\d+) duplicate labels removed", line)):
+        LOGGER.warning(f"{mode}: {twice} boxes that were there twice are counted once.")
+    if flat := sum(int((label["bboxes"][:, 2:] <= 0).any(1).sum()) for label in labels):
+        LOGGER.warning(f"{mode}: {flat} boxes have no area; {_FLAT[mode]}.")
+
+
+_FLAT = {"train": "they teach nothing", "val": "nothing can find them, so they lower the recall"}
+
+
+def _refuse_beyond(lines: Sequence[str], mode: str) -> None:
+    beyond = [line for line in lines if "exceeds dataset class count" in line]
+    if beyond:
+        name, number, count = re.findall(
+            r"([^\s:]+): ignoring .* class (\d+) exceeds dataset class count (\d+)", beyond[0]
+        )[0]
+        raise ConfigError(
+            [
+                f"data: labels of {len(beyond)} {mode} images name classes beyond the {count} of the set, the first is "
+                f"class {number} in that of {Path(name).name}; correct the labels or the names."
+            ]
+        )
+
+
+def _reason(line: str) -> str:
+    """Why an image is left out, without what is its alone."""
+    text = line.split(": ignoring corrupt image/label: ", 1)[-1]
+    if text.startswith("No module named"):  # of an unknown format Ultralytics asks a plugin last, which is not there
+        return "an unreadable image"
+    return re.sub(r"\[.*|'[^']*'|<.*", "", text).strip() or "an unknown fault"

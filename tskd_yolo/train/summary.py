@@ -1,0 +1,180 @@
+"""What a run says before its first step: what is distilled, how good the teacher is, and what speaks against it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils.torch_utils import get_flops, get_num_params
+
+from tskd_yolo.config import Config
+from tskd_yolo.distill.distiller import Distiller
+from tskd_yolo.distill.matching import Pair
+from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.hashing import Score
+from tskd_yolo.train.engine import Arguments, engine_arguments
+from tskd_yolo.train.processes import FIRST, Processes
+
+USELESS = 0.05
+"""A teacher's mAP50 below which it is probably not trained, or not on these classes."""
+
+
+def log_summary(
+    distiller: Distiller,
+    student: nn.Module,
+    *,
+    config: Config,
+    args: Arguments,
+    loader: Any,
+    trained: bool,
+    processes: Processes,
+) -> None:
+    """Logs what is distilled, once, with the teacher's own accuracy on the run's validation set.
+
+    Args:
+        distiller: Of the run, ready for the first step.
+        student: The plain detector; a copy of it is validated.
+        config: The checked settings.
+        args: The run's arguments.
+        loader: The engine's loader of the validation set.
+        trained: Whether the student knows these classes already, so that its accuracy says something.
+        processes: Of the run.
+    """
+    frozen, student = distiller.teacher, deepcopy(student)
+    taught = teacher_score(frozen, loader=loader, args=args, processes=processes)
+    known = validate(student, loader=loader, args=args) if trained else {}
+    if not FIRST:
+        return
+    frozen.measure(args.imgsz)
+    rows = [
+        *_networks(frozen, student, args=args, taught=taught, known=known),
+        *_maps(distiller),
+        *_settings(distiller, config),
+        *_exceptions(distiller),
+    ]
+    LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
+    for doubt in doubts(taught, known, larger=frozen.params > get_num_params(student)):
+        LOGGER.warning(doubt)
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, float]:
+    """The teacher's metrics on the run's validation set, from an earlier run where there was one like this."""
+    score = Score(network=frozen.model, dataset=loader.dataset, args=args)
+    metrics, who = score.recall(), f"{colorstr('tskd-yolo:')} the teacher {frozen.name}"
+    if processes.total([float(bool(metrics))])[0] == processes.count:  # they validate together or not at all
+        LOGGER.info(f"\n{who} was validated on these images before; its score is in {score.file}")
+        return metrics
+    LOGGER.info(f"\n{who} is validated, once for these images and settings...")
+    metrics = validate(frozen.detector(), loader=loader, args=args)
+    if FIRST:
+        score.keep(metrics)
+    return metrics
+
+
+def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, float]:
+    """A detector's metrics on a validation set, by the engine's own validator, which writes nothing.
+
+    Args:
+        model: The detector; it is changed in place.
+        loader: The engine's loader of the set.
+        args: The run's arguments.
+    """
+    own = engine_arguments(args)
+    own.plots = own.save_json = own.save_txt = own.save_crop = False
+    with tempfile.TemporaryDirectory() as folder:
+        return DetectionValidator(loader, save_dir=Path(folder), args=own)(model=model.float().eval())
+
+
+def doubts(taught: dict[str, float], known: dict[str, float], *, larger: bool) -> list[str]:
+    """What speaks against a teacher, one sentence each.
+
+    Args:
+        taught: The teacher's metrics on the validation set.
+        known: The student's before training; empty where they would say nothing.
+        larger: Whether the teacher has more parameters than the student.
+    """
+    sentences = []
+    best, own = taught["metrics/mAP50-95(B)"], known.get("metrics/mAP50-95(B)", 0.0)
+    if taught["metrics/mAP50(B)"] < USELESS:
+        sentences.append(
+            f"the teacher finds next to nothing on this validation set (mAP50 {taught['metrics/mAP50(B)']:.3f}): "
+            "is it trained, and on these classes?"
+        )
+    if known and best <= own:
+        sentences.append(
+            f"the teacher is no better than the student already is ({best:.3f} against {own:.3f} mAP50-95): "
+            "there is little to learn from it."
+        )
+    if not larger:
+        sentences.append("the teacher is not larger than the student; usually it is one or two sizes up.")
+    return sentences
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def _networks(
+    frozen: Teacher, student: nn.Module, *, args: Arguments, taught: dict[str, float], known: dict[str, float]
+) -> list[str]:
+    """A line each for teacher and student, under a heading."""
+    head = f"{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}   at {args.imgsz} px"
+    name, gflops = Path(str(args.model)).name, get_flops(student, args.imgsz)
+    return [
+        f"{'':10}{head}",
+        f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(taught)}",
+        f"{'student':10}{name:<28}{get_num_params(student):>12,}{gflops:>9.1f}{_accuracy(known)}",
+    ]
+
+
+def _accuracy(metrics: dict[str, float]) -> str:
+    if not metrics:
+        return ""
+    return f"{metrics['metrics/mAP50(B)']:>9.3f}{metrics['metrics/mAP50-95(B)']:>10.3f}"
+
+
+def _maps(distiller: Distiller) -> list[str]:
+    """Which maps are compared."""
+    rows = ["levels    " + _pairs(distiller.pairs("neck") or distiller.match.neck(all_channels=True))]
+    if stages := distiller.pairs("stages"):
+        rows.append("stages    " + _pairs(stages))
+    return rows
+
+
+def _pairs(pairs: Iterable[Pair]) -> str:
+    """Strides, and how many channels of the student are compared with how many of the teacher's."""
+    return "   ".join(f"stride {pair.stride}: {pair.student} -> {_compared(pair)}" for pair in pairs)
+
+
+def _compared(pair: Pair) -> str:
+    return f"{pair.compared} of {pair.teacher}" if pair.compared < pair.teacher else str(pair.teacher)
+
+
+def _settings(distiller: Distiller, config: Config) -> list[str]:
+    """Terms with their weights, and the size of what is trained besides the student."""
+    terms = "   ".join(f"{term} {weight:g}" if weight else f"{term} off" for term, weight in config.weights.items())
+    count = sum(parameter.numel() for parameter in distiller.learned.parameters())
+    return [
+        f"terms     {terms}   (balance={config.balance} variant={config.variant} graph={config.graph})",
+        f"adapters  {count:,} parameters, trained with the student and not part of it",
+    ]
+
+
+def _exceptions(distiller: Distiller) -> list[str]:
+    """What is not as one would expect it."""
+    rows = []
+    if distiller.match.unpaired:
+        rows.append(f"unpaired  levels of stride {distiller.match.unpaired} are in one network only and not distilled")
+    if distiller.untaught:
+        rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher has lost this branch by fusing")
+    if distiller.teacher.reordered:
+        rows.append("classes   the teacher's are in another order; they are matched by name")
+    return rows
