@@ -32,9 +32,10 @@ def load(name: str) -> Any:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table of Markdown; the first ``words`` columns are words, the others numbers."""
+    """A table of Markdown; the first ``words`` columns are words, the others numbers, which are not broken."""
     rule = ["---" if place < words else "---:" for place in range(len(head))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+    body = [[*row[:words], *(cell.replace(" ", "\u00a0") for cell in row[words:])] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def values() -> dict[str, str]:
@@ -96,7 +97,7 @@ def _percent(share: float) -> str:
 
 
 def _screening_table(found: Mapping[str, Any]) -> str:
-    head = ["", *(f"seed {seed}" for seed in found["seeds"]), "mAP50-95 over plain (95 % interval)", "verdict"]
+    head = ["", *(f"seed {seed}" for seed in found["seeds"]), "mAP50-95 over plain, 95 % interval", "verdict"]
     rows = []
     for arm, name in ARMS.items():
         figures = [" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in found["arms"][arm]["rows"]]
@@ -212,7 +213,7 @@ def costs() -> dict[str, str]:
         "step classes": _sweep("classes", "classes"),
         "step imgsz": _sweep("imgsz", "image size in px"),
         "step batch": _sweep("batch", "batch"),
-        "epoch setting": f"{asked['data']} at {asked['imgsz']} px, batch {asked['batch']}, "
+        "epoch setting": f"`data={asked['data']}` at {asked['imgsz']} px, batch {asked['batch']}, "
         f"teacher {_teacher(asked['teacher'])}",
         "epoch process": f"{epoch['ratio_epoch_process']:.2f}",
         "epoch overhead": f"{epoch['ratio_overhead_process']:.2f}",
