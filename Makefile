@@ -2,7 +2,8 @@
 #
 #   make demo     train a student with a teacher on drawn defects, some minutes on a CPU
 #   make test     the whole test suite           make fast    the same without whole training runs
-#   make lint     ruff and mypy                  make clean   remove the environment and all caches
+#   make lint     ruff and mypy                  make docs    the documentation, as a site in site/
+#   make clean    remove the environment and all caches
 #
 # PYTHON=python3.12 picks the interpreter, VENV=path the environment, ARGS="-k drd" goes to pytest.
 
@@ -13,11 +14,11 @@ ARGS   ?=
 PY      = $(VENV)/bin/python
 OFFLINE = YOLO_OFFLINE=1 YOLO_AUTOINSTALL=0
 
-.PHONY: help demo test fast lint clean
+.PHONY: help demo test fast lint docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n -e 's/^# \{0,1\}//p' -e '/^$$/q' Makefile
+	@sed -n -e '/^$$/q' -e 's/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/tskd-yolo demo
@@ -33,8 +34,12 @@ lint: $(VENV)/.installed-test
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+docs: $(VENV)/.installed-docs
+	$(PY) docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment that exists is used as it is; otherwise python3, or the newest python3.x, makes one.
@@ -57,4 +62,9 @@ $(VENV)/.installed: setup.py pyproject.toml | $(PY)
 $(VENV)/.installed-test: setup.py pyproject.toml | $(PY)
 	@echo "Installing tskd-yolo and its tests' tools into $(VENV), once: with PyTorch this takes some minutes and several GB."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: setup.py pyproject.toml | $(PY)
+	@echo "Installing tskd-yolo and what builds its documentation into $(VENV), once."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $(VENV)/.installed $@

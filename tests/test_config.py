@@ -6,10 +6,8 @@ import dataclasses
 import math
 import pickle
 import re
-from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -41,15 +39,6 @@ def test_every_key_of_the_default_file_says_its_type_and_meaning():
     assert len(keys) == len(DEFAULTS)
     for line in keys:
         assert re.fullmatch(r"[a-z_]+:( \S+)? # \((str|float|int|bool)\) .{20,}", line), line
-
-
-def test_the_readmes_table_tells_every_key_with_its_default():
-    table = (Path(config.__file__).parents[1] / "README.md").read_text(encoding="utf-8").partition("| our argument ")[2]
-    told = {}
-    for row in table.partition("\n\n")[0].splitlines()[2:]:
-        keys, values = (cell.replace("`", "").split() for cell in row.split("|")[1:3])
-        told.update({key: yaml.safe_load(value) for key, value in zip(keys, values or [""], strict=True)})
-    assert told == DEFAULTS
 
 
 @pytest.mark.parametrize("term", TERMS)

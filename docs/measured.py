@@ -1,0 +1,313 @@
+"""Every measured figure that the documentation tells, by name, from benchmarks/results.
+
+A name is what stands in a mark ``<!-- generated: NAME -->``; its value is a word, a sentence or a table of Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tskd_yolo.compare.stats import Effect, interval, paired, points
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+METRICS = "mAP50", "mAP50-95"
+ARMS = {
+    "plain": "plain training",
+    "ultralytics": "Ultralytics `distill_model=`",
+    "tskd": "tskd-yolo, defaults",
+}
+"""How the arms of a comparison are called."""
+
+
+def load(name: str) -> Any:
+    """A file of benchmarks/results."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+    """A table of Markdown; the first ``words`` columns are words, the others numbers, which are not broken."""
+    rule = ["---" if place < words else "---:" for place in range(len(head))]
+    body = [[*row[:words], *(cell.replace(" ", "\u00a0") for cell in row[words:])] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def values() -> dict[str, str]:
+    """All of them."""
+    return {**screening(), **cache(), **costs(), **parts(), "settings": settings(), "sources": sources()}
+
+
+# Does it help? --------------------------------------------------------------------------------------------------------
+
+
+def effect(row: Mapping[str, Any]) -> Effect:
+    """A paired difference as a comparison's file has it."""
+    return Effect(**{key: row[key] for key in ("mean", "low", "high", "seeds")})
+
+
+def screening() -> dict[str, str]:
+    """What the screening on NEU-DET says, and about what."""
+    found = load("screening_neu_128")["comparison"]
+    arms, teacher = found["arms"], found["teacher"]["last"]
+    gain, rival = effect(arms["tskd"]["effect"]["mAP50-95"]), effect(found["tskd_against"]["ultralytics"])
+    alarms = {arm: next(m for m in arms[arm]["effect_on_misses"] if m["false_alarms"] == 1) for arm in arms}
+    seconds = {arm: sum(row["seconds"] for row in arms[arm]["rows"]) for arm in arms}
+    asked = found["settings"]
+    return {
+        "screening": _screening_table(found),
+        "screening setting": f"NEU-DET, {asked['imgsz']} px, {asked['epochs']} epochs, batch {asked['batch']}, "
+        f"{_name(asked['model'])} from random weights, on a CPU; teacher {teacher_name(found)} (mAP50-95 "
+        f"{teacher['mAP50-95']:.3f}); last weights, {len(found['seeds'])} seeds",
+        "screening gain": f"{points(gain.mean, sign=True)} points of mAP50-95 (95 % interval {interval(gain)})",
+        "screening recovered": f"{arms['tskd']['recovered']:.0%}".replace("%", " %"),
+        "screening rival": f"{points(rival.mean)} points ({interval(rival)})",
+        "screening misses": f"{_percent(alarms['tskd']['miss'])} of the defects are missed instead of "
+        f"{_percent(alarms['plain']['miss'])}",
+        "screening time": f"{seconds['tskd'] / seconds['plain']:.1f} times as long as plain training",
+        "screening latency": _latency(found),
+        "screening classes": _class_table(found),
+        "screening misses table": _miss_table(found),
+        "recipe": _recipe(found),
+    }
+
+
+def teacher_name(found: Mapping[str, Any]) -> str:
+    """The teacher of a comparison."""
+    return _teacher(found["teacher"]["name"])
+
+
+def _teacher(file: str) -> str:
+    """``YOLO11s`` of ``neu_yolo11s_128.pt``."""
+    found = re.search(r"yolo\w+?[nsmlx](?=[_.-])", file)
+    return _name(found[0] if found else file)
+
+
+def _name(model: str) -> str:
+    return model.removesuffix(".yaml").removesuffix(".pt").replace("yolo", "YOLO")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _screening_table(found: Mapping[str, Any]) -> str:
+    head = ["", *(f"seed {seed}" for seed in found["seeds"]), "mAP50-95 over plain, 95 % interval", "verdict"]
+    rows = []
+    for arm, name in ARMS.items():
+        figures = [" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in found["arms"][arm]["rows"]]
+        gain = effect(found["arms"][arm]["effect"]["mAP50-95"])
+        told = ["", ""] if arm == "plain" else [_gain(gain), gain.verdict]
+        rows.append([name, *figures, *told])
+    teacher = " / ".join(f"{found['teacher']['last'][key]:.3f}" for key in METRICS)
+    rows.append([f"teacher, {teacher_name(found)}", teacher, *[""] * (len(head) - 2)])
+    return table([f"{' / '.join(METRICS)}", *head[1:]], rows)
+
+
+def _gain(gain: Effect) -> str:
+    return f"{points(gain.mean, sign=True)} ({interval(gain)})"
+
+
+def _class_table(found: Mapping[str, Any]) -> str:
+    rows = []
+    for plain, tskd in zip(found["arms"]["plain"]["classes"], found["arms"]["tskd"]["classes"], strict=True):
+        name = plain["name"].replace("_", " ")
+        gain = effect(tskd["AP50-95"]["effect"])
+        means = [f"{who['AP50-95']['mean']:.3f}" for who in (plain, tskd)]
+        rows.append([name, str(plain["truths"]), *means, _gain(gain), gain.verdict])
+    return table(["class", "defects", "plain", "tskd-yolo", "gain in AP50-95", "verdict"], rows)
+
+
+def _miss_table(found: Mapping[str, Any]) -> str:
+    rows = []
+    for plain, tskd in zip(*(found["arms"][arm]["effect_on_misses"] for arm in ("plain", "tskd")), strict=True):
+        fewer = effect(tskd["fewer"])
+        gain = f"{points(fewer.mean)} points ({interval(fewer)})"
+        rows.append(
+            [f"{plain['false_alarms']:g}", _percent(plain["miss"]), _percent(tskd["miss"]), gain, fewer.verdict]
+        )
+    return table(["false alarms per image", "plain misses", "tskd-yolo misses", "fewer", "verdict"], rows)
+
+
+def _latency(found: Mapping[str, Any]) -> str:
+    timed = found["latency"]
+    student, teacher = (f"{timed['milliseconds'][who]:.1f} ms" for who in ("student", "teacher"))
+    return f"{student} for the student and {teacher} for the teacher, at {timed['imgsz']} px, one image, one CPU thread"
+
+
+def _recipe(found: Mapping[str, Any]) -> str:
+    """The header of cfg/neu.yaml."""
+    teacher = found["teacher"]["last"]["mAP50-95"]
+    seeds = ", ".join(map(str, found["seeds"]))
+    lines = [
+        f"Reached, mAP50 / mAP50-95 of the last weights, seeds {seeds}; teacher {teacher_name(found)}, {teacher:.3f}:"
+    ]
+    for arm, name in (("tskd", "these settings"), ("plain", "plain training")):
+        rows = found["arms"][arm]["rows"]
+        figures = "   ".join(" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in rows)
+        lines.append(f"  {name:<16}{figures}")
+    return "\n".join(f"# {line}" for line in lines)
+
+
+# What it costs --------------------------------------------------------------------------------------------------------
+
+
+def cache() -> dict[str, str]:
+    """Training out of the teacher's cache against live distillation, in mAP and in time."""
+    kept, live = (_by_seed(load(name), "tskd") for name in ("screening_neu_128_cache", "screening_neu_128"))
+    found, cost = paired(kept, live), load("cache_cost_cpu")
+    assert found is not None
+    ratio = {arm: f"{told['ratio']['wall']:.2f}" for arm, told in cost["epoch"].items()}
+    rows = [
+        [name, f"{cost['epoch'][arm]['wall']:.1f} s", ratio[arm]]
+        for arm, name in {
+            "plain": "plain training",
+            "live": "tskd-yolo, the teacher in every step",
+            "first": "tskd-yolo with `teacher_cache=disk`, the epoch that fills it",
+            "cached": "tskd-yolo with `teacher_cache=disk`, every later epoch",
+        }.items()
+    ]
+    seeds = sorted(kept)
+    figures = [
+        [name, *(f"{of[seed]:.3f}" for seed in seeds)]
+        for name, of in (("out of the cache", kept), ("the teacher in every step", live))
+    ]
+    set_ = cost["settings"]
+    return {
+        "cache effect": f"{points(found.mean, sign=True)} points of mAP50-95 (95 % interval {interval(found)}, "
+        f"{found.seeds} seeds)",
+        "cache ratio": f"{ratio['cached']} times a plain one, where live distillation takes {ratio['live']} times",
+        "cache table": table(["an epoch", "time", "÷ plain"], rows),
+        "cache mAP": table(["mAP50-95", *(f"seed {seed}" for seed in seeds)], figures),
+        "cache setting": f"{pair_name(cost['pair'])}, {set_['imgsz']} px, batch {set_['batch']}, on a CPU",
+        "cache record": f"{cost['record_bytes'] / 1e3:.0f} kB per view",
+    }
+
+
+def _by_seed(report: Mapping[str, Any], arm: str) -> dict[int, float]:
+    return {row["seed"]: row["last"]["mAP50-95"] for row in report["comparison"]["arms"][arm]["rows"]}
+
+
+def pair_name(pair: str) -> str:
+    """``11n ← 11m`` for ``yolo11n:yolo11m``."""
+    return "\u00a0←\u00a0".join(name.replace("yolo", "") for name in pair.split(":"))
+
+
+def costs() -> dict[str, str]:
+    """What a step and an epoch cost."""
+    rows, epoch = load("step_cost_cpu"), load("epoch_cost")
+    first, swept = rows[0]["settings"], load("step_cost_batch")[0]
+    asked = dict(re.findall(r"(\w+)=(\S+)", epoch["command"]))
+    return {
+        "step setting": f"{first['imgsz']} px, batch {first['batch']}, on a CPU, medians",
+        "step times": _step_times(rows),
+        "step ratios": _step_ratios(rows),
+        "step memory": _memory_table(rows),
+        "step sweeps": f"{pair_name(swept['pair'])}, medians of {swept['settings']['repeats']} steps",
+        "step boxes": _sweep("boxes", "boxes per image"),
+        "step classes": _sweep("classes", "classes"),
+        "step imgsz": _sweep("imgsz", "image size in px"),
+        "step batch": _sweep("batch", "batch"),
+        "epoch setting": f"`data={asked['data']}` at {asked['imgsz']} px, batch {asked['batch']}, "
+        f"teacher {_teacher(asked['teacher'])}",
+        "epoch process": f"{epoch['ratio_epoch_process']:.2f}",
+        "epoch overhead": f"{epoch['ratio_overhead_process']:.2f}",
+        "epoch overhead wall": f"{epoch['ratio_overhead']:.2f}",
+    }
+
+
+def _step_times(rows: Sequence[Mapping[str, Any]]) -> str:
+    times = "student_step_s", "student_channels_last_step_s", "teacher_forward_s", "distill_step_s", "builtin_step_s"
+    head = ["student ← teacher", "plain step", "the same in channels_last", "teacher", "tskd-yolo", "`distill_model=`"]
+    return table(head, [[pair_name(row["pair"]), *(f"{row[key]:.2f} s" for key in times)] for row in rows])
+
+
+def _step_ratios(rows: Sequence[Mapping[str, Any]]) -> str:
+    ratios = "ratio_to_floor", "ratio_to_floor_channels_last", "ratio_to_builtin"
+    head = ["student ← teacher", "tskd-yolo ÷ floor", "÷ stricter floor", "÷ `distill_model=`"]
+    return table(head, [[pair_name(row["pair"]), *(f"{row[key]:.2f}" for key in ratios)] for row in rows])
+
+
+def _memory_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    sizes = "student_peak_mib", "teacher_weights_mib", "teacher_kept_mib", "distill_peak_mib", "builtin_peak_mib"
+    head = ["student ← teacher", "plain step", "teacher's weights", "kept of its outputs", "tskd-yolo"]
+    head += ["`distill_model=`", "÷ floor", "÷ `distill_model=`"]
+    body = [
+        [pair_name(row["pair"]), *(f"{row[key]:.0f} MiB" for key in sizes)]
+        + [f"{row[key]:.2f}" for key in ("ratio_to_memory_floor", "ratio_to_builtin_memory")]
+        for row in rows
+    ]
+    return table(head, body)
+
+
+def _sweep(what: str, title: str) -> str:
+    rows = [row for row in load(f"step_cost_{what}") if "settings" in row]
+    body = [
+        [f"{row['settings'][what]}", f"{1000 * row['terms_s']:.0f} ms", f"{row['distill_step_s']:.2f} s"]
+        + [f"{row[key]:.2f}" for key in ("ratio_to_floor", "ratio_to_builtin")]
+        for row in rows
+    ]
+    return table([title, "three terms", "tskd-yolo step", "÷ floor", "÷ `distill_model=`"], body, words=0)
+
+
+PARTS = {
+    "foreground": "DED, foreground",
+    "background": "DED, background",
+    "structure": "DED, structure",
+    "pixel": "DRD, pixels",
+    "instance": "DRD, instances",
+    "cross_class": "CRD, classes, cross response",
+    "cross_box": "CRD, boxes, cross response",
+    "own_class": "CRD, classes, the student's own",
+    "own_box": "CRD, boxes, the student's own",
+}
+
+
+def parts() -> dict[str, str]:
+    """The gradient of each part of each term at weight 1."""
+    found = load("pulls_start")["parts"]
+    whole = found["detection"]["norm"]
+    rows = [
+        [name, f"{found[part]['norm']:.3f}", f"{found[part]['norm'] / whole:.2f}", _signed(found[part]["cosine"])]
+        for part, name in PARTS.items()
+    ]
+    head = ["part, at weight 1", "gradient norm", "÷ detection loss", "cosine with it"]
+    return {"parts": table(head, [["detection loss", f"{whole:.3f}", "", ""], *rows])}
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
+# Settings, and where figures come from --------------------------------------------------------------------------------
+
+
+def settings() -> str:
+    """Our keys, as cfg/default.yaml documents them."""
+    text = (ROOT / "cfg" / "default.yaml").read_text(encoding="utf-8")
+    defaults, rows = yaml.safe_load(text), []
+    for line in text.splitlines():
+        found = re.fullmatch(r"(\w+):(?: \S+)? # \((\w+)\) (.+)", line)
+        if found:
+            key, kind, meaning = found.groups()
+            default = "" if defaults[key] is None else f"`{defaults[key]}`"
+            rows.append([f"`{key}`", default, kind, meaning.replace("|", "\\|")])
+    return table(["argument", "default", "type", "meaning"], rows, words=4)
+
+
+def sources() -> str:
+    """Of every file of results, the command that made it, and on what."""
+    groups: dict[str, list[str]] = {}
+    for file in sorted(RESULTS.glob("*.json")):
+        report = json.loads(file.read_text(encoding="utf-8"))
+        first = report[0] if isinstance(report, list) else report
+        machine = first.get("machine", first)
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        line = f"- `{file.name}`, commit `{machine['commit']}`:\n  `{first['command']}`"
+        groups.setdefault(f"On {machine['hardware']}; {versions}:", []).append(line)
+    return "\n\n".join("\n".join([head, "", *lines]) for head, lines in groups.items())
