@@ -24,12 +24,14 @@ def test_the_defaults_lack_nothing_but_the_teacher():
     (sentence,) = problems(DEFAULTS)
     assert sentence.startswith("teacher: missing")
     built = build(GOOD)
-    assert built == Config(**{**DEFAULTS, "teacher": "teacher.pt"})
+    rest = {key: value for key, value in GOOD.items() if key not in TERMS}
+    assert built == Config(**rest, weights={term: DEFAULTS[term] for term in TERMS})
     assert list(built.weights) == ["drd", "ded", "crd"] and all(weight > 0 for weight in built.weights.values())
 
 
 def test_our_keys_are_the_fields_of_config_and_ours_alone():
-    assert list(DEFAULTS) == [field.name for field in dataclasses.fields(Config)]
+    fields = [field.name for field in dataclasses.fields(Config)]
+    assert {*DEFAULTS} == {*fields, *TERMS} - {"weights"} and list(TERMS) == ["drd", "ded", "crd"]
     assert not set(DEFAULTS) & set(DEFAULT_CFG_DICT)
 
 
@@ -52,7 +54,7 @@ def test_a_weight_that_is_no_finite_number_from_zero_on_is_named(term, value):
 @pytest.mark.parametrize("value", [0, 0.0, 1, 1e-30, 1e30])
 def test_a_weight_from_zero_on_is_taken_as_a_float(term, value):
     built = build({**GOOD, term: value})
-    assert getattr(built, term) == value and isinstance(getattr(built, term), float)
+    assert built.weights[term] == value and isinstance(built.weights[term], float)
 
 
 def test_an_integer_beyond_every_float_is_named_like_infinity():

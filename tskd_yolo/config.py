@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-TERMS = "drd", "ded", "crd"
-"""The loss terms, in the order of their columns."""
 
 _REFUSED = {
     "distill_model": "distill_model: Ultralytics' built-in distillation and teacher= exclude each other; drop one.",
@@ -39,9 +37,8 @@ class Config:
     """The settings of ``cfg/default.yaml``, checked."""
 
     teacher: str
-    drd: float
-    ded: float
-    crd: float
+    weights: Mapping[str, float]
+    """Weight of every term, in column order."""
     balance: str
     cap: float
     floor: float
@@ -55,11 +52,6 @@ class Config:
     trust: bool
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Weight of every term, in column order."""
-        return {term: getattr(self, term) for term in TERMS}
-
-    @property
     def distils(self) -> bool:
         """Whether any term is on."""
         return any(self.weights.values())
@@ -71,12 +63,12 @@ def folder(name: str) -> Path:
     return next((path for path in (here / name, here.parent / name) if path.is_dir()), here / name)
 
 
-def load_defaults() -> dict[str, Any]:
-    """Our keys and their defaults, from ``cfg/default.yaml``."""
-    return yaml.safe_load((folder("cfg") / "default.yaml").read_text(encoding="utf-8"))
+_FILE = (folder("cfg") / "default.yaml").read_text(encoding="utf-8")
+DEFAULTS: dict[str, Any] = yaml.safe_load(_FILE)
+"""Our keys and their defaults, from ``cfg/default.yaml``."""
 
-
-DEFAULTS = load_defaults()
+TERMS = tuple(re.findall(r"^(\w+):.*# \(float\) share ", _FILE, flags=re.MULTILINE))
+"""The loss terms, in the order of their columns: the keys of that file whose comment says that they are a share."""
 
 
 def resolve(arguments: dict[str, Any]) -> None:
@@ -247,5 +239,5 @@ def build(values: Mapping[str, Any]) -> Config:
         views=values["views"],
         cache_limit=float(values["cache_limit"]),
         trust=values["trust"],
-        **{term: float(values[term]) for term in TERMS},
+        weights={term: float(values[term]) for term in TERMS},
     )

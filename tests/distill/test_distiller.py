@@ -39,7 +39,7 @@ def make_student(model: str = "yolo11n.yaml") -> DetectionModel:
 
 def make(student, file: Path, **settings) -> Distiller:
     values = config.build({**config.DEFAULTS, "balance": "fixed", "teacher": str(file), **settings})
-    frozen = Teacher(load(file), like=student, names=dict(enumerate(NAMES)), responses=values.crd > 0)
+    frozen = Teacher(load(file), like=student, names=dict(enumerate(NAMES)))
     return Distiller(student=student, teacher=frozen, config=values, seed=3)
 
 

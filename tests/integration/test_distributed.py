@@ -145,7 +145,7 @@ def test_the_file_that_ultralytics_launches_rebuilds_the_same_trainer(tmp_path, 
     cfg = {**DEFAULT_CFG_DICT, "save_dir": ""}
     worker = state["trainer"](cfg=cfg, overrides=state["args"], _callbacks=state["callbacks"])
     assert type(worker) is Trainer and worker.config == parent.config
-    assert worker.config.drd == 0.125 and worker.save_dir == parent.save_dir
+    assert worker.config.weights["drd"] == 0.125 and worker.save_dir == parent.save_dir
     worker.model = state["model"]
     worker.train()
     assert len(rows(tmp_path)) == 1

@@ -19,7 +19,7 @@ from tskd_yolo.config import TERMS, ConfigError
 from tskd_yolo.files import write_json
 from tskd_yolo.train.checks import check
 
-ARMS = "plain", "plain_same_time", "ultralytics", "tskd", "drd", "ded", "crd"
+ARMS = "plain", "plain_same_time", "ultralytics", "tskd", *TERMS
 KEYS: dict[str, Any] = {"arms": ",".join(ARMS), "seeds": 5, "jobs": 1, "ray": False, "out": "runs/compare"}
 """The arguments of ``compare`` besides those of training, with their defaults."""
 _IRRELEVANT = frozenset(

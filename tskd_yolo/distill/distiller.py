@@ -61,9 +61,10 @@ class Distiller:
         if unknown := [key for key in self.on if key not in available]:
             raise ValueError(f"variant={config.variant} has no term {unknown[0]}; it has {', '.join(available)}.")
         self.terms = [term for key in self.on for term in available[key]]
-        self.untaught = self.match.untaught if teacher.reader.towers else []
+        self._responses = any(isinstance(term, ResponseTerm) for term in self.terms)
+        self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""
-        teacher.reader.entry_stage = variant.entry_stage
+        teacher.reader = HeadReader(teacher.head, self._responses, variant.entry_stage)
         self.readers = self._readers(student)
         device = next(student.parameters()).device
         with undisturbed():
@@ -76,8 +77,7 @@ class Distiller:
         self._step: Step | None = None
 
     def _readers(self, student: Any) -> Readers:
-        responses = any(isinstance(term, ResponseTerm) for term in self.terms)
-        head = HeadReader(student.model[-1], responses, self.match.entry_stage)
+        head = HeadReader(student.model[-1], self._responses, self.match.entry_stage)
         return Readers(head, StageReader(student), self.match.strides)
 
     def _build(self) -> Any:

@@ -60,10 +60,10 @@ class Teacher:
         model: The loaded detector; it is changed in place.
         like: The student, for its device.
         names: The student's classes; the teacher's class outputs are brought into their order.
-        responses: Whether the head's responses are wanted.
+        responses: Whether the head's responses are read, or the neck features only.
     """
 
-    def __init__(self, model: Any, *, like: nn.Module, names: Mapping[int, str], responses: bool) -> None:
+    def __init__(self, model: Any, *, like: nn.Module, names: Mapping[int, str], responses: bool = False) -> None:
         self.name = Path(getattr(model, "pt_path", None) or "teacher").name
         self.params, self.gflops = get_num_params(model), 0.0
         head = model.model[-1]

@@ -50,7 +50,7 @@ def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config:
     if errors := mismatches(student_yaml=student.yaml, teacher=loaded, names=names):
         raise ConfigError(errors)
     with undisturbed():  # folding batch norms draws random numbers
-        frozen = Teacher(loaded, like=student, names=names, responses=config.crd > 0)
+        frozen = Teacher(loaded, like=student, names=names)
     return Distiller(student=student, teacher=frozen, config=config, seed=seed)
 
 
