@@ -17,13 +17,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from ultralytics import utils
 from ultralytics.data import dataset as scanner
+from ultralytics.data import utils as data_utils
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, ONLINE, USER_CONFIG_DIR, checks
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from tskd_yolo import files
+from tskd_yolo import config, files
 from tskd_yolo.config import ConfigError
 
 
@@ -56,7 +58,15 @@ def safe(*, trust: bool = False) -> Iterator[None]:
         raise ConfigError(["torch: 2.6 or newer is needed to load checkpoints safely; update it, or say trust=True."])
     read = scanner.load_dataset_cache_file if trust else read_cache
     with swapped(tasks, "SAFE_LOAD", not trust), swapped(scanner, "load_dataset_cache_file", read), side_by_side():
-        yield
+        with swapped(utils, "DATASETS_DIR", datasets_folder()), swapped(data_utils, "DATASETS_DIR", datasets_folder()):
+            yield
+
+
+def datasets_folder() -> Path:
+    """Where Ultralytics prepares data sets; beside a checkout, where that would be the checkout's own ``datasets``."""
+    ours = config.folder("datasets").resolve()
+    where = Path(utils.DATASETS_DIR)
+    return ours.parent.parent / "datasets" if where.resolve() == ours else where
 
 
 def side_by_side() -> contextlib.AbstractContextManager[None]:
