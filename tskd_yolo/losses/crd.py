@@ -116,7 +116,7 @@ class CRD(nn.Module):
 
         Args:
             student, teacher: One response per level, in the same order; of the teacher also what :meth:`target` makes
-            of them.
+                of them.
             tails: The rest of the teacher's head, per level.
             positives: Number of locations assigned to a defect, ``()``, which the paper's form divides by.
         """

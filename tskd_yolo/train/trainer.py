@@ -173,7 +173,7 @@ class DistillationMixin(ResumableMixin):
 
     Raises:
         ConfigError: If settings, teacher, student and data do not fit, naming every mistake, before anything is
-        written.
+            written.
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None, **arguments: Any) -> None:
@@ -376,7 +376,7 @@ class DistillationMixin(ResumableMixin):
 class Trainer(DistillationMixin, DetectionTrainer):
     """Trains a detector from a larger one.
 
-    Example:
+    Examples:
         >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.yaml", epochs=100).train()
         >>> YOLO("yolo11n.yaml").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt")
     """
