@@ -14,7 +14,17 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from tskd_yolo import config
 from tskd_yolo.cli import parse
-from tskd_yolo.config import DEFAULTS, TERMS, Config, ConfigError, build, folder, problems, resolve
+from tskd_yolo.config import (
+    DEFAULTS,
+    TERMS,
+    Config,
+    ConfigError,
+    build,
+    folder,
+    problems,
+    resolve,
+    with_variant,
+)
 from tskd_yolo.train import checks
 
 GOOD = {**DEFAULTS, "teacher": "teacher.pt"}
@@ -102,6 +112,16 @@ def test_without_teacher_cache_nothing_is_refused_for_it(off):
 def test_a_teacher_that_is_no_path_is_named(value, word):
     (sentence,) = problems({**GOOD, "teacher": value})
     assert sentence.startswith("teacher: ") and word in sentence
+
+
+def test_a_variant_brings_its_own_settings_unless_others_are_given():
+    paper = {**DEFAULTS, **with_variant({"teacher": "t.pt", "variant": "paper"})}
+    built = build(paper)
+    assert built.balance == "fixed" and built.weights == {"drd": 1.0, "ded": 1.0, "crd": 1.0}
+    mixed = build({**DEFAULTS, **with_variant({"teacher": "t.pt", "variant": "paper", "ded": 0.5, "balance": "share"})})
+    assert mixed.balance == "share" and mixed.weights == {"drd": 1.0, "ded": 0.5, "crd": 1.0}
+    for other in ({}, {"variant": "default"}, {"variant": ["paper"]}):
+        assert with_variant(other) == other
 
 
 def test_all_mistakes_are_in_one_error_a_sentence_each():

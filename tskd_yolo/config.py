@@ -85,6 +85,15 @@ def resolve(arguments: dict[str, Any]) -> None:
             arguments[key] = str(ours)
 
 
+_OF_VARIANT: dict[Any, dict[str, Any]] = {"paper": {"balance": "fixed", "drd": 1.0, "ded": 1.0, "crd": 1.0}}
+
+
+def with_variant(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a user gave, over the settings that belong to the ``variant`` among it."""
+    variant = given.get("variant")
+    return {**(_OF_VARIANT.get(variant, {}) if isinstance(variant, str) else {}), **given}
+
+
 def problems(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the values of our keys, or with Ultralytics' beside them, one sentence each."""
     return [

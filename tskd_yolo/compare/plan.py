@@ -99,7 +99,7 @@ def checked(values: Mapping[str, Any]) -> Plan:
         ConfigError: Naming everything that is wrong; nothing is written.
     """
     asked = {**KEYS, **{k: v for k, v in values.items() if k in KEYS}}
-    training = {k: v for k, v in values.items() if k not in KEYS}
+    training = config.with_variant({k: v for k, v in values.items() if k not in KEYS})
     config.resolve(training)
     problems = [text for key, text in _REFUSED.items() if training.pop(key, None) not in {None, False, ""}]
     arms = [arm.strip() for arm in _listed(asked["arms"])]

@@ -23,8 +23,8 @@ from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
 from tskd_yolo.distill import teacher
-from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
@@ -219,24 +219,35 @@ def setup_errors(args: Arguments) -> Iterator[None]:
 # After an epoch -------------------------------------------------------------------------------------------------------
 
 
-def report_non_finite(distiller: Distiller, processes: Processes) -> None:
-    """Says which terms were left out of steps; those that were too often are switched off."""
-    for term, (left_out, steps, off) in distiller.nonfinite(processes.total).items():
+def report_epoch(monitor: Monitor, processes: Processes) -> None:
+    """Says which terms were left out of steps, or cut; those that were left out too often are switched off."""
+    for term, (left_out, steps, off) in monitor.nonfinite(processes.total).items():
         end = "It is switched off for the rest of the run." if off else "The detection loss went on."
         LOGGER.warning(f"{term} was not finite in {left_out} of {steps} steps and left out of them. {end}")
+    for term, part in monitor.clipped().items():
+        LOGGER.warning(
+            f"{term}: its factor was cut at cap or floor in {part:.0%} of the steps, so its gradient share is not what "
+            "was asked for; its column says what it is."
+        )
 
 
-def check_first_epoch(distiller: Distiller, processes: Processes) -> None:
-    """The first-epoch check: that every term reaches the student, adapters have moved and the teacher has not.
+def check_first_epoch(monitor: Monitor, processes: Processes) -> None:
+    """The first-epoch check: that every term reaches the student, adapters have moved and the teacher has not; says
+    where a gradient share is below a tenth of what was asked for.
 
     Raises:
         RunError: If nothing is being taught, with the reasons.
     """
-    if problems := distiller.first_epoch_problems(processes.total, processes.count):
+    if problems := monitor.first_epoch_problems(processes.total, processes.count):
         raise RunError(f"the first-epoch check failed, the run was stopped: {'; '.join(problems)}.")
-    shares = {k: v for k, v in distiller.shares().items() if k.startswith("share/")}
+    shares = {k: v for k, v in monitor.columns().items() if k.startswith("share/")}
     words = "   ".join(f"{key.split('/')[1]} {value:.1%}" for key, value in shares.items())
     LOGGER.info(
         f"{colorstr('tskd-yolo:')} first-epoch check passed: every term reaches the student on {processes.count} "
         f"process(es), adapters have moved, the teacher has not. Gradient shares: {words}."
     )
+    for term, (reached, asked) in monitor.short_shares().items():
+        LOGGER.warning(
+            f"{term}: its gradient share is {reached:.2%} of the detection loss's, less than a tenth of the "
+            f"{asked:.2%} that was asked for: it teaches next to nothing."
+        )

@@ -121,8 +121,10 @@ class ResumableMixin(Engine):
     # Records ----------------------------------------------------------------------------------------------------------
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """A line of results.csv."""
+        """A line of results.csv; one of a run that an earlier version began gets the columns of this one."""
         with checkpoints.saving(self.csv, last=self.last):
+            if self.csv.exists() and (gone := files.set_columns(self.csv, ["epoch", "time", *metrics])):
+                LOGGER.warning(f"results.csv: columns that an earlier version wrote are left out: {', '.join(gone)}.")
             super().save_metrics(metrics)
 
     def save_model(self) -> bool:
@@ -177,7 +179,7 @@ class DistillationMixin(ResumableMixin):
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None, **arguments: Any) -> None:
-        overrides = {**(overrides or {}), **arguments}
+        overrides = config.with_variant({**(overrides or {}), **arguments})
         config.resolve(overrides)
         base = {**config.DEFAULTS, **cfg2dict(cfg)}
         compat.place_fonts()
@@ -286,7 +288,13 @@ class DistillationMixin(ResumableMixin):
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
         self.epoch = self.start_epoch  # the engine sets it when its loop begins
-        prepare.make_ready(self.distiller, args=self.args, scaled=self.scaler.is_enabled(), processes=self._processes)
+        prepare.make_ready(
+            self.distiller,
+            unwrap_model(self.model),
+            args=self.args,
+            scaled=self.scaler.is_enabled(),
+            processes=self._processes,
+        )
         prepare.cast_teacher(self.distiller, args=self.args, amp=self.amp, device=self.device)
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
@@ -319,11 +327,11 @@ class DistillationMixin(ResumableMixin):
         """Counts what was not finite; after the first epoch with a step of the optimizer, the first-epoch check."""
         if self.distiller is None:
             return
-        checks.report_non_finite(self.distiller, self._processes)
+        checks.report_epoch(self.distiller.monitor, self._processes)
         if FIRST:  # validation, where there is one, makes the metrics anew
-            self.metrics.update(self.distiller.shares())
+            self.metrics.update(self.distiller.monitor.columns())
         if self._stepped and not self._first_epoch_checked:
-            checks.check_first_epoch(self.distiller, self._processes)
+            checks.check_first_epoch(self.distiller.monitor, self._processes)
             self._first_epoch_checked = True
 
     # Each step --------------------------------------------------------------------------------------------------------
@@ -369,7 +377,7 @@ class DistillationMixin(ResumableMixin):
         """The engine's validation; each term's gradient share and cosine stand beside its metrics, in every logger."""
         metrics, fitness = super().validate()
         if metrics is not None and self.distiller is not None:
-            metrics = {**metrics, **self.distiller.shares()}
+            metrics = {**metrics, **self.distiller.monitor.columns()}
         return metrics, fitness
 
 
