@@ -17,7 +17,7 @@ _REFUSED = {
 }
 _MOST = 1e30  # beyond it float32 overflows before the first step
 MOST_VIEWS = 1000
-_CHOICES = {"balance": ("share", "fixed"), "variant": ("default", "paper"), "graph": ("fixed", "trained")}
+_CHOICES = {"balance": ("share", "fixed"), "variant": ("default", "hints", "paper"), "graph": ("fixed", "trained")}
 
 
 class ConfigError(ValueError):

@@ -256,6 +256,17 @@ def test_ded_compares_backbone_stages_or_in_the_paper_the_neck(files):
         assert list(maps) == [place] and set(distiller.learned) == {place, "ded"}
 
 
+def test_hints_stand_in_the_place_of_ded_on_the_same_maps(files):
+    student, batch = make_student(), make_batch()
+    distiller = make(student, files["11s"], variant="hints", drd=0, crd=0)
+    plain = make(make_student(), files["11s"], drd=0, crd=0)
+    assert distiller.pairs("stages") == plain.pairs("stages") and not distiller.pairs("neck")
+    vector, items = step(distiller, student, batch)
+    vector[-3:].sum().backward()
+    assert items["ded_loss"] > 0 and items["drd_loss"] == items["crd_loss"] == 0
+    assert student.model[0].conv.weight.grad.any()
+
+
 def test_a_term_is_left_out_where_all_that_it_teaches_is_frozen(files):
     student, batch = make_student(), make_batch()
     distiller = make(student, files["11s"])

@@ -24,6 +24,7 @@ from tskd_yolo.losses import CRD, DED, DRD, Response
 from tskd_yolo.losses.boxes import Boxes
 from tskd_yolo.losses.crd import Tails, adapter
 from tskd_yolo.losses.distributed import all_reduce_mean
+from tskd_yolo.losses.hint import Hint
 from tskd_yolo.losses.paper import PaperCRD, PaperDED, PaperDRD
 from tskd_yolo.losses.standardize import Map, standardize
 
@@ -363,4 +364,14 @@ def paper_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
     }
 
 
-VARIANTS = {"default": Variant(default_terms, ENTRY_STAGE), "paper": Variant(paper_terms, 0)}
+def hint_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+    """The default's, with plain hints in the place of DED: the same maps, and a squared difference of them."""
+    hints = MapTerm("ded", EarlyStages("stages", match.early_stages()), lambda channels: Hint())
+    return {**default_terms(match, teacher, config), "ded": [hints]}
+
+
+VARIANTS = {
+    "default": Variant(default_terms, ENTRY_STAGE),
+    "hints": Variant(hint_terms, ENTRY_STAGE),
+    "paper": Variant(paper_terms, 0),
+}
