@@ -32,7 +32,7 @@ class GlooTrainer(Trainer):
 
     def final_eval(self) -> None:
         self.learned_at_the_end = self.distiller.learned.state_dict()
-        self.asked = self.distiller.cache.asked if self.distiller.cache else None
+        self.computed = self.distiller.cache.computed if self.distiller.cache else None
 
 
 def unvalidated(*_: Any, **__: Any) -> dict[str, float]:
@@ -58,7 +58,7 @@ def main() -> None:
         "learned": trainer.learned_at_the_end,
         "student": trainer.model.module.state_dict(),
         "terms": terms,
-        "asked": trainer.asked,
+        "computed": trainer.computed,
         "begun": begun,
         "start_epoch": trainer.start_epoch,
         "world_size": trainer.world_size,

@@ -111,10 +111,10 @@ def test_processes_share_what_the_teacher_says(where, tmp_path, teacher):
     finish(launch(["--standalone", "--nproc_per_node", "2"], arguments))
     first = ranks_of(tmp_path, 2)
     check_terms(first)
-    assert sum(rank["asked"] for rank in first) == 2 * 8  # each view of each image once, by either of them
+    assert sum(rank["computed"] for rank in first) == 2 * 8  # each view of each image once, by either of them
     assert not list(Path("/dev/shm").glob("tskd-*")) or where == "disk"
     finish(launch(["--standalone", "--nproc_per_node", "2"], {**arguments, "ded": 1.0}))
-    assert sum(rank["asked"] for rank in ranks_of(tmp_path, 2)) == (0 if where == "disk" else 2 * 8)
+    assert sum(rank["computed"] for rank in ranks_of(tmp_path, 2)) == (0 if where == "disk" else 2 * 8)
 
 
 def test_more_processes_than_named_devices_are_refused(tmp_path, teacher):

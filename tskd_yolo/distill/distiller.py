@@ -71,7 +71,8 @@ class Distiller:
             torch.manual_seed(seed)
             self.learned = self._build().to(device)
         self.monitor = Monitor(self)
-        self._step: Step | None = None
+        self.step: Step | None = None
+        """The pass that is under way."""
 
     def _readers(self, student: Any) -> Readers:
         head = HeadReader(student.model[-1], self._responses, self.match.entry_stage)
@@ -145,15 +146,15 @@ class Distiller:
             teacher = self.cache(images, batch, self.teacher_outputs)
         elif self.on:
             teacher = self.teacher_outputs(images)
-        self._step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add)
-        self._step.stand_in(student)
-        return self._step
+        self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add)
+        self.step.stand_in(student)
+        return self.step
 
     def detach(self) -> None:
         """Undoes :meth:`attach`, whether the pass came or not."""
-        if self._step is not None:
-            self._step.close()
-            self._step = None
+        if self.step is not None:
+            self.step.close()
+            self.step = None
 
     def teacher_outputs(self, images: Tensor) -> TeacherOutputs:
         """What the terms read of the teacher for images ``(N, 3, H, W)``; the student needs the memory of the rest."""
