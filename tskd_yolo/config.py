@@ -37,6 +37,7 @@ class Config:
     """The settings of ``cfg/default.yaml``, checked."""
 
     teacher: str
+    teacher_imgsz: int | None
     weights: Mapping[str, float]
     """Weight of every term, in column order."""
     balance: str
@@ -105,6 +106,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *_trust(values),
         *_lengths(values),
         *_graph(values),
+        *_teacher_size(values),
         *_teacher(values),
     ]
 
@@ -142,6 +144,20 @@ def _trust(values: Mapping[str, Any]) -> list[str]:
 def _graph(values: Mapping[str, Any]) -> list[str]:
     if values["variant"] == "paper" and values["graph"] == "trained":
         return ["graph: variant=paper draws its graph units anew, there is nothing to train; leave graph=fixed."]
+    return []
+
+
+def _teacher_size(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the size at which the teacher sees the images, or with what stands beside it."""
+    size: Any = values["teacher_imgsz"]
+    if size in (None, False, ""):
+        return []
+    if not isinstance(size, int) or size < 32 or size % 32:
+        return [f"teacher_imgsz: must be a whole number of pixels, a multiple of 32, got {size!r}."]
+    if values.get("multi_scale"):
+        return ["teacher_imgsz: multi_scale changes the size of the images in every step; drop one of the two."]
+    if values["variant"] == "paper":
+        return ["teacher_imgsz: variant=paper compares maps as they are; leave it off."]
     return []
 
 
@@ -240,6 +256,7 @@ def build(values: Mapping[str, Any]) -> Config:
         raise ConfigError(errors)
     return Config(
         teacher=str(values["teacher"]),
+        teacher_imgsz=values["teacher_imgsz"] or None,
         balance=values["balance"],
         **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade")},
         variant=values["variant"],

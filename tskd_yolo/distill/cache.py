@@ -106,7 +106,8 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
         ConfigError: If the records would take more than the limit, the disk or the memory has, or cannot be written.
     """
     device = next(distiller.teacher.model.parameters()).device
-    sample = pack(distiller.teacher_outputs(torch.zeros(1, 3, args.imgsz, args.imgsz, device=device)))
+    images = torch.zeros(1, views.dataset.channels, views.dataset.imgsz, views.dataset.imgsz, device=device)
+    sample = pack(distiller.teacher_outputs(images, size=(args.imgsz, args.imgsz)))
     layout = Layout(sample, views.kept.size)
     folder = _folder(views.dataset)
     header = {
@@ -193,4 +194,6 @@ def _name_others(folder: Path, name: str) -> None:
 def key(header: Mapping[str, Any], *, teacher: Any, dataset: Any, args: Any, folder: Path) -> str:
     """A hash over everything that a record depends on: teacher, data, views, and what computes them."""
     settings = {k: str(getattr(args, k, None)) for k in (*AUGMENTATIONS, "imgsz", "seed")}
+    if args.teacher_imgsz:
+        settings["teacher_imgsz"] = str(args.teacher_imgsz)
     return fingerprint([header, settings], network=teacher.model, dataset=dataset, folder=folder)

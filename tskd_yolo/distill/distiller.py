@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,12 +36,13 @@ class Distiller:
         teacher: The frozen teacher.
         config: The checked settings.
         seed: Seed of the adapters' and graph units' first weights.
+        scale: Size of the teacher's image over that of the student's.
 
     Raises:
         ValueError: If a weight is given to a term that the variant does not have.
     """
 
-    def __init__(self, *, student: Any, teacher: Teacher, config: Config, seed: int) -> None:
+    def __init__(self, *, student: Any, teacher: Teacher, config: Config, seed: int, scale: float = 1.0) -> None:
         self.teacher, self.config = teacher, config
         self.on = {key: weight for key, weight in config.weights.items() if weight > 0}
         """Weight of every term that is on, by key."""
@@ -51,12 +53,7 @@ class Distiller:
         self.cache: Cache | None = None
         """Stands between the teacher and batches of views, where the run keeps the teacher's outputs."""
         variant = VARIANTS[config.variant]
-        self.match = Match(
-            student=student,
-            teacher_head=teacher.head,
-            teacher_stages=teacher.stages,
-            entry_stage=variant.entry_stage,
-        )
+        self.match = Match(student=student, teacher=teacher.model, entry_stage=variant.entry_stage, scale=scale)
         available = variant.terms(self.match, teacher, config)
         if unknown := [key for key in self.on if key not in available]:
             raise ValueError(f"variant={config.variant} has no term {unknown[0]}; it has {', '.join(available)}.")
@@ -135,17 +132,31 @@ class Distiller:
 
     # One step ---------------------------------------------------------------------------------------------------------
 
-    def attach(self, student: Any, images: Tensor, batch: Mapping[str, Any] | None = None) -> Step:
+    def attach(
+        self,
+        student: Any,
+        images: Tensor,
+        batch: Mapping[str, Any] | None = None,
+        teacher_images: Tensor | None = None,
+    ) -> Step:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``.
 
         With a cache, and a batch of views, the teacher runs for those only that it has not seen yet.
+
+        Args:
+            student: The student.
+            images: What the student will see.
+            batch: What the images are from.
+            teacher_images: The same at the teacher's size, where that is another.
         """
         self.detach()
-        teacher = None
+        size, teacher = (images.shape[2], images.shape[3]), None
+        outputs = partial(self.teacher_outputs, size=size)
+        shown = images if teacher_images is None else teacher_images
         if self.on and self.cache is not None and batch is not None:
-            teacher = self.cache(images, batch, self.teacher_outputs)
+            teacher = self.cache(shown, batch, outputs)
         elif self.on:
-            teacher = self.teacher_outputs(images)
+            teacher = outputs(shown)
         self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add)
         self.step.stand_in(student)
         return self.step
@@ -156,20 +167,30 @@ class Distiller:
             self.step.close()
             self.step = None
 
-    def teacher_outputs(self, images: Tensor) -> TeacherOutputs:
-        """What the terms read of the teacher for images ``(N, 3, H, W)``; the student needs the memory of the rest."""
+    def teacher_outputs(self, images: Tensor, size: tuple[int, int] | None = None) -> TeacherOutputs:
+        """What the terms read of the teacher for images ``(N, 3, H, W)``; the student needs the memory of the rest.
+
+        Args:
+            images: What the teacher sees.
+            size: (height, width) of the student's images in pixels; the teacher's where it is missing.
+        """
+        size = size or (images.shape[2], images.shape[3])
         stages, neck = self.source("stages"), self.source("neck")
         maps: dict[str, Sequence[Tensor]] = {}
         if stages is not None:
             pairs = stages.pairs
-            levels, maps["stages"] = self.teacher.with_stages(images, keep=lambda i, features: pairs[i].cut(features))
+
+            def keep(i: int, features: Tensor) -> Tensor:
+                return pairs[i].cut(features, size)
+
+            levels, maps["stages"] = self.teacher.with_stages(images, self.match.teacher_stages, keep)
         else:
             levels = self.teacher(images)
-        paired = [levels[stride] for stride in self.match.strides]
         if neck is not None:
-            maps["neck"] = [pair.cut(level.features) for level, pair in zip(paired, neck.pairs, strict=True)]
-        responses = {term.branch: term.target(paired) for term in self.terms if isinstance(term, ResponseTerm)}
+            maps["neck"] = [pair.cut(levels[pair.teacher_stride].features, size) for pair in neck.pairs]
+        responses = {term.branch: term.target(levels, size) for term in self.terms if isinstance(term, ResponseTerm)}
         weighed = any(source.weighed for source in self.sources)
+        paired = [levels[stride] for stride in self.match.levels.values()]
         return TeacherOutputs(maps, responses, level_scores(paired) if weighed else None)
 
     def add(
@@ -209,7 +230,9 @@ class Distiller:
 
     def trial(self, student: Any, images: Tensor) -> tuple[Any, ...]:
         """Predictions and terms of a copy of the student on images without boxes."""
-        teacher = self.teacher_outputs(images.detach())
+        scaled = [round(side * self.match.scale) for side in images.shape[2:]]
+        shown = images.detach() if self.match.scale == 1 else nn.functional.interpolate(images.detach(), scaled)
+        teacher = self.teacher_outputs(shown, size=(images.shape[2], images.shape[3]))
         step = Step(readers=self._readers(student), terms=self.active, teacher=teacher, add=self.add)
         try:
             predictions = student(images)

@@ -219,24 +219,26 @@ def probe(model: Any, images: Tensor | None = None) -> dict[int, Tensor]:
 
 
 class StageReader:
-    """Reads the maps of a backbone's early stages: for each of :data:`STAGE_STRIDES` the last map of that stride.
+    """Reads the maps of a backbone's stages: for each of some strides the last map of that stride.
 
     Args:
         model: The detector.
+        wanted: The strides in pixels.
 
     Raises:
         ValueError: If the backbone has no map of one of these strides.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, wanted: Sequence[int] = STAGE_STRIDES) -> None:
         with torch.no_grad():
             outputs = probe(model)
         side = 2 * int(max(model.stride))
         numbers = [n for n in outputs if n < len(model.yaml["backbone"])]
         last = {side // outputs[n].shape[2]: n for n in numbers}
-        if missing := [stride for stride in STAGE_STRIDES if stride not in last]:
+        if missing := [stride for stride in wanted if stride not in last]:
             raise ValueError(f"the backbone has no map of stride {missing[0]}; it has {sorted(last)}.")
-        self.numbers = [last[stride] for stride in STAGE_STRIDES]
+        self.strides = list(wanted)
+        self.numbers = [last[stride] for stride in wanted]
         self.widths = [outputs[n].shape[1] for n in self.numbers]
         self.layers = [model.model[n] for n in self.numbers]
 
@@ -247,7 +249,7 @@ class StageReader:
         return reader
 
     def attach(self, capture: Capture, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features) -> None:
-        """Catches ``keep(i, map)`` of each stage in the next pass, i its place among :data:`STAGE_STRIDES`."""
+        """Catches ``keep(i, map)`` of each stage in the next pass, i its place among the strides."""
         for i, layer in enumerate(self.layers):
             capture.output_of(layer, ("stage", i), partial(keep, i))
 

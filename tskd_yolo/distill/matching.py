@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,16 @@ from torch import Tensor
 from ultralytics.nn.tasks import yaml_model_load
 
 from tskd_yolo.distill.features import STAGE_STRIDES, StageReader, neck_width, strides, tower_widths, towers
+from tskd_yolo.distill.resample import to_grid
 from tskd_yolo.rounding import ceil_div
 
 FAMILIES = {"YOLOv8": "yolov8.yaml", "YOLO11": "yolo11.yaml", "YOLO12": "yolo12.yaml", "YOLO26": "yolo26.yaml"}
 
 CHANNELS = 64
 """How many channels of a map, or somewhat more, the feature terms compare where the widths differ."""
+
+HALF = 0.5
+"""Levels are partners up to so many powers of two between their strides."""
 
 SPATIAL_STEPS = 2, 2, 1
 """Distance of the cells that are read of each backbone stage: all of stride 4 would cost more than the neck."""
@@ -27,7 +32,7 @@ class Pair(NamedTuple):
     """A map that feature terms compare: its stride in pixels, the student's channels and the teacher's.
 
     Of the teacher's channels one in ``channel_step`` is compared, of the cells one in ``spatial_step`` in either
-    direction.
+    direction. ``teacher_stride`` is that of the teacher's map in pixels of the teacher's own image.
     """
 
     stride: int
@@ -35,37 +40,56 @@ class Pair(NamedTuple):
     teacher: int
     channel_step: int = 1
     spatial_step: int = 1
+    teacher_stride: int = 0
 
     @property
     def compared(self) -> int:
         """Channels that are compared."""
         return ceil_div(self.teacher, self.channel_step)
 
-    def cut(self, features: Tensor) -> Tensor:
-        """What is compared of the teacher's map ``(N, C, H, W)``, as a copy: the rest can be forgotten."""
-        if self.channel_step == self.spatial_step == 1:
+    def cut(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """What is compared of the teacher's map ``(N, C, H, W)``, on the student's cells, as a copy: the rest can be
+        forgotten.
+
+        Args:
+            features: The map.
+            size: (height, width) of the student's image in pixels.
+        """
+        height, width = (ceil_div(side, self.stride) for side in size)
+        if self.channel_step == self.spatial_step == 1 and features.shape[2:] == (height, width):
             return features
-        part = features[:, :: self.channel_step, :: self.spatial_step, :: self.spatial_step]
-        return part.contiguous(memory_format=torch.channels_last)
+        part = to_grid(features[:, :: self.channel_step], height, width)
+        return part[:, :, :: self.spatial_step, :: self.spatial_step].contiguous(memory_format=torch.channels_last)
 
 
 class Match:
     """The levels, maps and branches that two detectors have in common.
 
+    Levels and stages are paired by position: a stride of the teacher's is as many pixels of the student's image as it
+    is of its own, divided by ``scale``.
+
     Args:
         student: The student.
-        teacher_head: The teacher's Detect module.
-        teacher_stages: The teacher's early stages.
+        teacher: The teacher.
         entry_stage: The head stage after which the student's activations enter the teacher's head.
+        scale: Size of the teacher's image over that of the student's.
     """
 
-    def __init__(self, *, student: Any, teacher_head: Any, teacher_stages: StageReader, entry_stage: int) -> None:
-        head = student.model[-1]
-        self.head, self.teacher_head, self.entry_stage = head, teacher_head, entry_stage
-        self.stages, self.teacher_stages = StageReader(student), teacher_stages
-        self.strides = [s for s in strides(head) if s in strides(teacher_head)]
-        self.unpaired = sorted(set(strides(head)) ^ set(strides(teacher_head)))
-        """Strides of levels that only one of the two has."""
+    def __init__(self, *, student: Any, teacher: Any, entry_stage: int, scale: float = 1.0) -> None:
+        head, teacher_head = student.model[-1], teacher.model[-1]
+        self.head, self.teacher_head, self.entry_stage, self.scale = head, teacher_head, entry_stage, scale
+        self.stages = StageReader(student)
+        self.teacher_stages = StageReader(teacher, [2 ** round(math.log2(s * scale)) for s in STAGE_STRIDES])
+        theirs = strides(teacher_head)
+        self.levels = {s: t for s in strides(head) if (t := _nearest(s * scale, theirs, HALF)) is not None}
+        """The teacher's stride for each of the student's that has a partner."""
+        self.strides = list(self.levels)
+        at = {t: _nearest(t / scale, self.strides, HALF if scale == 1 else 2 * HALF) for t in theirs}
+        self.heard = {s: [t for t in theirs if at[t] == s or t == self.levels[s]] for s in self.strides}
+        """The teacher's strides whose responses are heard on each level of the student."""
+        alone = {s for s in strides(head) if s not in self.levels}
+        self.unpaired = sorted(alone | {t for t in theirs if not any(t in heard for heard in self.heard.values())})
+        """Strides of levels that have no partner in the other network."""
         self.branches = [branch for branch in towers(head) if branch in towers(teacher_head)]
         self.untaught = [branch for branch in towers(head) if branch not in self.branches]
         """Branches that only the student has."""
@@ -73,25 +97,32 @@ class Match:
     def neck(self, all_channels: bool = False) -> list[Pair]:
         """The levels of the neck."""
         pairs = []
-        for stride in self.strides:
-            student, teacher = (neck_width(head, stride) for head in (self.head, self.teacher_head))
-            pairs.append(Pair(stride, student, teacher, 1 if all_channels else channel_step(student, teacher)))
+        for stride, theirs in self.levels.items():
+            student, teacher = neck_width(self.head, stride), neck_width(self.teacher_head, theirs)
+            step = 1 if all_channels else channel_step(student, teacher)
+            pairs.append(Pair(stride, student, teacher, step, 1, theirs))
         return pairs
 
     def early_stages(self) -> list[Pair]:
         """The early stages of the backbone."""
-        widths = zip(STAGE_STRIDES, self.stages.widths, self.teacher_stages.widths, SPATIAL_STEPS, strict=True)
-        return [Pair(stride, s, t, channel_step(s, t), spatial_step) for stride, s, t, spatial_step in widths]
+        ours, theirs = self.stages, self.teacher_stages
+        rows = zip(ours.strides, ours.widths, theirs.widths, SPATIAL_STEPS, theirs.strides, strict=True)
+        return [Pair(stride, s, t, channel_step(s, t), step, other) for stride, s, t, step, other in rows]
 
     def towers(self, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(student, teacher) width of the box and of the class tower, per level."""
         widths = []
-        for stride in self.strides:
-            student, teacher = (
-                tower_widths(head, branch, stride, self.entry_stage) for head in (self.head, self.teacher_head)
-            )
+        for stride, theirs in self.levels.items():
+            student = tower_widths(self.head, branch, stride, self.entry_stage)
+            teacher = tower_widths(self.teacher_head, branch, theirs, self.entry_stage)
             widths.append(((student[0], teacher[0]), (student[1], teacher[1])))
         return widths
+
+
+def _nearest(stride: float, strides: Sequence[int], most: float) -> int | None:
+    """The stride nearest to one, on a scale of powers of two; None where none is within ``most`` of them."""
+    near = min(strides, key=lambda other: abs(math.log2(other / stride)), default=None)
+    return near if near is not None and abs(math.log2(near / stride)) <= most + 1e-6 else None
 
 
 def channel_step(student: int, teacher: int) -> int:

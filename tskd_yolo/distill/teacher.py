@@ -80,7 +80,6 @@ class Teacher:
         head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
         self.head = head
         self.reader = HeadReader(head, responses=responses)
-        self.stages = StageReader(model)
         self._checksum = self._sums()
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -100,12 +99,12 @@ class Teacher:
         return self._levels(images, Capture())
 
     def with_stages(
-        self, images: Tensor, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features
+        self, images: Tensor, stages: StageReader, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features
     ) -> tuple[dict[int, Level], list[Tensor]]:
-        """Levels by stride, and ``keep(i, map)`` of each early stage of the backbone, in the same pass."""
+        """Levels by stride, and ``keep(i, map)`` of each of some stages of the backbone, in the same pass."""
         capture = Capture()
-        self.stages.attach(capture, keep)
-        return self._levels(images, capture), self.stages.read(capture.caught)
+        stages.attach(capture, keep)
+        return self._levels(images, capture), stages.read(capture.caught)
 
     def _levels(self, images: Tensor, capture: Capture) -> dict[int, Level]:
         self.reader.attach(capture)

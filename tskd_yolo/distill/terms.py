@@ -7,7 +7,7 @@ one's own is one more entry there, with its key in ``cfg/default.yaml``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from tskd_yolo.config import Config
 from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, Level, StudentOutputs, TeacherOutputs
 from tskd_yolo.distill.matching import Match, Pair
 from tskd_yolo.distill.nonfinite import Guard, Part, guarded
+from tskd_yolo.distill.resample import Grid, response
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.losses import CRD, DED, DRD, Response
 from tskd_yolo.losses.boxes import Boxes
@@ -27,6 +28,7 @@ from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.losses.hint import Hint
 from tskd_yolo.losses.paper import PaperCRD, PaperDED, PaperDRD
 from tskd_yolo.losses.standardize import Map, standardize
+from tskd_yolo.rounding import ceil_div
 
 # Sources of maps ------------------------------------------------------------------------------------------------------
 
@@ -257,10 +259,10 @@ class ResponseTerm(Term):
 
     def __init__(self, key: str, branch: str, *, match: Match, teacher: Teacher, loss: type[CRD] = CRD) -> None:
         super().__init__(key, f"{key}:{branch}")
-        self.branch, self.loss = branch, loss
+        self.branch, self.loss, self.match = branch, loss, match
         self.widths = match.towers(branch)
         # Copies in float32: the teacher itself may come to be held in half precision.
-        tails = [teacher.tails(stride, branch, match.entry_stage) for stride in match.strides]
+        tails = [teacher.tails(stride, branch, match.entry_stage) for stride in match.levels.values()]
         self.tails = [Tails(*(deepcopy(part).float() for part in tail)) for tail in tails]
         self.shown = branch != "one2one"  # of two branches the one that teaches the neck
 
@@ -269,9 +271,22 @@ class ResponseTerm(Term):
         self.module = self.loss(self.widths)
         return self.module
 
-    def target(self, levels: Sequence[Level]) -> Any:
-        """What it reads of the teacher's levels."""
-        return self.loss.target([level.responses[self.branch] for level in levels])
+    def target(self, levels: Mapping[int, Level], size: tuple[int, int]) -> Any:
+        """What it reads of the teacher's levels, by stride.
+
+        Args:
+            levels: As the teacher gives them.
+            size: (height, width) of the student's image in pixels.
+        """
+        return self.loss.target([self._response(levels, stride, size) for stride in self.match.strides])
+
+    def _response(self, levels: Mapping[int, Level], stride: int, size: tuple[int, int]) -> Response:
+        match = self.match
+        if match.scale == 1:
+            return levels[match.levels[stride]].responses[self.branch]
+        grid = Grid(stride, *(ceil_div(side, stride) for side in size))
+        heard = {theirs: levels[theirs] for theirs in match.heard[stride]}
+        return response(self.branch, heard, match.levels[stride], grid, match.scale)
 
     def parts(self, *, student: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> list[Part]:
         """One over all levels."""

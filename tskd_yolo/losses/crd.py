@@ -285,10 +285,10 @@ def box_distance(boxes: Tensor, teacher: Tensor, overlap_weight: float = 0) -> T
     """Distance of two box responses per location, ``(N, 4 R, A)`` -> ``(N, A)``, 0 where they are equal.
 
     R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)), and ``overlap_weight`` times 1 -
-    :func:`overlap`. R = 1: 1 - overlap in both places.
+    :func:`overlap`. R = 1, and where the two have not the same bins: 1 - overlap in both places.
     """
     boxes, teacher = boxes.float(), teacher.detach().float()
-    if boxes.shape[1] == 4:
+    if boxes.shape[1] == 4 or boxes.shape[1] != teacher.shape[1]:
         return (1 + overlap_weight) * (1 - overlap(boxes, teacher))
     log_p = boxes.unflatten(1, (4, -1)).log_softmax(dim=2)
     log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
@@ -301,11 +301,11 @@ def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:
 
     A distribution of distances means its expected distance (R > 1); R = 1 are the distances.
     """
-    return _giou(_expected(boxes.float()), _expected(teacher.detach().float()))
+    return _giou(expected_distances(boxes.float()), expected_distances(teacher.detach().float()))
 
 
-def _expected(boxes: Tensor) -> Tensor:
-    """Distances ``(N, 4, A)`` in strides."""
+def expected_distances(boxes: Tensor) -> Tensor:
+    """The distances ``(N, 4, A)`` in strides that a box response ``(N, 4 R, A)`` means: the mean of a distribution."""
     if boxes.shape[1] == 4:
         return boxes
     bins = torch.arange(boxes.shape[1] // 4, device=boxes.device, dtype=boxes.dtype)

@@ -18,6 +18,7 @@ class Arguments(Protocol):
 
     model: Any
     imgsz: int
+    seed: int
     amp: Any
     channels_last: bool | None
     freeze: Any

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 from ultralytics.utils import LOCAL_RANK, LOGGER
+from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
 from tskd_yolo import compat
@@ -34,7 +36,7 @@ def in_channels_last(args: Arguments, device: torch.device) -> bool:
     return device.type == "cpu" and args.channels_last is not False and compat.channels_last_pays()
 
 
-def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config: Config, seed: int) -> Distiller:
+def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config: Config, args: Arguments) -> Distiller:
     """Teacher, adapters and losses of a run.
 
     Args:
@@ -42,7 +44,7 @@ def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config:
         loaded: The teacher as it was loaded; it is changed in place.
         names: The student's classes.
         config: The checked settings.
-        seed: Seed of the adapters' and graph units' first weights.
+        args: The run's arguments.
 
     Raises:
         ConfigError: If this teacher cannot teach this student.
@@ -51,7 +53,14 @@ def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config:
         raise ConfigError(errors)
     with undisturbed():  # folding batch norms draws random numbers
         frozen = Teacher(loaded, like=student, names=names)
-    return Distiller(student=student, teacher=frozen, config=config, seed=seed)
+    imgsz = check_imgsz(args.imgsz, stride=32, floor=32, max_dim=1)  # as the engine will come to round it
+    scale = (config.teacher_imgsz or imgsz) / imgsz
+    return Distiller(student=student, teacher=frozen, config=config, seed=args.seed, scale=scale)
+
+
+def reduced(images: torch.Tensor, imgsz: int) -> torch.Tensor:
+    """Images ``(N, C, H, W)`` at the size at which the student sees them."""
+    return F.interpolate(images, (imgsz, imgsz), mode="bilinear", antialias=True)
 
 
 def with_adapters(student: Any, learned: nn.Module) -> nn.Module:

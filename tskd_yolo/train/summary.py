@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import LOGGER, colorstr
+from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo.config import Config
@@ -34,6 +34,7 @@ def log_summary(
     loader: Any,
     trained: bool,
     processes: Processes,
+    teacher_loader: Any,
 ) -> None:
     """Logs what is distilled, once, with the teacher's own accuracy on the run's validation set.
 
@@ -45,15 +46,18 @@ def log_summary(
         loader: The engine's loader of the validation set.
         trained: Whether the student knows these classes already, so that its accuracy says something.
         processes: Of the run.
+        teacher_loader: Of the same images at the size at which the teacher sees them.
     """
     frozen, student = distiller.teacher, deepcopy(student)
-    taught = teacher_score(frozen, loader=loader, args=args, processes=processes)
+    size = config.teacher_imgsz or args.imgsz
+    theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
+    taught = teacher_score(frozen, loader=teacher_loader, args=theirs, processes=processes)
     known = validate(student, loader=loader, args=args) if trained else {}
     if not FIRST:
         return
-    frozen.measure(args.imgsz)
+    frozen.measure(size)
     rows = [
-        *_networks(frozen, student, args=args, taught=taught, known=known),
+        *_networks(frozen, student, args=args, size=size, taught=taught, known=known),
         *_maps(distiller),
         *_settings(distiller, config),
         *_exceptions(distiller),
@@ -123,21 +127,27 @@ def doubts(taught: dict[str, float], known: dict[str, float], *, larger: bool) -
 
 
 def _networks(
-    frozen: Teacher, student: nn.Module, *, args: Arguments, taught: dict[str, float], known: dict[str, float]
+    frozen: Teacher,
+    student: nn.Module,
+    *,
+    args: Arguments,
+    size: int,
+    taught: dict[str, float],
+    known: dict[str, float],
 ) -> list[str]:
     """A line each for teacher and student, under a heading."""
-    head = f"{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}   at {args.imgsz} px"
+    head = f"{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}"
     name, gflops = Path(str(args.model)).name, get_flops(student, args.imgsz)
     return [
         f"{'':10}{head}",
-        f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(taught)}",
-        f"{'student':10}{name:<28}{get_num_params(student):>12,}{gflops:>9.1f}{_accuracy(known)}",
+        f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(taught)}   at {size} px",
+        f"{'student':10}{name:<28}{get_num_params(student):>12,}{gflops:>9.1f}{_accuracy(known)}   at {args.imgsz} px",
     ]
 
 
 def _accuracy(metrics: dict[str, float]) -> str:
     if not metrics:
-        return ""
+        return " " * 19
     return f"{metrics['metrics/mAP50(B)']:>9.3f}{metrics['metrics/mAP50-95(B)']:>10.3f}"
 
 
@@ -151,7 +161,11 @@ def _maps(distiller: Distiller) -> list[str]:
 
 def _pairs(pairs: Iterable[Pair]) -> str:
     """Strides, and how many channels of the student are compared with how many of the teacher's."""
-    return "   ".join(f"stride {pair.stride}: {pair.student} -> {_compared(pair)}" for pair in pairs)
+    return "   ".join(f"stride {_strides(pair)}: {pair.student} -> {_compared(pair)}" for pair in pairs)
+
+
+def _strides(pair: Pair) -> str:
+    return f"{pair.stride}" if pair.teacher_stride == pair.stride else f"{pair.stride} from {pair.teacher_stride}"
 
 
 def _compared(pair: Pair) -> str:

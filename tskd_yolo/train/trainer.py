@@ -214,13 +214,19 @@ class DistillationMixin(ResumableMixin):
     def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """The engine's data set; what its scan finds wrong is refused or counted."""
         mode = kwargs.get("mode") or (args[1] if len(args) > 1 else "train")
-        dataset = scan.scanned(mode, partial(super().build_dataset, *args, **kwargs))
+        with compat.swapped(self.args, "imgsz", self._image_size(mode)):
+            dataset = scan.scanned(mode, partial(super().build_dataset, *args, **kwargs))
         if mode != "train" or self.distiller is None or not self.config.teacher_cache:
             return dataset
         views = Views(dataset, self.config.views, self.args.seed)
         if self._cache is not None:  # after a step that ran out of memory, a smaller batch has a new set
             views.store = self._cache.store
         return views
+
+    def _image_size(self, mode: str) -> int:
+        """Size at which images are read: the teacher's for training, where it is another; the student's are reduced."""
+        larger = self.config.teacher_imgsz if self.distiller is not None and mode == "train" else None
+        return larger or self.args.imgsz
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """The engine's loader; where teacher outputs are cached it goes through views, each image in another one in
@@ -253,7 +259,7 @@ class DistillationMixin(ResumableMixin):
         if prepare.in_channels_last(self.args, self.device):
             self.model.to(memory_format=torch.channels_last)
         self.distiller = prepare.build_distiller(
-            self.model, loaded, names=self.data["names"], config=self.config, seed=self.args.seed
+            self.model, loaded, names=self.data["names"], config=self.config, args=self.args
         )
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -308,7 +314,16 @@ class DistillationMixin(ResumableMixin):
                 loader=self.test_loader,
                 trained=self._student_trained and not self.args.resume,
                 processes=self._processes,
+                teacher_loader=self._teacher_loader(),
             )
+
+    def _teacher_loader(self) -> Any:
+        """The validation images at the size at which the teacher sees images."""
+        if not self.config.teacher_imgsz:
+            return self.test_loader
+        batch = self.batch_size // max(self.world_size, 1) * 2
+        with compat.swapped(self.args, "imgsz", self.config.teacher_imgsz):
+            return self.get_dataloader(self.data["val"], batch_size=batch, rank=LOCAL_RANK, mode="val")
 
     def _open_cache(self, distiller: Distiller) -> None:
         if self.config.teacher_cache:
@@ -346,7 +361,10 @@ class DistillationMixin(ResumableMixin):
         progress = self.epoch + self._batch / len(self.train_loader)
         self._batch += 1
         self.distiller.factor = schedule(progress, epochs=self.epochs, ramp=self.config.ramp, fade=self.config.fade)
-        self.distiller.attach(unwrap_model(self.model), batch["img"], batch)
+        teacher_images = batch["img"]
+        if self.config.teacher_imgsz:
+            batch["img"] = prepare.reduced(teacher_images, self.args.imgsz)
+        self.distiller.attach(unwrap_model(self.model), batch["img"], batch, teacher_images)
         return batch
 
     def optimizer_step(self) -> None:
