@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.cfg import cfg2dict, get_save_dir
+from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
@@ -44,6 +44,8 @@ class ResumableMixin(Engine):
     """The last epoch is done, and only the end of the run is left."""
     _new_folder: bool
     """The run's folder was made by this run."""
+    _trust: bool
+    """Said by the command line or the Python call; no file keeps it."""
 
     def _use_whole_paths(self) -> None:
         self.save_dir, self.wdir, self.last, self.best, self.csv = checkpoints.whole_paths(self.save_dir)
@@ -59,12 +61,8 @@ class ResumableMixin(Engine):
         if not self.args.resume:
             self._new_folder = FIRST and not get_save_dir(self.args).exists()
             return
-        for key, value in config.DEFAULTS.items():
-            setattr(self.args, key, getattr(self.args, key, value))
-        self.args.trust = overrides.get("trust") is True
-        if overrides.get("teacher"):
-            self.args.teacher = str(Path(overrides["teacher"]).resolve())
-        if config.build(vars(self.args)).distils:
+        checks.restore(self.args, trust=self._trust, teacher=overrides.get("teacher"))
+        if config.build({**vars(self.args), "trust": self._trust}).distils:
             self._teacher = teacher.load(self.args.teacher)
 
     def train(self) -> Any:
@@ -75,9 +73,10 @@ class ResumableMixin(Engine):
             RunError: If a checkpoint could not be saved, or a process of a distributed run failed.
         """
         try:
-            with compat.guarded(trust=self.config.trust):
+            with compat.guarded(trust=self._trust):
                 if self.ddp:
                     scan.scan_before_launch(self.args, self.data)
+                    self.args.trust = self._trust  # what the processes are given; their files have it no more
                 return super().train()
         except ConfigError:
             if self._new_folder:
@@ -177,9 +176,10 @@ class DistillationMixin(ResumableMixin):
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None, **arguments: Any) -> None:
-        overrides = {**(overrides or {}), **arguments}
+        overrides = config.without_file({**(overrides or {}), **arguments})
         config.resolve(overrides)
-        base = {**config.DEFAULTS, **cfg2dict(cfg)}
+        base, trust = checks.base(cfg), overrides.get("trust", False)
+        self._trust = trust is True
         compat.place_fonts()
         self.distiller, self._teacher = None, None
         self._complete = self._new_folder = False
@@ -188,14 +188,15 @@ class DistillationMixin(ResumableMixin):
         self._stepped = self._first_epoch_checked = False
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
-        with compat.guarded(trust=overrides.get("trust") is True):
+        with compat.guarded(trust=self._trust), checks.data_errors():
             if overrides.get("resume"):
                 self._complete = checkpoints.find(overrides)
             else:
-                self._teacher = checks.check(base, overrides)
+                self._teacher = checks.check({**base, "trust": False}, overrides)
             processes.name_devices(overrides)
+            overrides.pop("trust", None)
             super().__init__(base, overrides, _callbacks)
-        self.config = config.build(vars(self.args))
+        self.config = config.build({**vars(self.args), "trust": trust})
         if LOCAL_RANK != -1:  # the engine counts the devices of this machine, torchrun the processes of all
             self.world_size = int(os.environ["WORLD_SIZE"])
         self._use_whole_paths()
@@ -240,7 +241,8 @@ class DistillationMixin(ResumableMixin):
         """The engine's model; remembers whether its weights were trained on these classes."""
         names = getattr(weights, "names", None) or {}
         self._student_trained = weights is not None and list(names.values()) == list(self.data["names"].values())
-        return super().get_model(cfg, weights, verbose)
+        with compat.guarded(trust=self._trust):  # YOLO.train asks for it outside of train
+            return super().get_model(cfg, weights, verbose)
 
     def set_model_attributes(self) -> None:
         """Builds teacher, adapters and losses: the student is on its device, and nothing wraps it yet."""
@@ -377,6 +379,6 @@ class Trainer(DistillationMixin, DetectionTrainer):
     """Trains a detector from a larger one.
 
     Examples:
-        >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.yaml", epochs=100).train()
-        >>> YOLO("yolo11n.yaml").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt")
+        >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.pt", epochs=100).train()
+        >>> tskd_yolo.load("yolo11n.pt").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt", epochs=100)
     """
