@@ -24,12 +24,13 @@ from tskd_yolo.distill import cache, teacher
 from tskd_yolo.distill.balance import schedule
 from tskd_yolo.distill.distiller import Distiller, Trial
 from tskd_yolo.rng import undisturbed
-from tskd_yolo.train import checkpoints, checks, prepare, processes, scan, summary
+from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary
 from tskd_yolo.train.checkpoints import RunError, SideFile
 from tskd_yolo.train.engine import Engine, engine_arguments
 from tskd_yolo.train.processes import FIRST, Processes
 
 
+@hooks.noting
 class ResumableMixin(Engine):
     """Hook points of a run that may end at any moment and goes on from its last whole checkpoint.
 
@@ -70,14 +71,20 @@ class ResumableMixin(Engine):
 
         Raises:
             ConfigError: If the data cannot be trained on; the run's folder is gone again then.
-            RunError: If a checkpoint could not be saved, or a process of a distributed run failed.
+            RunError: If a checkpoint could not be saved, a process of a distributed run failed, or the engine left out
+                a hook point.
         """
         try:
             with compat.guarded(trust=self._trust):
                 if self.ddp:
                     scan.scan_before_launch(self.args, self.data)
                     self.args.trust = self._trust  # what the processes are given; their files have it no more
-                return super().train()
+                else:
+                    hooks.watch(self)
+                result = super().train()
+                if not self.ddp and not self._complete:
+                    hooks.require(self, hooks.OVER)
+                return result
         except ConfigError:
             if self._new_folder:
                 shutil.rmtree(self.save_dir, ignore_errors=True)
@@ -160,6 +167,7 @@ class ResumableMixin(Engine):
         self.distiller = None  # Model keeps its trainer alive: let go of the teacher
 
 
+@hooks.noting
 class DistillationMixin(ResumableMixin):
     """Adds a teacher to an Ultralytics trainer.
 
@@ -184,7 +192,7 @@ class DistillationMixin(ResumableMixin):
         self.distiller, self._teacher = None, None
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
-        self._batch = 0  # in this epoch
+        self.batches = 0  # of this epoch, so far
         self._stepped = self._first_epoch_checked = False
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
@@ -313,7 +321,6 @@ class DistillationMixin(ResumableMixin):
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
 
     def _begin_epoch(self) -> None:
-        self._batch = 0
         if self._passes is not None:
             self._passes.begin(self.epoch)
 
@@ -333,12 +340,12 @@ class DistillationMixin(ResumableMixin):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The last moment before the student's forward pass: the teacher sees the images that the student will see."""
         batch = super().preprocess_batch(batch)
+        progress = self.epoch + self.batches / len(self.train_loader)
+        self.batches += 1
         if self.distiller is None:
             return batch
         if prepare.in_channels_last(self.args, self.device):  # once for both networks
             batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
-        progress = self.epoch + self._batch / len(self.train_loader)
-        self._batch += 1
         self.distiller.factor = schedule(progress, epochs=self.epochs, ramp=self.config.ramp, fade=self.config.fade)
         self.distiller.attach(unwrap_model(self.model), batch["img"], batch)
         return batch
