@@ -29,6 +29,8 @@ from tskd_yolo.config import ConfigError
         (dict(jobs=0), "jobs: must be a whole number"),
         (dict(ray=3), "ray: must be True or False"),
         (dict(seed=3), "seed: a comparison has several"),
+        (dict(seed=0), "seed: a comparison has several"),
+        (dict(seed=[0, 1]), "seed: a comparison has several"),
         (dict(project="x"), "project: a comparison has one folder"),
         (dict(resume=True), "resume: a comparison goes on by itself"),
         (dict(arms="plain,tskd,plain_same_time", time=1), "time: plain_same_time takes the time of tskd"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -86,6 +87,23 @@ def test_nothing_is_loaded(out):
 def test_a_spreadsheet_takes_no_class_name_for_a_formula(out):
     lines = (out / "compare.csv").read_text(encoding="utf-8").splitlines()
     assert not any(cell.strip('"').startswith(("=", "+", "@")) for line in lines for cell in line.split(","))
+
+
+@pytest.mark.parametrize("name", ["compare.csv", "compare.html"])
+def test_a_full_disk_leaves_the_file_that_was_there(name, out, tmp_path, monkeypatch):
+    summary = json.loads((out / "compare.json").read_text())
+    (tmp_path / name).write_text("before")
+    put = os.replace
+
+    def full(part, file):
+        if Path(file).name == name:
+            raise OSError(28, "No space left on device")
+        put(part, file)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        report.write_comparison(tmp_path, summary, curves={}, pictures=None)
+    assert (tmp_path / name).read_text() == "before" and not list(tmp_path.glob(".*"))
 
 
 def test_it_can_be_read_by_keyboard_and_by_ear(out):

@@ -31,6 +31,12 @@ def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
     assert curves(tmp_path)["loss"] == [3, 2.5, 1], "the epoch that was repeated stands once"
 
 
+@pytest.mark.parametrize("end", ["2,", "2,20,", "2,20,2", "2,20,3,20,1.5\n", "2,,2\n", ""])
+def test_a_line_of_results_that_is_not_whole_is_left_out(end, tmp_path):
+    (tmp_path / "results.csv").write_text("epoch, time,loss\n1,10,3\n" + end)
+    assert history(tmp_path) == (1, 10.0, False) and curves(tmp_path) == {"epoch": [1], "time": [10], "loss": [3]}
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, monkeypatch):
     values = checked(asked(files, tmp_path / "out", epochs=3))

@@ -101,7 +101,7 @@ def checked(values: Mapping[str, Any]) -> Plan:
     asked = {**KEYS, **{k: v for k, v in values.items() if k in KEYS}}
     training = {k: v for k, v in values.items() if k not in KEYS}
     config.resolve(training)
-    problems = [text for key, text in _REFUSED.items() if training.pop(key, None) not in {None, False, ""}]
+    problems = [text for key, text in _REFUSED.items() if _given(training.pop(key, None))]
     arms = [arm.strip() for arm in _listed(asked["arms"])]
     problems += _wrong_seeds(asked["seeds"]) + _wrong_arms(arms) + _idle_arms(arms, {**config.DEFAULTS, **training})
     problems += _wrong_keys(asked) + _wrong_training(training, arms)
@@ -121,6 +121,11 @@ def checked(values: Mapping[str, Any]) -> Plan:
         common={"plots": False, **theirs},
         own={**config.DEFAULTS, **ours},
     )
+
+
+def _given(value: Any) -> bool:
+    """Whether an argument says anything: 0 does, and a list."""
+    return value is not None and value is not False and value != ""
 
 
 def _listed(value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from tskd_yolo.compare.images import EACH_WAY, Picture, Pictures, missed
 from tskd_yolo.compare.metrics import DRAWN_AT, FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
 from tskd_yolo.compare.stats import Effect, interval, points
 from tskd_yolo.config import DEFAULTS, TERMS
-from tskd_yolo.files import write_json
+from tskd_yolo.files import replace, write_json
 
 Curves = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
 """Columns of results.csv by arm and seed."""
@@ -48,7 +49,7 @@ def write_comparison(
     write_json(files[0], {**summary, "curves": _finite(curves), "pictures": shown})
     _write_csv(files[1], summary)
     page = comparison_page(summary, curves=curves, pictures=pictures)
-    files[2].write_text(page, encoding="utf-8")
+    replace(files[2], page.encode("utf-8"))
     return files
 
 
@@ -220,10 +221,11 @@ def _write_csv(file: Path, summary: Mapping[str, Any]) -> None:
     lines = [_csv_line(arm, row["seed"], which, row[which], row) for arm, row, which in rows if row[which]]
     if summary["teacher"]:
         lines.append(_csv_line("teacher", "", "", summary["teacher"]["last"], {}))
-    with open(file, "w", encoding="utf-8", newline="") as output:
-        writer = csv.DictWriter(output, fieldnames=list(dict.fromkeys(key for line in lines for key in line)))
-        writer.writeheader()
-        writer.writerows(lines)
+    output = io.StringIO(newline="")
+    writer = csv.DictWriter(output, fieldnames=list(dict.fromkeys(key for line in lines for key in line)))
+    writer.writeheader()
+    writer.writerows(lines)
+    replace(file, output.getvalue().encode("utf-8"))
 
 
 def _csv_line(arm: str, seed: Any, which: str, figures: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -284,7 +286,7 @@ def write_validation(validator: Judge, *, size: tuple[int, float] | None) -> tup
     pictures = missed(seen(images), folder=Path(validator.data["path"]), names=names)
     files = validator.save_dir / "report.json", validator.save_dir / "report.html"
     write_json(files[0], summary)
-    files[1].write_text(validation_page(summary, images, pictures), encoding="utf-8")
+    replace(files[1], validation_page(summary, images, pictures).encode("utf-8"))
     return files
 
 

@@ -203,13 +203,15 @@ def history(run: Path) -> tuple[int, float, bool]:
 
 
 def _rows(run: Path) -> list[dict[str, float]]:
-    """results.csv of a run, also while it grows."""
+    """The whole lines of results.csv, also while it grows and where a kill has cut one off."""
     file = run / "results.csv"
     if not file.exists():
         return []
-    with open(file, encoding="utf-8") as lines:
-        rows = [{(k or "").strip(): v for k, v in row.items()} for row in csv.DictReader(lines)]
-    return [{k: float(v) for k, v in row.items()} for row in rows if None not in row.values()]
+    text = file.read_text(encoding="utf-8")
+    head, *lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+    keys = [key.strip() for key in head]
+    whole = [line for line in lines if len(line) == len(keys) and all(value.strip() for value in line)]
+    return [dict(zip(keys, map(float, line))) for line in whole]
 
 
 def curves(run: Path) -> dict[str, list[float]]:
