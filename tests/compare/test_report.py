@@ -150,7 +150,9 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
 def test_the_verdict_stands_first_and_every_number_has_its_seeds(out):
     text = (out / "compare.html").read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text.split("<main")[1]))
-    first = words.index("tskd: helps: +5.0 points of mAP50-95 over plain (95 % interval +4.6 to +5.4, 3 seeds).")
+    told = "over plain (95 % interval +4.6 to +5.4, 3 seeds; corrected for 3 arms +4.2 to +5.8, p = 0.0012)."
+    first = words.index(f"tskd: helps: +5.0 points of mAP50-95 {told}")
+    assert "Corrected p" in words and words.count("Exploratory: ") == 2
     assert first < words.index("Missed defects at fixed false alarms") < words.index("Effect per class")
     assert "ultralytics: hurts: −4.0 points" in words and "plain_same_time: no evidence" in words
     for part in ("Curves", "The terms over time", "Size and speed", "4.2 ms", "11.9 ms", "Images where they disagree",

@@ -18,12 +18,23 @@ def test_the_summary_holds_means_paired_effects_shares_and_words(plan):
     half = 4.302653 * 0.005 / 3**0.5
     assert (effect["low"], effect["high"]) == pytest.approx((0.055 - half, 0.055 + half), abs=1e-6)
     assert tskd["recovered"] == pytest.approx(0.055 / 0.19)
-    assert tskd["verdict"].startswith("tskd: helps: +5.5 points")
+    assert tskd["verdict"].startswith("tskd: helps: +5.5 points") and "corrected for 2 arms" in tskd["verdict"]
+    assert effect["corrected"]["of"] == 2 and effect["corrected"]["p"] == pytest.approx(2 * effect["p"])
+    assert 0 < effect["corrected"]["low"] < effect["low"], "the corrected interval is wider"
     assert summary["arms"]["ultralytics"]["effect"]["mAP50-95"]["verdict"] == "no evidence"
     assert tskd["classes"][2]["AP50-95"]["effect"]["mean"] == pytest.approx(0.055)
     assert tskd["effect_on_misses"][0]["fewer"]["mean"] == pytest.approx(0.055), "fewer misses help"
     assert summary["tskd_against"]["ultralytics"]["mean"] == pytest.approx(0.055 - (-0.01 / 3))
     assert summary["paired"] == {"weights": True, "images": True} and summary["complete"]
+
+
+def test_what_is_not_corrected_has_no_verdict(plan):
+    summary = summarise(plan, failed=[])
+    arm = summary["arms"]["tskd"]
+    exploratory = [arm["effect"]["mAP50"], arm["classes"][2]["AP50"]["effect"], arm["effect_on_misses"][0]["fewer"]]
+    assert all(effect["low"] > 0 and "verdict" not in effect for effect in exploratory)
+    assert "exploratory" in summary["correction"]
+    assert summary["tskd_against"]["ultralytics"]["corrected"]["of"] == 1, "a family of its own"
 
 
 def test_arms_that_did_not_start_alike_are_told(plan):

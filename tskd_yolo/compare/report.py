@@ -21,7 +21,7 @@ from tskd_yolo import __version__
 from tskd_yolo.compare import charts
 from tskd_yolo.compare.images import EACH_WAY, Picture, Pictures, missed
 from tskd_yolo.compare.metrics import DRAWN_AT, FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
-from tskd_yolo.compare.stats import Effect, interval, points
+from tskd_yolo.compare.stats import Corrected, Effect, interval, points, probability
 from tskd_yolo.config import DEFAULTS, TERMS
 from tskd_yolo.files import replace, write_json
 
@@ -87,6 +87,8 @@ def _page(template: str, **values: Any) -> str:
         points=points,
         gain=lambda e: "–" if e is None else points(_effect(e).mean, sign=True),
         span=lambda e: interval(None if e is None else _effect(e)),
+        corrected=lambda e: "–" if e is None else interval(Corrected(**e["corrected"], verdict=e["verdict"])),
+        p=lambda e: "–" if e is None else probability(e["corrected"]["p"]),
         css=lambda verdict: verdict if verdict in {"helps", "hurts"} else "open",
         first_word=lambda text: str(text).split(" (sha256")[0],
         number=charts.number,

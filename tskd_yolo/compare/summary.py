@@ -16,12 +16,18 @@ import torch
 from tskd_yolo.compare import images
 from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.plan import Plan, Run
-from tskd_yolo.compare.stats import paired, recovered, sentence
+from tskd_yolo.compare.stats import Corrected, Effect, holm, paired, recovered, sentence
 from tskd_yolo.compare.worker import curves, result_of
 from tskd_yolo.config import TERMS
 
 METRIC = "mAP50-95"
 """The metric that decides the verdicts, of the last weights."""
+
+CORRECTION = (
+    "Holm over the arms, for the verdicts; in tskd_against over its own rows. effect_on_misses, classes and every "
+    "other metric are exploratory: not corrected, and without a verdict."
+)
+"""What is corrected and what is not."""
 
 Rows = Mapping[int, Any]
 """What the finished runs of one arm left, by seed."""
@@ -32,9 +38,11 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
     results = {arm: _finished(plan, arm) for arm in plan.arms}
     teacher = result_of(plan.folder("teacher"))
     arms = {arm: _summary_of_arm(arm, results, teacher) for arm in plan.arms}
+    _judge_arms(arms, results)
     return {
         "verdicts": [arms[arm]["verdict"] for arm in plan.arms if arm != "plain"],
         "metric": METRIC,
+        "correction": CORRECTION,
         "settings": json.loads((plan.out / "settings.json").read_text(encoding="utf-8")),
         "seeds": plan.seeds,
         "failed": list(failed),
@@ -102,8 +110,24 @@ def _summary_of_arm(arm: str, results: Mapping[str, Rows], teacher: Any) -> dict
         "effect_on_misses": _effect_on_misses(rows, plain),
         "classes": _classes(rows, plain),
         "recovered": recovered(values, base, teacher["last"][METRIC]) if teacher else None,
-        "verdict": sentence(arm, paired(values, base), METRIC),
     }
+
+
+def _judge_arms(arms: dict[str, Any], results: Mapping[str, Rows]) -> None:
+    """Puts the verdict of every arm, corrected over the arms, into its summary."""
+    base = _by_seed(results["plain"], METRIC)
+    effects = {arm: paired(_by_seed(results[arm], METRIC), base) for arm in arms if arm != "plain"}
+    for arm, corrected in holm(effects).items():
+        arms[arm]["effect"][METRIC] = _judged(effects[arm], corrected)
+        arms[arm]["verdict"] = sentence(arm, effects[arm], corrected, METRIC)
+
+
+def _judged(effect: Effect | None, corrected: Corrected) -> dict[str, Any] | None:
+    """An effect as JSON takes it, with what the correction left of it."""
+    if effect is None:
+        return None
+    row = corrected.row()
+    return {**effect.row(), "verdict": row.pop("verdict"), "corrected": row}
 
 
 def _by_seed(rows: Rows, *path: Any) -> dict[int, float]:
@@ -159,11 +183,13 @@ def _student(plan: Plan, results: Mapping[str, Rows]) -> dict[str, Any] | None:
 
 
 def _tskd_against(results: Mapping[str, Rows]) -> dict[str, Any]:
-    """The effect of tskd over every other arm but plain training."""
+    """The effect of tskd over every other arm but plain training, corrected over these."""
     if "tskd" not in results:
         return {}
     tskd = _by_seed(results["tskd"], METRIC)
-    return {arm: _effect(tskd, _by_seed(rows, METRIC)) for arm, rows in results.items() if arm not in {"tskd", "plain"}}
+    others = {arm: rows for arm, rows in results.items() if arm not in {"tskd", "plain"}}
+    effects = {arm: paired(tskd, _by_seed(rows, METRIC)) for arm, rows in others.items()}
+    return {arm: _judged(effects[arm], corrected) for arm, corrected in holm(effects).items()}
 
 
 def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
