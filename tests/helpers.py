@@ -102,7 +102,8 @@ def finished_run(plan: Any, arm: str, seed: int, value: float, names: Any = NAME
     figures = made_up(value, names)
     witness = {"weights": f"w{seed}", "images": f"i{seed}"}
     row = {"arm": arm, "seed": seed, "settings": {}, "last": figures, "best": figures, "parameters": 2591010,
-           "GFLOPs": 6.4, "epochs": 3, "seconds": 60.0, "resumed": False, "start": witness, **more}  # fmt: skip
+           "GFLOPs": 6.4, "epochs": 3, "seconds": 60.0, "resumed": False, "device": "CPU", "start": witness,
+           **more}  # fmt: skip
     write_json(folder / "result.json", row)
     head = ["epoch", "time", "train/box_loss", "val/box_loss", "metrics/mAP50-95(B)"]
     head += ["train/drd_loss", "train/ded_loss"] if arm == "tskd" else []

@@ -1,16 +1,14 @@
-"""What a comparison is asked for: what is refused, in which order it runs, and what decides its results."""
+"""What a comparison is asked for: what is refused, and in which order it runs."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 
 import pytest
 
 from tests.compare.helpers import asked, words
-from tests.helpers import make_detector
 from tskd_yolo.cli import main
-from tskd_yolo.compare.plan import ARMS, Run, checked, require_same_settings, settings
+from tskd_yolo.compare.plan import ARMS, Run, checked
 from tskd_yolo.config import ConfigError
 
 
@@ -35,6 +33,7 @@ from tskd_yolo.config import ConfigError
         (dict(resume=True), "resume: a comparison goes on by itself"),
         (dict(arms="plain,tskd,plain_same_time", time=1), "time: plain_same_time takes the time of tskd"),
         (dict(epochs=0), "epochs: must be a whole number from 1 on"),
+        (dict(data="set.ndjson"), "data: a comparison needs a data YAML"),
         (dict(teacher="nowhere.pt"), "teacher: nowhere.pt was not found"),
         (dict(distill_model="a.pt"), "distill_model: "),
         (dict(techer="a.pt"), "techer: is not an argument"),
@@ -79,24 +78,3 @@ def test_plain_same_time_follows_tskd_and_pairs_come_first(files, tmp_path):
         [Run("plain", 0)], [Run("tskd", 0), Run("plain_same_time", 0)],
         [Run("plain", 1)], [Run("tskd", 1), Run("plain_same_time", 1)],
     ]  # fmt: skip
-
-
-def test_a_changed_setting_is_refused_but_more_arms_are_not(files, tmp_path):
-    plan = checked(asked(files, tmp_path / "out"))
-    plan.out.mkdir()
-    require_same_settings(plan)
-    require_same_settings(checked(asked(files, tmp_path / "out", seeds=3, arms="plain,tskd,ded", jobs=2)))
-    with pytest.raises(ConfigError) as error:
-        require_same_settings(checked(asked(files, tmp_path / "out", epochs=2, drd=0.9)))
-    told = "\n".join(error.value.problems)
-    assert "epochs: the runs in out have 1, not 2" in told and "drd: the runs in out have" in told
-    assert len(error.value.problems) == 2 and "out=" in told
-
-
-def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
-    other = tmp_path / "teacher.pt"
-    make_detector(other, seed=8)
-    one, two = (settings(checked(asked(files, tmp_path / "out", teacher=str(f)))) for f in
-                (files / "teacher.pt", other))  # fmt: skip
-    assert [key for key in one if one[key] != two[key]] == ["teacher"]
-    assert str(tmp_path) not in json.dumps(two)

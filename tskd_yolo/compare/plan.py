@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import ultralytics
 from ultralytics.utils import DEFAULT_CFG_DICT
-from ultralytics.utils.checks import check_file
 
-from tskd_yolo import __version__, config
+from tskd_yolo import config
 from tskd_yolo.config import TERMS, ConfigError
-from tskd_yolo.files import write_json
 from tskd_yolo.train.checks import check
 
 ARMS = "plain", "plain_same_time", "ultralytics", "tskd", *TERMS
 KEYS: dict[str, Any] = {"arms": ",".join(ARMS), "seeds": 5, "jobs": 1, "ray": False, "out": "runs/compare"}
 """The arguments of ``compare`` besides those of training, with their defaults."""
-_IRRELEVANT = frozenset(
-    "project name exist_ok save_dir mode task seed verbose plots device cache cfg resume trust".split()
-)
 _REFUSED = {
     "seed": "seed: a comparison has several; write seeds=5 or seeds=[0,3].",
     "project": "project: a comparison has one folder; write out=FOLDER.",
@@ -211,45 +202,8 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
     if isinstance(epochs, int) and epochs < 1:
         problems.append(f"epochs: must be a whole number from 1 on, got {epochs}.")
+    if str(training.get("data")).startswith("ul://") or str(training.get("data")).endswith(".ndjson"):
+        problems.append(f"data: a comparison needs a data YAML with its files on disk, got {training['data']!r}.")
     if training.get("time") and "plain_same_time" in arms:
         problems.append("time: plain_same_time takes the time of tskd; drop this arm, or drop time=.")
     return problems
-
-
-# What decides the result ----------------------------------------------------------------------------------------------
-
-
-def settings(plan: Plan) -> dict[str, Any]:
-    """What decides the result of a run, its versions and the contents of its files included; no path."""
-    chosen = {**DEFAULT_CFG_DICT, **plan.common, **{k: v for k, v in plan.own.items() if k != "teacher"}}
-    content = {k: _named(v) for k, v in chosen.items() if k not in _IRRELEVANT and k not in {"data", "model"}}
-    files = {"data": check_file(plan.common["data"]), "model": plan.model, "teacher": plan.own["teacher"]}
-    named = {key: _named(file) for key, file in files.items()}
-    versions = {"tskd-yolo": __version__, "ultralytics": ultralytics.__version__, "torch": torch.__version__}
-    return json.loads(json.dumps({**named, **content, **versions}, default=str))
-
-
-def _named(value: Any) -> Any:
-    """A file by its name and the fingerprint of its content; anything else as it is."""
-    if not isinstance(value, str) or not Path(value).is_file():
-        return value
-    return f"{Path(value).name} (sha256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]})"
-
-
-def require_same_settings(plan: Plan) -> None:
-    """Writes the settings into a new comparison's folder; refuses to mix runs of different settings in an older one.
-
-    Raises:
-        ConfigError: Naming every setting that the runs in the folder do not have.
-    """
-    file, now = plan.out / "settings.json", settings(plan)
-    if not file.exists():
-        write_json(file, now)
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if keys:
-        raise ConfigError(
-            [f"{key}: the runs in {plan.out.name} have {before.get(key)!r}, not {now.get(key)!r}; "
-             f"take the old value, or another folder with out=." for key in keys]
-        )  # fmt: skip

@@ -19,8 +19,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ultralytics.utils.checks import check_file
 
-from tskd_yolo.compare import report
-from tskd_yolo.compare.plan import Plan, Run, checked, require_same_settings
+from tskd_yolo import compat
+from tskd_yolo.compare import record, report
+from tskd_yolo.compare.plan import Plan, Run, checked
 from tskd_yolo.compare.summary import all_curves, pictures, summarise
 from tskd_yolo.compare.worker import history, result_of
 from tskd_yolo.config import ConfigError
@@ -44,14 +45,14 @@ def compare(**values: Any) -> int:
     plan = checked(values)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(plan.out / ".lock", timeout=0):
+        with FileLock(plan.out / ".lock", timeout=0), compat.guarded(trust=plan.own["trust"]):
             return _compare(plan)
     except Timeout:
         raise ConfigError([f"out: another comparison is at work in {plan.out}; wait for it or stop it."]) from None
 
 
 def _compare(plan: Plan) -> int:
-    require_same_settings(plan)
+    record.begin(plan)
     failed = _run_all(plan)
     summary = summarise(plan, failed)
     files = report.write_comparison(plan.out, summary, curves=all_curves(plan), pictures=pictures(plan))

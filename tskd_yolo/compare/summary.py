@@ -5,15 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import operator
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tskd_yolo.compare import images
+from tskd_yolo.compare import images, record
 from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.plan import Plan, Run
 from tskd_yolo.compare.stats import Corrected, Effect, holm, paired, recovered, sentence
@@ -38,15 +34,17 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
     results = {arm: _finished(plan, arm) for arm in plan.arms}
     teacher = result_of(plan.folder("teacher"))
     arms = {arm: _summary_of_arm(arm, results, teacher) for arm in plan.arms}
-    _judge_arms(arms, results)
+    seeds = record.changed_seeds(plan)
+    _judge_arms(arms, results, of=len(record.arms_ever(plan)) - 1, note=f" {seeds.capitalize()}." if seeds else "")
     return {
         "verdicts": [arms[arm]["verdict"] for arm in plan.arms if arm != "plain"],
         "metric": METRIC,
         "correction": CORRECTION,
         "settings": json.loads((plan.out / "settings.json").read_text(encoding="utf-8")),
         "seeds": plan.seeds,
+        "plan": {"asked": record.plans(plan.out), "changed": seeds, "arms": record.arms_ever(plan)},
         "failed": list(failed),
-        "hardware": _hardware(),
+        "hardware": _hardware(plan, results),
         "jobs": plan.jobs,
         "teacher": teacher,
         "student": _student(plan, results),
@@ -113,13 +111,13 @@ def _summary_of_arm(arm: str, results: Mapping[str, Rows], teacher: Any) -> dict
     }
 
 
-def _judge_arms(arms: dict[str, Any], results: Mapping[str, Rows]) -> None:
-    """Puts the verdict of every arm, corrected over the arms, into its summary."""
+def _judge_arms(arms: dict[str, Any], results: Mapping[str, Rows], *, of: int, note: str) -> None:
+    """Puts the verdict of every arm, corrected over ``of`` arms, into its summary, with a note behind it."""
     base = _by_seed(results["plain"], METRIC)
     effects = {arm: paired(_by_seed(results[arm], METRIC), base) for arm in arms if arm != "plain"}
-    for arm, corrected in holm(effects).items():
+    for arm, corrected in holm(effects, of).items():
         arms[arm]["effect"][METRIC] = _judged(effects[arm], corrected)
-        arms[arm]["verdict"] = sentence(arm, effects[arm], corrected, METRIC)
+        arms[arm]["verdict"] = sentence(arm, effects[arm], corrected, METRIC) + note
 
 
 def _judged(effect: Effect | None, corrected: Corrected) -> dict[str, Any] | None:
@@ -205,8 +203,7 @@ def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
     return pairing
 
 
-def _hardware() -> str:
-    """What the figures were made on, without the machine's name."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+def _hardware(plan: Plan, results: Mapping[str, Rows]) -> str:
+    """What the runs were trained on."""
+    devices = {row["device"] for rows in results.values() for row in rows.values()}
+    return "; ".join(sorted(devices)) or record.hardware(plan.common.get("device"))

@@ -29,6 +29,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_mode
 
 from tskd_yolo import compat
 from tskd_yolo.compare.metrics import class_names, findings, judge, seen
+from tskd_yolo.compare.record import hardware
 from tskd_yolo.config import TERMS
 from tskd_yolo.distill import teacher
 from tskd_yolo.files import write_json
@@ -96,6 +97,7 @@ def train(
         "epochs": epochs,
         "seconds": round(spent, 1),
         "resumed": resumed,
+        "device": hardware(common.get("device")),
         "start": json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else None,
     }
     write_json(run / "seen.json", last_judged["seen"])
