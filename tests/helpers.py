@@ -100,7 +100,7 @@ def finished_run(plan: Any, arm: str, seed: int, value: float, names: Any = NAME
     folder = plan.out / f"{arm}-{seed}"
     folder.mkdir(parents=True)
     figures = made_up(value, names)
-    witness = {"weights": f"w{seed}", "images": f"i{seed}"}
+    witness = {"weights": f"w{seed}", "images": f"i{seed}", "files": f"f{seed}", "memory_format": "channels_last"}
     row = {"arm": arm, "seed": seed, "settings": {}, "last": figures, "best": figures, "parameters": 2591010,
            "GFLOPs": 6.4, "epochs": 3, "seconds": 60.0, "resumed": False, "device": "CPU", "start": witness,
            **more}  # fmt: skip

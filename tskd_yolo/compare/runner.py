@@ -22,8 +22,8 @@ from ultralytics.utils.checks import check_file
 from tskd_yolo import compat
 from tskd_yolo.compare import record, report
 from tskd_yolo.compare.plan import Plan, Run, checked
+from tskd_yolo.compare.runs import history, result_of
 from tskd_yolo.compare.summary import all_curves, pictures, summarise
-from tskd_yolo.compare.worker import history, result_of
 from tskd_yolo.config import ConfigError
 
 TOLD_EVERY = 60.0

@@ -12,8 +12,8 @@ from typing import Any
 from tskd_yolo.compare import images, record
 from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.plan import Plan, Run
+from tskd_yolo.compare.runs import curves, result_of
 from tskd_yolo.compare.stats import Corrected, Effect, holm, paired, recovered, sentence
-from tskd_yolo.compare.worker import curves, result_of
 from tskd_yolo.config import TERMS
 
 METRIC = "mAP50-95"
@@ -50,6 +50,7 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
         "student": _student(plan, results),
         "latency": result_of(plan.folder("latency")),
         "paired": _pairing(results),
+        "memory_format": _memory_formats(results),
         "resumed": [str(Run(arm, seed)) for arm, rows in results.items() for seed, r in rows.items() if r["resumed"]],
         "arms": arms,
         "tskd_against": _tskd_against(results),
@@ -191,9 +192,12 @@ def _tskd_against(results: Mapping[str, Rows]) -> dict[str, Any]:
 
 
 def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
-    """Whether the arms of each seed started from the same weights and the same images; None where none can be seen."""
+    """Whether the arms of each seed started alike; None where no run wrote it down.
+
+    ``weights``: of the student. ``images``: as the student saw them, augmented. ``files``: these images' names.
+    """
     pairing: dict[str, bool | None] = {}
-    for what in ("weights", "images"):
+    for what in ("weights", "images", "files"):
         per_seed: dict[int, set[str]] = {}
         for rows in results.values():
             for seed, row in rows.items():
@@ -201,6 +205,14 @@ def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
                     per_seed.setdefault(seed, set()).add(row["start"][what])
         pairing[what] = all(len(v) == 1 for v in per_seed.values()) if per_seed else None
     return pairing
+
+
+def _memory_formats(results: Mapping[str, Rows]) -> dict[str, str]:
+    """In which memory format each arm trained."""
+    found = {
+        arm: {row["start"]["memory_format"] for row in rows.values() if row["start"]} for arm, rows in results.items()
+    }
+    return {arm: ", ".join(sorted(formats)) for arm, formats in found.items() if formats}
 
 
 def _hardware(plan: Plan, results: Mapping[str, Rows]) -> str:

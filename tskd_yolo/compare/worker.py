@@ -6,8 +6,6 @@ gone, and so is the job.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import importlib.util
 import json
 import os
@@ -22,26 +20,22 @@ from pathlib import Path
 from typing import Any
 
 from ultralytics import YOLO
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
+from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.compare.metrics import class_names, findings, judge, seen
 from tskd_yolo.compare.record import hardware
+from tskd_yolo.compare.runs import history, prepare_to_resume, progress
+from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
 from tskd_yolo.config import TERMS
 from tskd_yolo.distill import teacher
 from tskd_yolo.files import write_json
-from tskd_yolo.hashing import hash_tensors
-from tskd_yolo.train.trainer import Trainer
 
 DISTILLED = "tskd", *TERMS
 """The arms that train with our trainer: all terms, or one alone."""
 JUDGED_WITH = "imgsz", "batch", "device", "workers", "single_cls", "classes", "iou", "max_det", "nms", "agnostic_nms"
 """The training arguments that validation takes too."""
-WITNESSED = 3
-"""Batches whose images are compared over the arms of a seed."""
 WARM, TIMED = 5, 50
 """Passes before the clock runs, and passes timed, of an exported network."""
 
@@ -51,7 +45,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     kinds: dict[str, Callable[..., Any]] = {"train": train, "teacher": judge_teacher, "latency": latency}
-    with compat.side_by_side():
+    with compat.guarded(trust=os.environ.get("ULTRALYTICS_SAFE_LOAD") == "0"):
         kinds[job.pop("kind")](**job)
 
 
@@ -123,9 +117,8 @@ def _train(
         return
     # A run for a given time would count its time anew: it is started anew.
     if state == "interrupted" and seconds is None:
-        rows = [[row["epoch"], row["time"]] for row in _rows(run)]
-        write_json(run / "resumed.json", {"seconds": history(run)[1], "rows": rows})
-        more = {"teacher": own["teacher"]} if arm in DISTILLED else {}
+        prepare_to_resume(run)
+        more = {"teacher": own["teacher"], **_trust(own)} if arm in DISTILLED else {}
         YOLO(run / "weights" / "last.pt").train(trainer=trainer, resume=True, save_dir=str(run), **more)
         return
     shutil.rmtree(run, ignore_errors=True)
@@ -136,90 +129,9 @@ def _train(
     )  # fmt: skip
 
 
-class _Witness:
-    """Writes down from which weights and with which images a run started, so that pairing can be seen."""
-
-    def preprocess_batch(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """The student has made no step yet when the first batch comes."""
-        witnessed = self.__dict__.setdefault("_witnessed", [])
-        if RANK in {-1, 0} and not self.resume and len(witnessed) <= WITNESSED:
-            if not witnessed:
-                model = unwrap_model(self.model)
-                student = getattr(model, "student_model", model)
-                witnessed.append(hash_tensors(student.state_dict().values()).hexdigest())
-            names = " ".join(Path(file).name for file in batch["im_file"])
-            witnessed.append(hash_tensors([batch["img"]]).hexdigest() + names)
-            images = hashlib.sha256("\n".join(witnessed[1:]).encode()).hexdigest()
-            write_json(self.save_dir / "start.json", {"weights": witnessed[0], "images": images})
-        return super().preprocess_batch(batch)  # type: ignore[misc]
-
-
-class PlainTrainer(_Witness, DetectionTrainer):
-    """Ultralytics' own trainer, witnessed."""
-
-
-class DistilledTrainer(_Witness, Trainer):
-    """Our trainer, witnessed."""
-
-
-# What a run's folder says ---------------------------------------------------------------------------------------------
-
-
-def progress(run: Path) -> str:
-    """How far a run has come: ``trained``, ``interrupted`` (it can go on), or ``nothing`` that is of use.
-
-    The engine strips the optimizer from its checkpoints when it is through. A run that was interrupted between its
-    last epoch and that cannot be resumed: it is stripped here.
-    """
-    last = run / "weights" / "last.pt"
-    if not last.exists():
-        return "nothing"
-    try:
-        checkpoint: Any = load_checkpoint(str(last))[1]
-    except Exception as error:  # cut off while it was written, which ends in many types of exception
-        LOGGER.warning(f"{last} cannot be read ({error}): the run starts anew.")
-        return "nothing"
-    if checkpoint.get("optimizer") is None:
-        return "trained"
-    if checkpoint["epoch"] + 1 < checkpoint["train_args"]["epochs"]:
-        return "interrupted"
-    for file in run.glob("weights/*.pt"):
-        if file.name in {"last.pt", "best.pt"}:
-            compat.strip(file)
-    return "trained"
-
-
-def result_of(run: Path) -> Any:
-    """What a finished job left; None where there is none."""
-    file = run / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def history(run: Path) -> tuple[int, float, bool]:
-    """Epochs trained, seconds that training took over all its parts, and whether it was interrupted."""
-    rows, file = _rows(run), run / "resumed.json"
-    before: Any = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"seconds": 0.0, "rows": []}
-    new = [row["time"] for row in rows if [row["epoch"], row["time"]] not in before["rows"]]
-    # Each part of a run counts its time from 0.
-    return len({row["epoch"] for row in rows}), before["seconds"] + (new[-1] if new else 0.0), file.exists()
-
-
-def _rows(run: Path) -> list[dict[str, float]]:
-    """The whole lines of results.csv, also while it grows and where a kill has cut one off."""
-    file = run / "results.csv"
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf-8")
-    head, *lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
-    keys = [key.strip() for key in head]
-    whole = [line for line in lines if len(line) == len(keys) and all(value.strip() for value in line)]
-    return [dict(zip(keys, map(float, line))) for line in whole]
-
-
-def curves(run: Path) -> dict[str, list[float]]:
-    """The columns of results.csv; an epoch that was repeated after an interruption stands once."""
-    rows = {int(row["epoch"]): row for row in _rows(run)}
-    return {k: [row[k] for _, row in sorted(rows.items())] for k in next(iter(rows.values()), {})}
+def _trust(own: Mapping[str, Any]) -> dict[str, bool]:
+    """A resumed run takes no trust from its checkpoint: it is given again."""
+    return {"trust": True} if own["trust"] else {}
 
 
 # Judging --------------------------------------------------------------------------------------------------------------
