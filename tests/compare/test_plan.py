@@ -20,6 +20,11 @@ from tskd_yolo.config import ConfigError
         (dict(arms="plain,plain"), "arms: one is named twice"),
         (dict(arms="plain,plain_same_time"), "arms: plain_same_time takes the time of tskd"),
         (dict(arms="plain,drd", drd=0), "drd: is 0, and the arm drd"),
+        (dict(arms="plain,without_drd", drd=0), "drd: is 0, and the arm without_drd would be tskd again"),
+        (dict(arms="plain,without_crd", drd=0, ded=0), "all are 0, and the arm without_crd"),
+        (dict(arms="plain,mine.yaml"), "arms: mine.yaml was not found"),
+        (dict(split="train"), "split: must be test or val"),
+        (dict(split="test"), "split: the data YAML names no test: split, so it cannot judge"),
         (dict(drd=0, ded=0, crd=0), "all are 0"),
         (dict(seeds=0), "seeds: must be a number from 1 on"),
         (dict(seeds="many"), "seeds: must be a number of seeds"),
@@ -70,6 +75,19 @@ def test_seeds_are_a_number_or_a_list_and_arms_default_to_all(files, tmp_path):
     assert checked({**values, "seeds": [0, 3]}).seeds == checked({**values, "seeds": (0, 3)}).seeds == [0, 3]
     del values["arms"]
     assert checked(values).arms == list(ARMS)
+
+
+def test_our_keys_reach_the_arms_that_distil(files, tmp_path):
+    own = {"short": {"epochs": 3, "crd": 1}}
+    plan = checked(asked(files, tmp_path / "out", drd=0.7, crd=2, arms=["plain", own]))
+    assert not {"drd", "crd", "teacher", "split"} & set(plan.common)
+    assert plan.settings_of("plain") == plan.settings_of("plain_same_time") == {}
+    assert plan.settings_of("ultralytics") == {"distill_model": str(files / "teacher.pt")}
+    assert plan.settings_of("tskd") == plan.own
+    alone, without, short = (plan.settings_of(arm) for arm in ("crd", "without_crd", "short"))
+    assert (alone["drd"], alone["ded"], alone["crd"]) == (0, 0, 2) and alone["teacher"] == plan.own["teacher"]
+    assert without == {**plan.own, "crd": 0} and short == {**plan.own, "crd": 1, "epochs": 3}
+    assert (plan.epochs("tskd"), plan.epochs("short")) == (1, 3)
 
 
 def test_plain_same_time_follows_tskd_and_pairs_come_first(files, tmp_path):

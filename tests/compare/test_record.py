@@ -8,13 +8,14 @@ import shutil
 
 import pytest
 
-from tests.compare.helpers import asked, make_files
+from tests.compare.helpers import add_test_split, asked, make_files
 from tests.helpers import make_detector
 from tskd_yolo import hashing
-from tskd_yolo.compare import record
+from tskd_yolo.compare import record, runner
 from tskd_yolo.compare.plan import checked
-from tskd_yolo.compare.record import begin, changed_seeds, data_files, settings
+from tskd_yolo.compare.record import begin, changed_seeds, settings
 from tskd_yolo.compare.runner import compare
+from tskd_yolo.compare.splits import files_of
 from tskd_yolo.compare.summary import summarise
 from tskd_yolo.config import ConfigError
 
@@ -52,7 +53,7 @@ def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
     other = tmp_path / "teacher.pt"
     make_detector(other, seed=8)
     plans = [checked(asked(files, tmp_path / "out", teacher=str(f))) for f in (files / "teacher.pt", other)]
-    one, two = (settings(plan, data_files(plan)) for plan in plans)
+    one, two = (settings(plan, files_of(plan.common["data"], 1.0)) for plan in plans)
     assert [key for key in one if one[key] != two[key]] == ["teacher"]
     assert str(tmp_path) not in json.dumps(two)
 
@@ -148,3 +149,36 @@ def test_an_arm_that_was_dropped_still_counts(plan, files):
     summary = summarise(fewer, failed=[])
     assert summary["arms"]["tskd"]["effect"]["mAP50-95"]["corrected"]["of"] == 2
     assert summary["plan"]["arms"] == ["plain", "tskd", "ultralytics"]
+
+
+# Arms of one's own ----------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_is_added_later_and_finished_runs_are_reused(plan, files, monkeypatch):
+    trained = []
+    monkeypatch.setattr(runner, "order", lambda plan, name, job: trained.append((str(name), job)) is None)
+    arms = ["plain", "tskd", "ultralytics", {"short": {"epochs": 3, "drd": 0}}]
+    compare(**asked(files, plan.out, arms=arms, seeds=3))
+    assert [name for name, _ in trained] == ["short-0", "short-1", "short-2"]
+    settings = trained[0][1]["settings"]
+    assert settings["epochs"] == 3 and settings["drd"] == 0 and settings["ded"] == plan.own["ded"]
+    page, data = ((plan.out / f"compare.{kind}").read_text(encoding="utf-8") for kind in ("html", "json"))
+    assert json.loads(data)["arms"]["short"]["settings"] == {"epochs": 3, "drd": 0}
+    assert "epochs=3, drd=0" in page and "corrected for 3 arms" in page
+
+
+def test_an_arm_of_the_same_name_has_the_same_settings(begun):
+    assert told({**begun, "arms": ["plain", {"short": {"epochs": 3}}]}) == []
+    assert told({**begun, "arms": ["plain", {"short": {"epochs": 3}, "other": {"epochs": 3}}]}) == []
+    assert told({**begun, "arms": ["plain", {"short": {"epochs": 4}}]}) == [
+        "arms: short: the runs in out have {'epochs': 3}, not {'epochs': 4}; take the old settings, another name, or "
+        "another folder with out=."
+    ]
+
+
+def test_a_comparison_judged_on_another_split_is_refused(begun, tmp_path):
+    add_test_split(tmp_path)
+    problems = told(begun)
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "data", "split", "judged by", "images of test", "labels of test"
+    ]  # fmt: skip

@@ -17,18 +17,7 @@ from tskd_yolo import compat
 from tskd_yolo.compare import worker
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.runs import progress
-from tskd_yolo.compare.worker import settings_of
 from tskd_yolo.config import folder
-
-
-def test_our_keys_reach_arms_that_distil_and_a_term_stands_alone(files, tmp_path):
-    plan = checked(asked(files, tmp_path / "out", drd=0.7, crd=2))
-    assert not {"drd", "crd", "teacher"} & set(plan.common)
-    assert settings_of("plain", plan.own) == settings_of("plain_same_time", plan.own) == {}
-    assert settings_of("ultralytics", plan.own) == {"distill_model": str(files / "teacher.pt")}
-    assert settings_of("tskd", plan.own) == plan.own
-    alone = settings_of("crd", plan.own)
-    assert (alone["drd"], alone["ded"], alone["crd"]) == (0, 0, 2) and alone["teacher"] == plan.own["teacher"]
 
 
 def test_a_worker_finds_data_where_our_trainer_finds_it(monkeypatch):
@@ -58,7 +47,8 @@ def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, 
 
     for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
         run = tmp_path / "out" / f"{who}-0"
-        job = dict(arm=who, seed=0, folder=str(run), model="yolo11n.yaml", common=values.common, own=values.own)
+        job = dict(arm=who, seed=0, folder=str(run), model="yolo11n.yaml", common=values.common,
+                   settings=values.settings_of(who), judged=["val", "last"])  # fmt: skip
         with monkeypatch.context() as patch, pytest.raises(Stop):
             patch.setattr(trainer, "save_model", save_and_stop, raising=False)
             worker.train(**job, seconds=None)

@@ -12,22 +12,18 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from ultralytics.data.base import BaseDataset
-from ultralytics.data.utils import check_det_dataset, img2label_paths
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_file
 
-from tskd_yolo import compat, hashing
+from tskd_yolo import hashing
+from tskd_yolo.compare.arms import overrides_of
 from tskd_yolo.compare.plan import Plan
+from tskd_yolo.compare.splits import Files, files_of
 from tskd_yolo.config import ConfigError
 from tskd_yolo.files import write_json
-
-Files = Mapping[str, str]
-"""What stands for the content of each file, by its name relative to the data set's folder."""
 
 _IRRELEVANT = frozenset(
     "project name exist_ok save_dir mode task seed verbose plots device cache cfg resume trust".split()
@@ -41,14 +37,17 @@ def begin(plan: Plan) -> None:
     Raises:
         ConfigError: Naming everything that the runs in the folder do not have.
     """
-    files = data_files(plan)
-    now = settings(plan, files)
-    if (plan.out / "settings.json").exists():
-        if problems := _changes(plan.out, now, files):
-            raise ConfigError(problems)
-    else:
+    files = files_of(plan.common["data"], plan.argument("fraction"))
+    now, known = settings(plan, files), _read(plan.out / "arms.json", {})
+    own = {arm: told(plan, arm) for arm in plan.own_arms}
+    begun = (plan.out / "settings.json").exists()
+    if problems := (_changes(plan.out, now, files) if begun else []) + _changed_arms(plan.out, known, own):
+        raise ConfigError(problems)
+    if not begun:
         write_json(plan.out / "data.json", files)
         write_json(plan.out / "settings.json", now)
+    if not own.keys() <= known.keys():
+        write_json(plan.out / "arms.json", {**known, **own})
     asked = {"seeds": plan.seeds, "arms": plan.arms}
     if asked not in (before := plans(plan.out)):
         write_json(plan.out / "plan.json", [*before, asked])
@@ -59,8 +58,11 @@ def begin(plan: Plan) -> None:
 
 def plans(out: Path) -> list[dict[str, Any]]:
     """Seeds and arms as they were asked for in this folder, in this order; the first is the plan."""
-    file = out / "plan.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    return _read(out / "plan.json", [])
+
+
+def _read(file: Path, otherwise: Any) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else otherwise
 
 
 def changed_seeds(plan: Plan) -> str:
@@ -85,7 +87,13 @@ def arms_ever(plan: Plan) -> list[str]:
 # What decides the result ----------------------------------------------------------------------------------------------
 
 
-def settings(plan: Plan, files: Mapping[str, Mapping[str, Files]]) -> dict[str, Any]:
+def told(plan: Plan, arm: str) -> dict[str, Any]:
+    """What an arm is trained with besides the settings of all, as JSON takes it: files by name and hash."""
+    overrides = {key: named(value) for key, value in overrides_of(arm, plan.own_arms).items()}
+    return json.loads(json.dumps(overrides, default=str))
+
+
+def settings(plan: Plan, files: Files) -> dict[str, Any]:
     """What decides the result of a run: settings, contents of files, device and versions; no path and no host."""
     chosen = {**DEFAULT_CFG_DICT, **plan.common, **{k: v for k, v in plan.own.items() if k != "teacher"}}
     content = {k: named(v) for k, v in chosen.items() if k not in _IRRELEVANT and k not in {"data", "model"}}
@@ -96,7 +104,8 @@ def settings(plan: Plan, files: Mapping[str, Mapping[str, Files]]) -> dict[str, 
         for kind, found in kinds.items()
     }
     versions = {name.replace("_", "-"): version for name, version in hashing.versions().items()}
-    rest = {**known, "device": hardware(plan.common.get("device")), **versions}
+    judged = {"split": plan.judged.split, "judged by": f"{plan.judged.weights}.pt"}
+    rest = {**judged, **known, "device": hardware(plan.common.get("device")), **versions}
     return json.loads(json.dumps({**{k: named(v) for k, v in given.items()}, **content, **rest}, default=str))
 
 
@@ -125,59 +134,16 @@ def _processor() -> str:
     return models[0] if models else platform.processor() or "unknown processor"
 
 
-# The data set's files -------------------------------------------------------------------------------------------------
-
-
-def data_files(plan: Plan) -> dict[str, dict[str, dict[str, str]]]:
-    """Images and labels of every split of the data set: images by size and time, labels by content."""
-    data = check_det_dataset(plan.common["data"])
-    found = {}
-    for split in ("train", "val", "test"):
-        images = images_of(data, split, plan.argument("fraction") if split == "train" else 1.0)
-        if images:
-            labels = img2label_paths([*images])
-            found[split] = {
-                "images": {_name(file, data): _dated(file) for file in images},
-                "labels": {_name(file, data): _content(file) for file in labels},
-            }
-    return found
-
-
-def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> list[str]:
-    """The images of a split as Ultralytics finds them; none where the data YAML or the disk has no such split."""
-    if not data.get(split):
-        return []
-    reader: Any = SimpleNamespace(prefix="", fraction=fraction)
-    try:
-        with compat.silent():
-            return BaseDataset.get_img_files(reader, data[split])
-    except FileNotFoundError:  # what the YAML names is not there; a split that training needs was checked before
-        return []
-
-
-def _name(file: str, data: Mapping[str, Any]) -> str:
-    return Path(os.path.relpath(file, data["path"])).as_posix()
-
-
-def _dated(file: str) -> str:
-    found = os.stat(file)
-    return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _content(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if os.path.isfile(file) else "none"
-
-
-def _hash(files: Files) -> str:
+def _hash(files: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # What has changed -----------------------------------------------------------------------------------------------------
 
 
-def _changes(out: Path, now: Mapping[str, Any], files: Mapping[str, Mapping[str, Files]]) -> list[str]:
+def _changes(out: Path, now: Mapping[str, Any], files: Files) -> list[str]:
     """A sentence for everything that the runs in the folder do not have."""
-    before = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    before = _read(out / "settings.json", {})
     kinds = {f"{kind} of {split}": (split, kind) for split in files for kind in files[split]}
     problems = []
     for key in {**before, **now}:
@@ -190,10 +156,19 @@ def _changes(out: Path, now: Mapping[str, Any], files: Mapping[str, Mapping[str,
     return problems
 
 
-def _changed_files(key: str, out: Path, split: str, kind: str, files: Mapping[str, Mapping[str, Files]]) -> str:
+def _changed_arms(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A sentence for every arm of the user's own that had other settings in this folder."""
+    return [
+        f"arms: {arm}: the runs in {out.name} have {before[arm]!r}, not {now[arm]!r}; take the old settings, another "
+        "name, or another folder with out=."
+        for arm in now
+        if before.get(arm, now[arm]) != now[arm]
+    ]
+
+
+def _changed_files(key: str, out: Path, split: str, kind: str, files: Files) -> str:
     """How many files of a kind are others than those that the runs in the folder saw, and one of them."""
-    known = json.loads((out / "data.json").read_text(encoding="utf-8"))
-    before, now = known[split][kind], files[split][kind]
+    before, now = _read(out / "data.json", {})[split][kind], files[split][kind]
     counts = {
         "changed": [name for name in now if name in before and now[name] != before[name]],
         "gone": [name for name in before if name not in now],

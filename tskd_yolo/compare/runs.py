@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
 
 from tskd_yolo import compat
 from tskd_yolo.files import replace, write_json
+
+
+class Spent(NamedTuple):
+    """Seconds that training took: on the clock, and of the processor in the process that trained, all its threads."""
+
+    wall: float
+    process: float
 
 
 def progress(run: Path) -> str:
@@ -46,20 +54,40 @@ def result_of(run: Path) -> Any:
 
 def prepare_to_resume(run: Path) -> None:
     """Remembers what the parts of a run so far took, and cuts off the line that a kill has left unfinished."""
-    write_json(run / "resumed.json", {"seconds": history(run)[1], "rows": [[r["epoch"], r["time"]] for r in rows(run)]})
+    before = {_key(row): list(taken) for row, taken in zip(rows(run), spent(run))}
+    write_json(run / "resumed.json", before)
     file = run / "results.csv"
     if file.exists():
         text = file.read_bytes()
         replace(file, text[: text.rfind(b"\n") + 1])
 
 
-def history(run: Path) -> tuple[int, float, bool]:
-    """Epochs trained, seconds that training took over all its parts, and whether it was interrupted."""
-    found, file = rows(run), run / "resumed.json"
-    before: Any = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"seconds": 0.0, "rows": []}
-    new = [row["time"] for row in found if [row["epoch"], row["time"]] not in before["rows"]]
-    # Each part of a run counts its time from 0.
-    return len({row["epoch"] for row in found}), before["seconds"] + (new[-1] if new else 0.0), file.exists()
+def history(run: Path) -> tuple[int, Spent, bool]:
+    """Epochs trained, what training took over all its parts, and whether it was interrupted."""
+    taken = spent(run)
+    return len({row["epoch"] for row in rows(run)}), taken[-1] if taken else Spent(0.0, 0.0), _resumed(run).exists()
+
+
+def spent(run: Path) -> list[Spent]:
+    """What training took up to each line of results.csv: each part of a run counts its time from 0."""
+    file = _resumed(run)
+    known: Any = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before = Spent(*max(known.values())) if known else Spent(0.0, 0.0)
+    return [
+        Spent(*known[_key(row)])
+        if _key(row) in known
+        else Spent(before.wall + row["time"], before.process + row["process_time"])
+        for row in rows(run)
+    ]
+
+
+def _resumed(run: Path) -> Path:
+    return run / "resumed.json"
+
+
+def _key(row: Mapping[str, float]) -> str:
+    """A line of results.csv: of an epoch that was repeated there are two, of different times."""
+    return f"{row['epoch']:g} {row['time']}"
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -75,6 +103,9 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 
 def curves(run: Path) -> dict[str, list[float]]:
-    """The columns of results.csv; an epoch that was repeated after an interruption stands once."""
-    found = {int(row["epoch"]): row for row in rows(run)}
+    """The columns of results.csv, with times from the very start of a run; an epoch that was repeated stands once."""
+    found = {
+        int(row["epoch"]): {**row, "time": taken.wall, "process_time": taken.process}
+        for row, taken in zip(rows(run), spent(run))
+    }
     return {k: [row[k] for _, row in sorted(found.items())] for k in next(iter(found.values()), {})}

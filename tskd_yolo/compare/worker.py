@@ -15,7 +15,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,9 @@ from tskd_yolo.compare.metrics import class_names, findings, judge, seen
 from tskd_yolo.compare.record import hardware
 from tskd_yolo.compare.runs import history, prepare_to_resume, progress
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
-from tskd_yolo.config import TERMS
 from tskd_yolo.distill import teacher
 from tskd_yolo.files import write_json
 
-DISTILLED = "tskd", *TERMS
-"""The arms that train with our trainer: all terms, or one alone."""
 JUDGED_WITH = "imgsz", "batch", "device", "workers", "single_cls", "classes", "iou", "max_det", "nms", "agnostic_nms"
 """The training arguments that validation takes too."""
 WARM, TIMED = 5, 50
@@ -60,7 +57,15 @@ def _end_with_the_caller() -> None:
 
 
 def train(
-    *, arm: str, seed: int, folder: str, model: str, common: dict[str, Any], own: dict[str, Any], seconds: float | None
+    *,
+    arm: str,
+    seed: int,
+    folder: str,
+    model: str,
+    common: dict[str, Any],
+    settings: dict[str, Any],
+    judged: Sequence[str],
+    seconds: float | None,
 ) -> dict[str, Any]:
     """Trains one arm, or goes on where it was interrupted, judges it, and writes ``result.json`` and ``seen.json``.
 
@@ -70,80 +75,70 @@ def train(
         folder: The run's folder.
         model: The student.
         common: Ultralytics' training arguments, the same for every arm.
-        own: Our keys, for the arms that distil, and ``teacher``.
+        settings: What this arm is trained with besides: our keys, if it distils.
+        judged: The split that judges, and of which weights it is shown what they see, ``last`` or ``best``.
         seconds: What the arm may take, for ``plain_same_time``.
     """
-    run = Path(folder)
-    last, best = (run / "weights" / name for name in ("last.pt", "best.pt"))
-    _train(arm, seed, run, model, common, own, seconds)
-    last_judged = judge_checkpoint(last, run, common)
-    best_judged = findings(judge(best, run, **_judged_with(common))) if best.exists() else None
+    run, (split, weights) = Path(folder), judged
+    _train(seed, run, model, common, settings, seconds)
+    found = {
+        name: judge_checkpoint(run / "weights" / f"{name}.pt", run, common, split)
+        for name in ("last", "best")
+        if (run / "weights" / f"{name}.pt").exists()
+    }
     epochs, spent, resumed = history(run)
     witness = run / "start.json"
     result = {
         "arm": arm,
         "seed": seed,
-        "settings": {k: v for k, v in settings_of(arm, own).items() if k not in {"teacher", "distill_model"}},
-        "last": last_judged["findings"],
-        "best": best_judged,
-        "parameters": last_judged["parameters"],
-        "GFLOPs": last_judged["GFLOPs"],
+        "settings": {k: v for k, v in settings.items() if k not in {"teacher", "distill_model"}},
+        **{name: found[name]["findings"] if name in found else None for name in ("last", "best")},
+        "parameters": found["last"]["parameters"],
+        "GFLOPs": found["last"]["GFLOPs"],
         "epochs": epochs,
-        "seconds": round(spent, 1),
+        "seconds": round(spent.wall, 1),
+        "process_seconds": round(spent.process, 1),
         "resumed": resumed,
         "device": hardware(common.get("device")),
         "start": json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else None,
     }
-    write_json(run / "seen.json", last_judged["seen"])
+    write_json(run / "seen.json", found.get(weights, found["last"])["seen"])
     write_json(run / "result.json", result)
     return result
 
 
-def settings_of(arm: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What an arm is trained with besides the arguments of all."""
-    if arm == "ultralytics":
-        return {"distill_model": own["teacher"]}
-    if arm not in DISTILLED:
-        return {}
-    return {**own, **{term: 0.0 for term in TERMS if arm in TERMS and term != arm}}
-
-
 def _train(
-    arm: str, seed: int, run: Path, model: str, common: dict[str, Any], own: dict[str, Any], seconds: float | None
+    seed: int, run: Path, model: str, common: dict[str, Any], settings: dict[str, Any], seconds: float | None
 ) -> None:
-    trainer = DistilledTrainer if arm in DISTILLED else PlainTrainer
+    trainer = DistilledTrainer if "teacher" in settings else PlainTrainer
     state = progress(run)
     if state == "trained":
         return
     # A run for a given time would count its time anew: it is started anew.
     if state == "interrupted" and seconds is None:
         prepare_to_resume(run)
-        more = {"teacher": own["teacher"], **_trust(own)} if arm in DISTILLED else {}
+        # A resumed run takes no trust from its checkpoint: it is given again.
+        more = {key: settings[key] for key in ("teacher", "trust") if settings.get(key)}
         YOLO(run / "weights" / "last.pt").train(trainer=trainer, resume=True, save_dir=str(run), **more)
         return
     shutil.rmtree(run, ignore_errors=True)
     limit = {} if seconds is None else {"time": seconds / 3600}
     YOLO(model).train(
-        trainer=trainer, **{**common, **settings_of(arm, own), **limit},
+        trainer=trainer, **{**common, **settings, **limit},
         seed=seed, project=str(run.parent), name=run.name, exist_ok=True,
     )  # fmt: skip
-
-
-def _trust(own: Mapping[str, Any]) -> dict[str, bool]:
-    """A resumed run takes no trust from its checkpoint: it is given again."""
-    return {"trust": True} if own["trust"] else {}
 
 
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
-def _judged_with(common: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: common[k] for k in ("data", *JUDGED_WITH) if k in common}
+def _judged_with(common: Mapping[str, Any], split: str) -> dict[str, Any]:
+    return {**{k: common[k] for k in ("data", *JUDGED_WITH) if k in common}, "split": split}
 
 
-def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a checkpoint, its size, and what it sees on every image."""
-    validator = judge(file, folder, **_judged_with(common))
+def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The figures of a checkpoint on a split, its size, and what it sees on every image."""
+    validator = judge(file, folder, **_judged_with(common, split))
     network = load_checkpoint(str(file))[0]
     return {
         "findings": findings(validator),
@@ -153,7 +148,7 @@ def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any]) -> dic
     }
 
 
-def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any], split: str) -> dict[str, Any]:
     """The teacher's figures, with its classes in the data set's order."""
     run = Path(folder)
     run.mkdir(parents=True, exist_ok=True)
@@ -161,7 +156,7 @@ def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any]) -
     loaded = teacher.load(own["teacher"])
     frozen = teacher.Teacher(loaded, like=loaded, names=names, responses=False)
     frozen.measure(common.get("imgsz", 640))
-    validator = judge(frozen.detector(), run, **_judged_with(common))
+    validator = judge(frozen.detector(), run, **_judged_with(common, split))
     write_json(run / "seen.json", seen(validator.images))
     result = {
         "name": frozen.name,
