@@ -100,7 +100,7 @@ def test_another_split_is_refused(finetune, tmp_path):
         run(finetune, tmp_path, "split=train")
 
 
-def test_the_claim_is_judged_on_test_with_seeds_that_chose_nothing(monkeypatch, tmp_path):
+def test_the_claim_is_judged_by_what_chose_nothing(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     claim, asked = importlib.import_module("claim"), []
     monkeypatch.setattr(claim, "trained", lambda *_: tmp_path / "teacher.pt")

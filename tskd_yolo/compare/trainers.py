@@ -85,8 +85,10 @@ class _OurFormat(Engine):
         # None where the layout is our business, or the engine says that it ignores what was asked for.
         with compat.swapped(self.args, "channels_last", None if ours else self.args.channels_last):
             super()._setup_train(*args, **kwargs)
-        if ours:
-            self.model.to(memory_format=torch.channels_last)  # the teacher of distill_model=, which has come meanwhile
+        model: Any = unwrap_model(self.model)
+        # The teacher of distill_model= comes after the engine has seen to the format.
+        if hasattr(model, "teacher_model") and memory_format(model.student_model) == "channels_last":
+            model.teacher_model.to(memory_format=torch.channels_last)
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Once for all networks."""
