@@ -50,6 +50,22 @@ def test_screening_compares_and_names_machine_and_command(tmp_path):
     assert (tmp_path / "screening_neu_128.csv").exists()
 
 
+def test_finetune_tunes_on_val_and_names_machine_and_command(tmp_path):
+    data, teacher = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt")
+    (tmp_path / "arms.yaml").write_text("longer: {epochs: 2}\n")
+    run(
+        "benchmarks/finetune.py",
+        *[f"teacher={teacher}", f"data={data}", f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "split=val"],
+        *[f"arms=plain,{tmp_path / 'arms.yaml'}", "model=yolo11n.yaml", "epochs=1", "imgsz=64", "batch=4", "seeds=1"],
+        *["nbs=4", "warmup_epochs=0"],
+    )
+    said = (tmp_path / "tune_neu_128.json").read_text()
+    report = json.loads(said)
+    assert report["comparison"]["judged"]["split"] == "val" and "arms=plain,arms.yaml" in report["command"]
+    assert report["comparison"]["arms"]["longer"]["rows"][0]["epochs"] == 2
+    assert str(tmp_path) not in said and (tmp_path / "tune_neu_128.csv").exists()
+
+
 def test_gradients_measures_every_part_of_every_term(tmp_path):
     data, teacher, file = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt"), tmp_path / "gradients.json"
     run(

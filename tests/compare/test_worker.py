@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import sys
 
 import pytest
+from ultralytics import utils
+from ultralytics.data import utils as data_utils
+from ultralytics.nn import tasks
 
 from tests.compare.helpers import asked
 from tests.helpers import make_detector
+from tskd_yolo import compat
 from tskd_yolo.compare import worker
 from tskd_yolo.compare.plan import checked
-from tskd_yolo.compare.worker import curves, history, settings_of
+from tskd_yolo.compare.runs import progress
+from tskd_yolo.config import folder
 
 
-def test_our_keys_reach_arms_that_distil_and_a_term_stands_alone(files, tmp_path):
-    plan = checked(asked(files, tmp_path / "out", drd=0.7, crd=2))
-    assert not {"drd", "crd", "teacher"} & set(plan.common)
-    assert settings_of("plain", plan.own) == settings_of("plain_same_time", plan.own) == {}
-    assert settings_of("ultralytics", plan.own) == {"distill_model": str(files / "teacher.pt")}
-    assert settings_of("tskd", plan.own) == plan.own
-    alone = settings_of("crd", plan.own)
-    assert (alone["drd"], alone["ded"], alone["crd"]) == (0, 0, 2) and alone["teacher"] == plan.own["teacher"]
-
-
-def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
-    lines = ["epoch,time,loss", "1,10,3", "2,20,2", "2,11,2.5", "3,21,1"]
-    (tmp_path / "results.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "resumed.json").write_text('{"seconds": 20, "rows": [[1, 10], [2, 20]]}')
-    assert history(tmp_path) == (3, 41.0, True)
-    assert curves(tmp_path)["loss"] == [3, 2.5, 1], "the epoch that was repeated stands once"
+def test_a_worker_finds_data_where_our_trainer_finds_it(monkeypatch):
+    """In a checkout Ultralytics would prepare a set inside it, and only the arms that distil beside it."""
+    seen = []
+    monkeypatch.setattr(utils, "DATASETS_DIR", folder("datasets"))
+    monkeypatch.setattr(data_utils, "DATASETS_DIR", folder("datasets"))
+    monkeypatch.setattr(worker, "train", lambda **job: seen.append((data_utils.DATASETS_DIR, tasks.SAFE_LOAD)))
+    monkeypatch.setattr(worker, "_end_with_the_caller", lambda: None)
+    for safe in ("1", "0"):
+        monkeypatch.setenv("ULTRALYTICS_SAFE_LOAD", safe)
+        monkeypatch.setattr(sys, "stdin", io.StringIO('{"kind": "train"}\n'))
+        worker.main()
+    assert seen == [(compat.datasets_folder(), True), (compat.datasets_folder(), False)]
 
 
 @pytest.mark.slow
@@ -43,16 +46,17 @@ def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, 
         raise Stop
 
     for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
-        folder = tmp_path / "out" / f"{who}-0"
-        job = dict(arm=who, seed=0, folder=str(folder), model="yolo11n.yaml", common=values.common, own=values.own)
+        run = tmp_path / "out" / f"{who}-0"
+        job = dict(arm=who, seed=0, folder=str(run), model="yolo11n.yaml", common=values.common,
+                   settings=values.settings_of(who), judged=["val", "last"])  # fmt: skip
         with monkeypatch.context() as patch, pytest.raises(Stop):
             patch.setattr(trainer, "save_model", save_and_stop, raising=False)
             worker.train(**job, seconds=None)
-        assert worker.progress(folder) == "interrupted"
+        assert progress(run) == "interrupted"
         row = worker.train(**job, seconds=None)
-        assert row["resumed"] and row["epochs"] == 3 and worker.progress(folder) == "trained"
-    (folder / "weights" / "last.pt").write_bytes(b"cut off")
-    assert worker.progress(folder) == worker.progress(tmp_path / "nowhere") == "nothing"
+        assert row["resumed"] and row["epochs"] == 3 and progress(run) == "trained"
+    (run / "weights" / "last.pt").write_bytes(b"cut off")
+    assert progress(run) == progress(tmp_path / "nowhere") == "nothing"
 
 
 @pytest.mark.slow

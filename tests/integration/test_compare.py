@@ -17,7 +17,7 @@ from tests.helpers import finished_run, finished_teacher
 from tskd_yolo.cli import main
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.runner import compare
-from tskd_yolo.compare.worker import progress
+from tskd_yolo.compare.runs import progress
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,8 @@ def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path):
     out = tmp_path / "out"
     assert compare(**asked(files, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
     report = json.loads((out / "compare.json").read_text())
-    assert report["paired"] == {"weights": True, "images": True} and report["complete"]
+    assert report["paired"] == {"weights": True, "images": True, "files": True} and report["complete"]
+    assert len(set(report["memory_format"].values())) == 1 and len(report["memory_format"]) == 5
     rows = {arm: a["rows"][0] for arm, a in report["arms"].items()}
     assert all(0 < row["seconds"] and row["last"]["images"] == 4 and row["best"] for row in rows.values())
     terms = {arm: report["curves"][arm]["0"].get("train/drd_loss") for arm in rows}
@@ -92,4 +93,4 @@ def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
     finished_teacher(checked(values), 0.3)
     assert compare(**values) == 0
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert report["complete"] and report["paired"] == {"weights": True, "images": True}
+    assert report["complete"] and report["paired"] == {"weights": True, "images": True, "files": True}
