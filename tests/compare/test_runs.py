@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tskd_yolo.compare.runs import curves, history, prepare_to_resume
+from tskd_yolo.compare.runs import curves, history, prepare_to_resume, switched_off
 
 
 def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
@@ -34,3 +34,9 @@ def test_a_cut_line_does_not_spoil_the_one_that_follows(tmp_path):
     with open(file, "a") as lines:
         lines.write("2,11,2\n")
     assert history(tmp_path) == (2, (21.0, 3.0), True)
+
+
+def test_terms_that_were_switched_off_are_those_of_the_last_line(tmp_path):
+    assert switched_off(tmp_path) == []
+    (tmp_path / "results.csv").write_text("epoch,time,left_out/ded,left_out/crd\n1,10,0.5,1\n2,20,1,0.25\n")
+    assert switched_off(tmp_path) == ["ded"]

@@ -102,6 +102,12 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [dict(zip(keys, map(float, line))) for line in whole]
 
 
+def switched_off(run: Path) -> list[str]:
+    """The terms that were switched off during a run, because they were too often not finite."""
+    last = rows(run)[-1:]
+    return [k.removeprefix("left_out/") for row in last for k, v in row.items() if k.startswith("left_out/") and v == 1]
+
+
 def curves(run: Path) -> dict[str, list[float]]:
     """The columns of results.csv, with times from the very start of a run; an epoch that was repeated stands once."""
     found = {

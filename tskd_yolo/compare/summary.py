@@ -60,6 +60,12 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
         "paired": _pairing(results),
         "memory_format": _memory_formats(results),
         "resumed": [str(Run(arm, seed)) for arm, rows in results.items() for seed, r in rows.items() if r["resumed"]],
+        "switched_off": {
+            str(Run(arm, seed)): r["switched_off"]
+            for arm, rows in results.items()
+            for seed, r in rows.items()
+            if r.get("switched_off")
+        },
         "arms": arms,
         "tskd_against": _tskd_against(results, plan.judged.weights),
         "complete": len(results["plain"]) == len(plan.seeds) and not failed,
