@@ -38,7 +38,7 @@ class Expected(NamedTuple):
 def _step_is_due(trainer: Any) -> bool:
     """Whether the batches so far fill one step: a short first epoch may end before it.
 
-    The engine counts batches over epochs. It steps with the first one of a run that goes on.
+    The engine counts batches over all epochs, those before a run went on included.
     """
     return trainer.epoch * len(trainer.train_loader) + trainer.batches >= trainer.accumulate
 

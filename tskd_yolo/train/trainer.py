@@ -79,10 +79,11 @@ class ResumableMixin(Engine):
                 if self.ddp:
                     scan.scan_before_launch(self.args, self.data)
                     self.args.trust = self._trust  # what the processes are given; their files have it no more
-                else:
+                watched = not self.ddp and not self._complete
+                if watched:
                     hooks.watch(self)
                 result = super().train()
-                if not self.ddp and not self._complete:
+                if watched:
                     hooks.require(self, hooks.OVER)
                 return result
         except ConfigError:
