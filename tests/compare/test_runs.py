@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tskd_yolo.compare.runs import curves, history, prepare_to_resume
+from tskd_yolo.compare.runs import curves, history, left_out, prepare_to_resume
 
 
 def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
@@ -34,3 +34,11 @@ def test_a_cut_line_does_not_spoil_the_one_that_follows(tmp_path):
     with open(file, "a") as lines:
         lines.write("2,11,2\n")
     assert history(tmp_path) == (2, (21.0, 3.0), True)
+
+
+def test_a_term_that_was_left_out_is_found(tmp_path):
+    head = "epoch,time,process_time,left_out/drd,left_out/ded,left_out/crd"
+    (tmp_path / "results.csv").write_text(f"{head}\n1,10,9,0,1,0\n2,20,18,0.5,1,0\n")
+    assert left_out(tmp_path, {"drd": 1, "ded": 0, "crd": 1}) == {"drd": 0.25}, "ded has no weight"
+    assert left_out(tmp_path, {"drd": 1, "ded": 4, "crd": 1}) == {"drd": 0.25, "ded": 1}
+    assert left_out(tmp_path, {}) == {}
