@@ -103,7 +103,7 @@ def finished_run(plan: Any, arm: str, seed: int, value: float, names: Any = NAME
     witness = {"weights": f"w{seed}", "images": f"i{seed}", "files": f"f{seed}", "memory_format": "channels_last"}
     row = {"arm": arm, "seed": seed, "settings": {}, "last": figures, "best": figures, "parameters": 2591010,
            "GFLOPs": 6.4, "epochs": 3, "seconds": 60.0, "process_seconds": 90.0, "resumed": False, "device": "CPU",
-           "start": witness, **more}  # fmt: skip
+           "left_out": {}, "start": witness, **more}  # fmt: skip
     write_json(folder / "result.json", row)
     head = ["epoch", "time", "process_time", "train/box_loss", "val/box_loss", "metrics/mAP50-95(B)"]
     head += ["train/drd_loss", "train/ded_loss"] if arm == "tskd" else []

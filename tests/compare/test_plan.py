@@ -9,7 +9,7 @@ import pytest
 from tests.compare.helpers import asked, words
 from tskd_yolo.cli import main
 from tskd_yolo.compare.plan import ARMS, Run, checked
-from tskd_yolo.config import ConfigError
+from tskd_yolo.config import DEFAULTS, ConfigError
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,19 @@ def test_plain_same_time_follows_tskd_and_pairs_come_first(files, tmp_path):
         [Run("plain", 0)], [Run("tskd", 0), Run("plain_same_time", 0)],
         [Run("plain", 1)], [Run("tskd", 1), Run("plain_same_time", 1)],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("common", "mine", "expected"),
+    [
+        ({}, {"variant": "paper"}, {"balance": "fixed", "drd": 1, "ded": 1, "crd": 1}),
+        ({}, {"variant": "paper", "drd": 3}, {"balance": "fixed", "drd": 3, "ded": 1, "crd": 1}),
+        ({"ded": 7}, {"variant": "paper"}, {"balance": "fixed", "drd": 1, "ded": 7, "crd": 1}),
+        ({"variant": "paper"}, {"variant": "default"}, {k: DEFAULTS[k] for k in ("balance", "drd", "ded", "crd")}),
+        ({"variant": "paper"}, {"epochs": 3}, {"balance": "fixed", "drd": 1, "ded": 1, "crd": 1}),
+    ],
+)
+def test_a_variant_of_an_arm_brings_its_settings(common, mine, expected, files, tmp_path):
+    plan = checked(asked(files, tmp_path / "out", arms=["plain", {"mine": mine}], **common))
+    settings = plan.settings_of("mine")
+    assert {key: settings[key] for key in expected} == expected

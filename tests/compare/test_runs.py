@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tskd_yolo.compare.runs import curves, history, prepare_to_resume, switched_off
+from tskd_yolo.compare.runs import curves, history, left_out, prepare_to_resume
 
 
 def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
@@ -36,7 +36,9 @@ def test_a_cut_line_does_not_spoil_the_one_that_follows(tmp_path):
     assert history(tmp_path) == (2, (21.0, 3.0), True)
 
 
-def test_terms_that_were_switched_off_are_those_of_the_last_line(tmp_path):
-    assert switched_off(tmp_path) == []
-    (tmp_path / "results.csv").write_text("epoch,time,left_out/ded,left_out/crd\n1,10,0.5,1\n2,20,1,0.25\n")
-    assert switched_off(tmp_path) == ["ded"]
+def test_a_term_that_was_left_out_is_found(tmp_path):
+    head = "epoch,time,process_time,left_out/drd,left_out/ded,left_out/crd"
+    (tmp_path / "results.csv").write_text(f"{head}\n1,10,9,0,1,0\n2,20,18,0.5,1,0\n")
+    assert left_out(tmp_path, {"drd": 1, "ded": 0, "crd": 1}) == {"drd": 0.25}, "ded has no weight"
+    assert left_out(tmp_path, {"drd": 1, "ded": 4, "crd": 1}) == {"drd": 0.25, "ded": 1}
+    assert left_out(tmp_path, {}) == {}

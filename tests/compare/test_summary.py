@@ -60,3 +60,12 @@ def test_a_seed_that_failed_is_left_out_of_the_pairs(plan):
     summary = summarise(plan, failed=["tskd-1"])
     assert summary["arms"]["tskd"]["effect"]["mAP50-95"]["seeds"] == 2
     assert not summary["complete"] and summary["failed"] == ["tskd-1"]
+
+
+def test_a_term_that_was_left_out_is_told(plan):
+    file = plan.out / "tskd-1" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"left_out": {"drd": 0.031, "ded": 1.0}}))
+    summary = summarise(plan, failed=[])
+    assert summary["left_out"] == {"tskd-1": {"drd": 0.031, "ded": 1.0}}
+    page = comparison_page(summary, curves={}, pictures=None)
+    assert "tskd-1 drd in 3.1 % of the steps, tskd-1 ded in 100 % of the steps." in page

@@ -34,6 +34,27 @@ def test_a_worker_finds_data_where_our_trainer_finds_it(monkeypatch):
     assert seen == [(compat.datasets_folder(), True), (compat.datasets_folder(), False)]
 
 
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_resumed_run_is_given_its_teacher_and_trust_again(trust, tmp_path, monkeypatch):
+    resumed = []
+
+    class Student:
+        def __init__(self, file):
+            pass
+
+        def train(self, **given):
+            resumed.append({key: given.get(key) for key in ("resume", "teacher", "trust")})
+
+    monkeypatch.setattr(worker, "YOLO", Student)
+    monkeypatch.setattr(worker, "progress", lambda run: "interrupted")
+    for settings in ({"teacher": "t.pt", "trust": trust, "drd": 1}, {"distill_model": "t.pt"}):
+        worker._train(0, tmp_path, "yolo11n.yaml", {}, settings, None)
+    assert resumed == [
+        {"resume": True, "teacher": "t.pt", "trust": True if trust else None},
+        {"resume": True, "teacher": None, "trust": None},
+    ]
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, monkeypatch):
     values = checked(asked(files, tmp_path / "out", epochs=3))

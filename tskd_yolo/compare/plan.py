@@ -110,10 +110,12 @@ def checked(values: Mapping[str, Any]) -> Plan:
         ConfigError: Naming everything that is wrong; nothing is written.
     """
     asked = {**KEYS, **{k: v for k, v in values.items() if k in KEYS}}
-    training = config.with_variant({k: v for k, v in values.items() if k not in KEYS})
-    config.resolve(training)
-    problems = [text for key, text in _REFUSED.items() if _given(training.pop(key, None))]
+    given = {k: v for k, v in values.items() if k not in KEYS}
+    config.resolve(given)
+    problems = [text for key, text in _REFUSED.items() if _given(given.pop(key, None))]
+    training = config.with_variant(given)
     arms, own_arms = read(asked["arms"], problems)
+    own_arms = {arm: _resolved(settings, given, training) for arm, settings in own_arms.items()}
     problems += _wrong_seeds(asked["seeds"]) + wrong_arms(arms, own_arms, {**_KNOWN, **training})
     problems += _wrong_keys(asked) + _wrong_training(training, arms)
     if not problems:
@@ -128,9 +130,7 @@ def checked(values: Mapping[str, Any]) -> Plan:
     ours = {k: v for k, v in training.items() if k in config.DEFAULTS}
     return Plan(
         arms=arms,
-        own_arms={
-            arm: {k: _absolute(v) if k == "teacher" else v for k, v in own_arms[arm].items()} for arm in own_arms
-        },
+        own_arms={arm: _with_teacher(settings) for arm, settings in own_arms.items()},
         seeds=_seeds(asked["seeds"]),
         jobs=asked["jobs"],
         ray=asked["ray"],
@@ -154,6 +154,20 @@ def _seeds(value: Any) -> list[int]:
 
 def _folder(value: Any) -> Path:
     return Path(str(value)).resolve()
+
+
+def _resolved(settings: Any, given: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
+    """The settings of an arm of the user's own, with what else a ``variant`` among them changes.
+
+    Args:
+        settings: What the user gave for this arm; what is no mapping is left to be refused.
+        given: What the user gave for all arms.
+        training: The same over the settings of its variant.
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    mine, common = {**_KNOWN, **config.with_variant({**given, **settings})}, {**_KNOWN, **training}
+    return {**settings, **{k: v for k, v in mine.items() if k not in settings and v != common.get(k)}}
 
 
 def _with_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:

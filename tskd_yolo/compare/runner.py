@@ -58,6 +58,8 @@ def _compare(plan: Plan) -> int:
     files = report.write_comparison(plan.out, summary, curves=all_curves(plan), pictures=pictures(plan))
     print("\n" + "\n".join([*summary["verdicts"], _judged(plan)]))
     print("\n" + "\n".join(str(file) for file in files), flush=True)
+    for name, terms in summary["left_out"].items():
+        print(f"{name}: {', '.join(terms)} was left out of steps; the page says how often.", file=sys.stderr)
     for name in failed:
         print(f"{name} failed; its log is {plan.log(name)}. The same command tries it again.", file=sys.stderr)
     return len(failed)

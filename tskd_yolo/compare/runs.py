@@ -12,6 +12,7 @@ from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
 
 from tskd_yolo import compat
+from tskd_yolo.config import TERMS
 from tskd_yolo.files import replace, write_json
 
 
@@ -102,12 +103,6 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [dict(zip(keys, map(float, line))) for line in whole]
 
 
-def switched_off(run: Path) -> list[str]:
-    """The terms that were switched off during a run, because they were too often not finite."""
-    last = rows(run)[-1:]
-    return [k.removeprefix("left_out/") for row in last for k, v in row.items() if k.startswith("left_out/") and v == 1]
-
-
 def curves(run: Path) -> dict[str, list[float]]:
     """The columns of results.csv, with times from the very start of a run; an epoch that was repeated stands once."""
     found = {
@@ -115,3 +110,18 @@ def curves(run: Path) -> dict[str, list[float]]:
         for row, taken in zip(rows(run), spent(run))
     }
     return {k: [row[k] for _, row in sorted(found.items())] for k in next(iter(found.values()), {})}
+
+
+def left_out(run: Path, settings: Mapping[str, Any]) -> dict[str, float]:
+    """Terms that have a weight and were left out all the same: of which part of the run, by name.
+
+    Args:
+        run: The run's folder.
+        settings: What it was trained with; a term without a weight is none of these.
+    """
+    found = {}
+    for term in TERMS:
+        shares = curves(run).get(f"left_out/{term}", [])
+        if settings.get(term) and any(shares):
+            found[term] = sum(shares) / len(shares)
+    return found

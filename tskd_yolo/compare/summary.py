@@ -35,6 +35,7 @@ Rows = Mapping[int, Any]
 def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
     """Everything that the finished runs say, as JSON takes it; no path and no host."""
     results = {arm: _finished(plan, arm) for arm in plan.arms}
+    finished = {str(Run(arm, seed)): row for arm, rows in results.items() for seed, row in rows.items()}
     teacher = result_of(plan.folder("teacher"))
     lines = all_curves(plan)
     arms = {arm: _summary_of_arm(arm, plan, results, lines, teacher) for arm in plan.arms}
@@ -59,13 +60,8 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
         "latency": result_of(plan.folder("latency")),
         "paired": _pairing(results),
         "memory_format": _memory_formats(results),
-        "resumed": [str(Run(arm, seed)) for arm, rows in results.items() for seed, r in rows.items() if r["resumed"]],
-        "switched_off": {
-            str(Run(arm, seed)): r["switched_off"]
-            for arm, rows in results.items()
-            for seed, r in rows.items()
-            if r.get("switched_off")
-        },
+        "resumed": [name for name, row in finished.items() if row["resumed"]],
+        "left_out": {name: row["left_out"] for name, row in finished.items() if row["left_out"]},
         "arms": arms,
         "tskd_against": _tskd_against(results, plan.judged.weights),
         "complete": len(results["plain"]) == len(plan.seeds) and not failed,

@@ -26,7 +26,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from tskd_yolo import compat
 from tskd_yolo.compare.metrics import class_names, findings, judge, seen
 from tskd_yolo.compare.record import hardware
-from tskd_yolo.compare.runs import history, prepare_to_resume, progress, switched_off
+from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
 from tskd_yolo.distill import teacher
 from tskd_yolo.files import write_json
@@ -99,7 +99,7 @@ def train(
         "seconds": round(spent.wall, 1),
         "process_seconds": round(spent.process, 1),
         "resumed": resumed,
-        "switched_off": switched_off(run),
+        "left_out": left_out(run, settings),
         "device": hardware(common.get("device")),
         "start": json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else None,
     }
