@@ -196,7 +196,7 @@ class DistillationMixin(ResumableMixin):
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
         self.batches = 0  # of this epoch, so far
-        self._stepped = self._first_epoch_checked = False
+        self._steps, self._first_epoch_checked = 0, False  # of the optimizer
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
         with compat.guarded(trust=self._trust), checks.data_errors():
@@ -334,13 +334,13 @@ class DistillationMixin(ResumableMixin):
             self._passes.begin(self.epoch)
 
     def _end_epoch(self) -> None:
-        """Counts what was not finite; after the first epoch with a step of the optimizer, the first-epoch check."""
+        """Counts what was not finite; after the first epoch with which two steps were taken, the first-epoch check."""
         if self.distiller is None:
             return
         checks.report_epoch(self.distiller.monitor, self._processes)
         if FIRST:  # validation, where there is one, makes the metrics anew
             self.metrics.update(self.distiller.monitor.columns())
-        if self._stepped and not self._first_epoch_checked:
+        if self._steps > 1 and not self._first_epoch_checked:  # warm-up takes the first step at a rate of 0
             checks.check_first_epoch(self.distiller.monitor, self._processes)
             self._first_epoch_checked = True
 
@@ -363,7 +363,7 @@ class DistillationMixin(ResumableMixin):
         """The engine's, after the adapters' gradients were averaged over processes as DDP averages the student's."""
         self._processes.average_gradients(self._learned)
         super().optimizer_step()
-        self._stepped = True
+        self._steps += 1
 
     def _clear_memory(self, *args: Any, **kwargs: Any) -> None:
         """Between steps; after one that ran out of memory, its teacher outputs are in the way."""
