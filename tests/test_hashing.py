@@ -86,7 +86,7 @@ def fewer_images(given):
 
 
 @pytest.mark.parametrize("change", [change_weights, change_image, change_label, change_size, fewer_images])
-def test_a_score_is_not_found_where_anything_that_decides_it_changed(given, change):
+def test_a_score_is_not_found_where_what_decides_it_changed(given, change):
     Score(**given).keep(SCORE)
     change(given)
     assert Score(**given).recall() == {}
@@ -110,7 +110,7 @@ def test_a_damaged_score_is_as_good_as_none(given, content):
     assert score.recall() == {}
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_stops_nothing(given, caplog):
+def test_an_unwritable_folder_is_told_and_stops_nothing(given, caplog):
     score = Score(**given)
     score.file.parent.parent.write_text("a file where the folder should be")
     score.keep(SCORE)
@@ -118,7 +118,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_stops_nothing(given, caplog
 
 
 @pytest.mark.slow
-def test_a_second_run_shows_the_teachers_score_without_validating_it(tmp_path, monkeypatch, caplog):
+def test_a_second_run_shows_the_teachers_score_unvalidated(tmp_path, monkeypatch, caplog):
     from tskd_yolo import Trainer
     from tskd_yolo.train import summary
 

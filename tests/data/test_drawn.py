@@ -89,7 +89,7 @@ def test_the_set_is_the_same_every_time(tmp_path):
     assert sum(name.endswith(".png") for name in first) == sum(name.endswith(".txt") for name in first) == 9
 
 
-def test_validation_images_do_not_change_with_the_training_images(tmp_path):
+def test_validation_images_do_not_depend_on_training_images(tmp_path):
     prepare(tmp_path / "a", train=2, val=3)
     prepare(tmp_path / "b", train=5, val=3)
 

@@ -156,7 +156,7 @@ def test_a_filename_field_that_lies_is_not_believed(folder):
     assert (folder.out / "images/train/a_3.png").is_file()
 
 
-def test_the_class_comes_from_the_annotation_not_from_the_file_name(folder):
+def test_the_class_comes_from_the_annotation_not_the_file_name(folder):
     folder.add("hole_7", ("dent", 1, 1, 9, 9))
 
     folder.convert()
@@ -173,7 +173,7 @@ def test_image_suffixes_match_in_any_case(folder, suffix):
     assert (folder.out / "images/train" / f"a_3{suffix}").is_file()
 
 
-def test_an_image_turned_by_its_exif_note_has_the_size_ultralytics_sees(folder):
+def test_an_image_turned_by_exif_has_the_size_ultralytics_sees(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", SIZE).save(folder.images / "a_3.jpg", exif=exif)
@@ -396,7 +396,7 @@ NAMES = ["dent", "hole"]
 
 
 @pytest.mark.parametrize(("spoil", "message"), [*FILE_PROBLEMS.values(), *BOX_PROBLEMS.values()])
-def test_a_problem_stops_the_conversion_and_leaves_nothing_behind(folder, spoil, message):
+def test_a_problem_stops_the_conversion_and_leaves_nothing(folder, spoil, message):
     spoil(folder)
 
     with pytest.raises(VocError, match="^1 problem") as error:
@@ -579,5 +579,5 @@ def test_anything_gives_a_data_set_or_a_voc_error(fuzzed, content, image):
 @pytest.mark.soak
 @settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(content=ANY_XML, image=ANY_IMAGE)
-def test_anything_gives_a_data_set_or_a_voc_error_ten_thousand_times(fuzzed, content, image):
+def test_ten_thousand_folders_give_a_data_set_or_a_voc_error(fuzzed, content, image):
     convert_anything(fuzzed, content, image)

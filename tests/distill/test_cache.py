@@ -88,7 +88,7 @@ def test_no_more_is_kept_than_the_terms_that_are_on_read(files):
         assert {t for t, names in sizes.items() if any(name.startswith(kind) for name in names)} == {term}
 
 
-def test_a_record_is_there_when_it_was_written_whole_and_only_then(tmp_path):
+def test_a_record_is_there_only_when_it_was_written_whole(tmp_path):
     for file in (tmp_path / "a.tskd", None):
         store, data = Store(5, 64, file, {}), records()
         assert store.read(2)[1] == 0 and not store.read(2)[0].any() and store.whole() == 0
@@ -102,7 +102,7 @@ def test_a_record_is_there_when_it_was_written_whole_and_only_then(tmp_path):
         assert store.read(2)[1] == 1 and store.read(1)[1] == 0
 
 
-def test_records_are_found_again_by_another_process_and_not_under_another_header(tmp_path):
+def test_records_are_found_again_under_their_header_only(tmp_path):
     file, data = tmp_path / "a.tskd", records()
     Store(5, 64, file, {"key": "x"}).write(3, data[3])
     again = Store(5, 64, file, {"key": "x"})
@@ -125,7 +125,7 @@ def test_a_file_that_is_damaged_as_a_whole_is_made_anew(damage, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["record", "sum"])
-def test_a_kill_while_writing_loses_the_record_that_was_being_written(moment, tmp_path):
+def test_a_kill_while_writing_loses_the_record_being_written(moment, tmp_path):
     file = tmp_path / "a.tskd"
     code = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom tests.distill.test_cache import records\n"
@@ -181,7 +181,7 @@ def key_of(data: Path, checkpoint: Path, **more) -> str:
     return key(header, teacher=given["distiller"].teacher, dataset=dataset, args=given["args"], folder=folder)
 
 
-def test_teacher_data_augmentation_size_seed_and_views_each_change_the_key(tmp_path, files):
+def test_whatever_a_record_depends_on_changes_the_key(tmp_path, files):
     data, teacher = tiny_data(tmp_path), files["11s"]
     plain = key_of(data, teacher)
     assert plain == key_of(data, teacher)
@@ -210,9 +210,7 @@ def test_data_that_moved_with_its_cache_has_the_same_key(tmp_path, files):
     assert key_of(moved, files["11s"]) == before
 
 
-def test_too_large_for_the_limit_the_disk_or_the_memory_is_refused_with_numbers_and_a_way_out(
-    tmp_path, files, monkeypatch
-):
+def test_a_cache_too_large_for_limit_disk_or_memory_is_refused(tmp_path, files, monkeypatch):
     given = run_of(tiny_data(tmp_path), files["11s"], cache_limit=1e-6)
     (sentence,) = refused(given)
     assert "8 images in views=2" in sentence and "cache_limit is 1e-06 GB; raise it, or take fewer views" in sentence
@@ -310,7 +308,7 @@ def cache_file(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_cold_warm_and_in_memory_runs_end_alike_and_later_passes_ask_and_draw_nothing(tmp_path, teacher):
+def test_cold_warm_and_in_memory_runs_end_alike(tmp_path, teacher):
     data = tiny_data(tmp_path)
     cold = run(tmp_path / "cold", data, teacher, teacher_cache="disk")
     warm = run(tmp_path / "warm", data, teacher, teacher_cache="disk")
@@ -326,7 +324,7 @@ def test_cold_warm_and_in_memory_runs_end_alike_and_later_passes_ask_and_draw_no
 
 
 @pytest.mark.slow
-def test_the_first_epoch_costs_what_live_distillation_gives_within_the_rounding(tmp_path, teacher, monkeypatch):
+def test_the_first_epoch_has_the_terms_of_live_distillation(tmp_path, teacher, monkeypatch):
     data = tiny_data(tmp_path)
     kept = run(tmp_path / "kept", data, teacher, teacher_cache="ram", epochs=1)
     monkeypatch.setattr(Cache, "__call__", lambda self, images, batch, ask: ask(images))  # the same views, live
@@ -338,7 +336,7 @@ def test_the_first_epoch_costs_what_live_distillation_gives_within_the_rounding(
 
 
 @pytest.mark.slow
-def test_damaged_records_are_made_anew_and_said_once_and_the_run_is_the_same(tmp_path, teacher, caplog):
+def test_damaged_records_are_made_anew_and_the_run_is_the_same(tmp_path, teacher, caplog):
     data = tiny_data(tmp_path)
     whole = run(tmp_path / "a", data, teacher, teacher_cache="disk")
     file = cache_file(tmp_path)

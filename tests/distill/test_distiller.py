@@ -213,7 +213,7 @@ def test_levels_are_paired_by_stride_and_the_rest_is_reported(files):
     assert all(items[f"{t}_loss"] > 0 and items[f"{t}_loss"].isfinite() for t in ("drd", "ded", "crd"))
 
 
-def test_evenly_spaced_channels_of_the_teachers_neck_are_compared(files):
+def test_evenly_spaced_channels_of_the_teacher_are_compared(files):
     student, batch = make_student(), make_batch()
     for settings, steps, widths in (
         ({}, [2, 4, 8], [64, 64, 64]),

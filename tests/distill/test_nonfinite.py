@@ -76,7 +76,7 @@ def test_the_terms_own_parameters_stay_finite():
     assert layer.bias.grad.tolist() == [1.0, 1.0]
 
 
-def test_with_a_loss_scaler_an_overflowing_gradient_is_left_to_it():
+def test_an_overflowing_gradient_is_left_to_a_loss_scaler():
     x = torch.ones(2, requires_grad=True)
     guard = Guard()
     guard.scaled = True

@@ -51,7 +51,7 @@ def joined(levels: dict, branch: str, what: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_folded_teacher_says_what_the_plain_model_says_on_every_branch(kind, files, student):
+def test_the_folded_teacher_gives_the_plain_models_outputs(kind, files, student):
     images = torch.rand(2, 3, 64, 64)
     plain = raw(load(files[kind]), images)
     levels = frozen(files[kind], student)(images)
@@ -82,7 +82,7 @@ def test_a_pass_that_fails_leaves_no_hook(files, student):
     assert not any(m._forward_hooks for m in teacher.model.modules())
 
 
-def test_its_size_is_counted_and_its_copy_for_validation_decodes_boxes(files, student):
+def test_its_size_is_counted_and_its_detector_decodes_boxes(files, student):
     plain = load(files["yolo11n.yaml"])
     count = sum(p.numel() for p in plain.parameters())
     teacher = frozen(files["yolo11n.yaml"], student)
@@ -93,7 +93,7 @@ def test_its_size_is_counted_and_its_copy_for_validation_decodes_boxes(files, st
     assert teacher.head.training and not teacher.detector().model[-1].training
 
 
-def test_it_runs_in_the_dtype_it_is_cast_to_whatever_the_images_are(files, student):
+def test_it_runs_in_the_dtype_it_is_cast_to(files, student):
     teacher = frozen(files["yolo11n.yaml"], student)
     teacher.cast(torch.bfloat16)
     levels = teacher(torch.rand(1, 3, 64, 64))
@@ -105,7 +105,7 @@ def test_it_runs_in_the_dtype_it_is_cast_to_whatever_the_images_are(files, stude
 
 
 @pytest.mark.parametrize("kind", ["yolo11n.yaml", "yolo26n.yaml"])
-def test_a_teacher_with_its_classes_in_another_order_gives_the_same_logits_permuted(kind, files, student):
+def test_a_teacher_of_another_class_order_gives_permuted_logits(kind, files, student):
     images, order = torch.rand(2, 3, 64, 64), [2, 0, 1]  # no permutation that is its own inverse
     ours = [NAMES[i] for i in order]
     straight, turned = frozen(files[kind], student), frozen(files[kind], student, names=ours)

@@ -53,7 +53,7 @@ def check_terms(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_processes_hold_equal_students_and_adapters_after_training(count, tmp_path, teacher):
+def test_processes_hold_equal_students_and_adapters_at_the_end(count, tmp_path, teacher):
     data = tiny_data(tmp_path, train=12)
     arguments = settings(
         tmp_path, data, teacher=str(teacher), graph="trained", val=False, batch=2 * count, nbs=2 * count
@@ -88,7 +88,7 @@ def test_a_process_without_boxes_does_not_stop_the_others(tmp_path, teacher):
     assert all(value == value for rank in ranks for step in rank["terms"] for value in step.values())
 
 
-def test_a_distributed_run_resumes_with_its_adapters_on_every_process(tmp_path, teacher):
+def test_a_distributed_run_resumes_with_adapters_everywhere(tmp_path, teacher):
     data = tiny_data(tmp_path)
     arguments = settings(tmp_path, data, teacher=str(teacher), graph="trained", val=False, epochs=2)
     first = launch(["--standalone", "--nproc_per_node", "2"], {**arguments, "stop_after": 1})
@@ -127,7 +127,7 @@ def test_more_processes_than_named_devices_are_refused(tmp_path, teacher):
     assert result.returncode != 0 and "device: " in result.stderr and not (tmp_path / "run").exists()
 
 
-def test_the_file_that_ultralytics_launches_rebuilds_the_same_trainer(tmp_path, teacher):
+def test_the_file_that_ultralytics_launches_rebuilds_the_trainer(tmp_path, teacher):
     """What ``device=0,1`` does, short of devices: the parent writes a file, every worker builds a trainer from it."""
     from ultralytics.utils import DEFAULT_CFG_DICT
     from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
@@ -154,7 +154,7 @@ def test_the_file_that_ultralytics_launches_rebuilds_the_same_trainer(tmp_path, 
 @pytest.mark.parametrize(
     ("model", "large", "count"), [("yolo11n.yaml", "yolo11s.yaml", 2), ("yolo26n.yaml", "yolo26s.yaml", 3)]
 )
-def test_processes_find_the_terms_and_gradients_of_one_process_on_the_whole_batch(model, large, count, tmp_path):
+def test_processes_find_what_one_finds_on_the_whole_batch(model, large, count, tmp_path):
     from tests.integration.ddp_terms import found, whole_batch
 
     checkpoint = make_detector(tmp_path / "teacher.pt", large)

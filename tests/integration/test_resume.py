@@ -85,7 +85,7 @@ def check_adapters(folder: Path) -> None:
     assert any(same(begun, state["learned"]) for state in side.values())
 
 
-def test_a_file_is_replaced_by_new_file_flush_fsync_rename_and_fsync_of_the_folder(tmp_path, monkeypatch):
+def test_a_file_is_replaced_by_fsync_rename_and_folder_fsync(tmp_path, monkeypatch):
     order: list[str] = []
     folder = os.stat(tmp_path).st_ino
     fsync, rename = os.fsync, os.replace
@@ -118,7 +118,7 @@ def test_every_checkpoint_of_a_run_is_written_that_way(tmp_path, data, teacher, 
     assert sorted(f.name for f in (tmp_path / "run" / "weights").iterdir()) == ["best.pt", "epoch0.pt", "last.pt"]
 
 
-def test_a_run_killed_in_a_step_in_validation_and_while_saving_ends_like_an_uninterrupted_one(tmp_path, data, teacher):
+def test_a_run_killed_three_times_ends_like_an_uninterrupted_one(tmp_path, data, teacher):
     words = words_of(tmp_path, data, teacher, epochs=4, graph="trained")
     for moment, epoch in (("step", 1), ("val", 2), ("saving", 2)):
         run = process(words, KILL=moment, EPOCH=str(epoch))
@@ -136,7 +136,7 @@ def test_a_run_killed_in_a_step_in_validation_and_while_saving_ends_like_an_unin
     assert torch.load(folder / "last.pt", weights_only=False)["epoch"] == -1
 
 
-def test_a_run_killed_between_its_last_epoch_and_the_final_stripping_is_finished_by_resuming(tmp_path, data, teacher):
+def test_a_run_killed_before_the_final_stripping_is_finished(tmp_path, data, teacher):
     run = process(words_of(tmp_path, data, teacher, epochs=2), KILL="stripping")
     said, _ = run.communicate(timeout=300)
     assert run.returncode == -signal.SIGKILL, said
@@ -149,7 +149,7 @@ def test_a_run_killed_between_its_last_epoch_and_the_final_stripping_is_finished
 
 
 @pytest.mark.soak
-def test_twenty_kills_at_random_moments_end_like_an_uninterrupted_run(tmp_path, data, teacher):
+def test_twenty_random_kills_end_like_an_uninterrupted_run(tmp_path, data, teacher):
     more = dict(epochs=12, graph="trained", lr0=1e-4)
     assert main(words_of(tmp_path / "whole", data, teacher, **more)) == 0
     folder, moment = tmp_path / "killed", random.Random(0)
@@ -191,7 +191,7 @@ def wait_for(file: Path, run: subprocess.Popen, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, data, teacher, caplog):
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path, data, teacher, caplog):
     last = interrupted(tmp_path, data, after=2, teacher=str(teacher))
     states = torch.load(last.parent / SIDE_FILE)["states"]
     assert sorted(states) == [0, 1] and (last.parent / PREVIOUS).exists()
@@ -206,7 +206,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, da
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "of another epoch"])
-def test_without_the_side_file_a_run_goes_on_with_new_adapters_and_says_so(damage, tmp_path, data, teacher, caplog):
+def test_without_the_side_file_a_run_goes_on_with_new_adapters(damage, tmp_path, data, teacher, caplog):
     last = interrupted(tmp_path, data, teacher=str(teacher), epochs=2)
     side = last.parent / SIDE_FILE
     if damage == "missing":
@@ -220,7 +220,7 @@ def test_without_the_side_file_a_run_goes_on_with_new_adapters_and_says_so(damag
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
 
 
-def test_a_row_that_is_ahead_of_the_checkpoint_or_torn_is_written_anew(tmp_path, data, teacher):
+def test_a_row_ahead_of_the_checkpoint_or_torn_is_written_anew(tmp_path, data, teacher):
     last = interrupted(tmp_path, data, teacher=str(teacher))
     csv = tmp_path / "run" / "results.csv"
     line = csv.read_text().splitlines()[-1]
@@ -229,9 +229,7 @@ def test_a_row_that_is_ahead_of_the_checkpoint_or_torn_is_written_anew(tmp_path,
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3]
 
 
-def test_a_moved_run_goes_on_where_it_is_now_from_any_folder_with_the_teacher_elsewhere(
-    tmp_path, data, teacher, monkeypatch
-):
+def test_a_moved_run_goes_on_where_it_is_with_a_moved_teacher(tmp_path, data, teacher, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     shutil.copy(teacher, "teacher.pt")
@@ -250,7 +248,7 @@ def test_a_moved_run_goes_on_where_it_is_now_from_any_folder_with_the_teacher_el
     assert [row["epoch"] for row in rows(tmp_path / "b")] == [1, 2] and not (tmp_path / "a" / "runs" / "run").exists()
 
 
-def test_a_teacher_of_another_width_is_refused_on_resuming_and_the_checkpoint_kept(tmp_path, data, teacher, capsys):
+def test_resuming_with_a_teacher_of_another_width_is_refused(tmp_path, data, teacher, capsys):
     last = interrupted(tmp_path, data, teacher=str(teacher), epochs=2)
     other = make_detector(tmp_path / "other.pt", "yolo11m.yaml")
     content = last.read_bytes()
@@ -281,7 +279,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on_and_ends_with_130(tmp_path, data, 
     assert torch.load(last, weights_only=False)["epoch"] >= 0
 
 
-def test_ctrl_c_in_the_first_epoch_says_that_there_is_no_checkpoint(tmp_path, data, teacher, monkeypatch, caplog):
+def test_ctrl_c_in_the_first_epoch_says_there_is_no_checkpoint(tmp_path, data, teacher, monkeypatch, caplog):
     def stop(trainer):
         raise KeyboardInterrupt
 
@@ -297,9 +295,7 @@ def test_ctrl_c_in_the_first_epoch_says_that_there_is_no_checkpoint(tmp_path, da
 
 
 @pytest.mark.parametrize("file", ["last.pt", SIDE_FILE, "results.csv"])
-def test_a_full_disk_leaves_the_checkpoint_before_and_says_what_is_needed(
-    file, tmp_path, data, teacher, monkeypatch, capsys
-):
+def test_a_full_disk_leaves_the_checkpoint_before_and_is_told(file, tmp_path, data, teacher, monkeypatch, capsys):
     whole, metrics = files.replace, DetectionTrainer.save_metrics
     full = OSError(errno.ENOSPC, "No space left on device")
     written = []
@@ -337,7 +333,7 @@ def test_in_python_a_full_disk_is_one_exception(tmp_path, data, teacher, monkeyp
         Trainer(**settings(tmp_path, data, teacher=str(teacher))).train()
 
 
-def test_ultralytics_recovery_from_nan_brings_the_adapters_back_too(tmp_path, data, teacher, caplog):
+def test_ultralytics_recovery_from_nan_restores_the_adapters_too(tmp_path, data, teacher, caplog):
     seen = {}
 
     def spoil(trainer):
@@ -373,7 +369,7 @@ def sick_term(monkeypatch, steps: set[int]) -> None:
     monkeypatch.setattr(DED, "forward", forward)
 
 
-def test_a_term_that_is_nan_in_a_step_is_left_out_of_it_and_counted(tmp_path, teacher, monkeypatch, caplog):
+def test_a_term_that_is_nan_in_a_step_is_left_out_and_counted(tmp_path, teacher, monkeypatch, caplog):
     data = tiny_data(tmp_path, train=48)
     sick_term(monkeypatch, {3})
     trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=2))
@@ -385,9 +381,7 @@ def test_a_term_that_is_nan_in_a_step_is_left_out_of_it_and_counted(tmp_path, te
     assert all(v.isfinite().all() for v in weights(trainer.last).values())
 
 
-def test_a_term_that_is_nan_too_often_is_switched_off_and_stays_off_after_resuming(
-    tmp_path, data, teacher, monkeypatch, caplog
-):
+def test_a_term_too_often_nan_stays_off_after_resuming(tmp_path, data, teacher, monkeypatch, caplog):
     sick_term(monkeypatch, {0})
     last = interrupted(tmp_path, data, teacher=str(teacher))
     assert "ded was not finite in 1 of 2 steps" in caplog.text and "It is switched off" in caplog.text
@@ -403,7 +397,7 @@ def test_with_every_term_switched_off_the_run_goes_on(tmp_path, data, teacher, m
     assert [row["train/ded_loss"] > 0 for row in rows(tmp_path)] == [True, False]
 
 
-def test_a_step_that_runs_out_of_memory_halves_the_batch_with_the_teacher_present(tmp_path, data, teacher, monkeypatch):
+def test_a_step_out_of_memory_halves_the_batch(tmp_path, data, teacher, monkeypatch):
     from tskd_yolo.distill.distiller import Distiller
 
     whole, sizes, held = Distiller.loss, [], []
@@ -429,7 +423,7 @@ def test_a_step_that_runs_out_of_memory_halves_the_batch_with_the_teacher_presen
     assert all(rows(tmp_path)[0][f"train/{term}_loss"] > 0 for term in ("drd", "ded", "crd"))
 
 
-def test_the_trial_for_automatic_batch_sizes_runs_teacher_student_and_terms(tmp_path, data, teacher):
+def test_the_trial_for_batch_sizes_runs_all_that_a_step_runs(tmp_path, data, teacher):
     from ultralytics.utils.torch_utils import profile_ops
 
     from tskd_yolo.distill.distiller import Trial

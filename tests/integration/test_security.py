@@ -172,9 +172,7 @@ def test_an_activation_that_is_code_is_refused(good, tmp_path, nothing_ran, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "val"])
-def test_the_labels_that_travel_with_a_data_set_are_read_anew_where_their_cache_is_a_program(
-    mode, good, tmp_path, nothing_ran
-):
+def test_a_label_cache_that_is_a_program_is_made_anew(mode, good, tmp_path, nothing_ran):
     data = tiny_data(tmp_path, train=4, val=2)
     for split in ("train", "val"):
         np.save(cache := tmp_path / "set" / "labels" / split, ATTACKS["a command"][0](nothing_ran), allow_pickle=True)
@@ -202,7 +200,7 @@ def test_an_own_label_cache_is_read_as_it_was_written(good):
         assert all(np.array_equal(a[key], b[key]) for key in ("cls", "bboxes")) and a["im_file"] == b["im_file"]
 
 
-def test_a_label_cache_that_another_run_has_just_removed_stops_nobody(good, monkeypatch):
+def test_a_label_cache_that_another_run_removed_stops_nobody(good, monkeypatch):
     from ultralytics.data.dataset import YOLODataset
     from ultralytics.data.utils import check_det_dataset
 
@@ -242,7 +240,7 @@ def test_labels_that_cannot_be_kept_are_read_all_the_same(good, monkeypatch, cap
     assert "train.cache cannot be written (No space left on device): the next run reads all labels again" in caplog.text
 
 
-def test_a_class_of_ones_own_is_loaded_where_it_is_trusted_and_only_there(good, tmp_path):
+def test_a_class_of_ones_own_is_loaded_only_where_it_is_trusted(good, tmp_path):
     from tskd_yolo import compat
 
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)

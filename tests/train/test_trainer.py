@@ -32,7 +32,7 @@ def test_the_engine_comes_after_the_mixins():
     assert Trainer.__mro__[:4] == (Trainer, DistillationMixin, ResumableMixin, DetectionTrainer)
 
 
-def test_the_class_is_pickled_by_reference_and_named_as_loggers_ask():
+def test_the_class_is_pickled_by_reference():
     assert tskd_yolo.Trainer is Trainer and "Trainer" in Trainer.__name__  # or the engine's loggers leave it out
     for library in (pickle, cloudpickle):
         pickled = library.dumps(Trainer)
