@@ -5,13 +5,17 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Set before torch is imported. With more threads than idle cores a pass of a tiny model takes a hundred times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib
 import pytest
+
+from tests.shared import Shared
 
 HOME = Path(tempfile.mkdtemp(prefix="tskd-test-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -46,3 +50,49 @@ def ultralytics_settings() -> None:
     from ultralytics import settings
 
     settings.update({key: value for key, value in SETTINGS.items() if key in settings})
+
+
+# Shared by all tests, which only read them ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Shared]:
+    """Makes files once per session; at its end they have to be what they were."""
+    root = tmp_path_factory.getbasetemp()
+    files = Shared((root if worker_id == "master" else root.parent) / "shared")
+    yield files
+    assert files.changed() == [], "a test changed what all tests share"
+
+
+@pytest.fixture(scope="session")
+def data(shared: Shared) -> Path:
+    """The YAML of a drawn data set of 8 images to train and 4 to validate on."""
+    from tests.helpers import scanned_data
+
+    return shared("data", scanned_data) / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def few(shared: Shared) -> Path:
+    """The same of 4 and 2 images."""
+    from tests.helpers import scanned_data
+
+    return shared("few", lambda folder: scanned_data(folder, train=4, val=2)) / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def detector(shared: Shared) -> Callable[..., Path]:
+    """Gives the checkpoint of a detector with random weights; arguments as of ``make_detector``."""
+    from tests.helpers import NAMES, make_detector
+
+    def give(model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7) -> Path:
+        name = "-".join([model.removesuffix(".yaml"), *([] if names == NAMES else names), str(seed)])
+        return shared(f"{name}.pt", lambda file: make_detector(file, model, names, seed))
+
+    return give
+
+
+@pytest.fixture(scope="session")
+def teacher(detector: Callable[..., Path]) -> Path:
+    """A YOLO11s that knows the classes of the data."""
+    return detector()

@@ -1,25 +1,18 @@
-"""Files that all tests of comparisons share, and a comparison that is finished."""
+"""A comparison that is finished."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.compare.helpers import asked, make_files
+from tests.compare.helpers import asked
 from tests.helpers import finished_run, finished_teacher
 from tskd_yolo.compare.plan import Plan, checked, require_same_settings
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory) -> Path:
-    return make_files(tmp_path_factory.mktemp("compare"))
-
-
 @pytest.fixture
-def plan(files, tmp_path) -> Plan:
+def plan(data, teacher, tmp_path) -> Plan:
     """A comparison whose runs are made up, and finished."""
-    plan = checked(asked(files, tmp_path / "out", arms="plain,tskd,ultralytics", seeds=3))
+    plan = checked(asked(data, teacher, tmp_path / "out", arms="plain,tskd,ultralytics", seeds=3))
     plan.out.mkdir()
     finished_teacher(plan, 0.30)
     for seed, base in enumerate((0.10, 0.12, 0.11)):

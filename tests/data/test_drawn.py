@@ -6,14 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.helpers import tree
 from tskd_yolo.data import drawn
 from tskd_yolo.data.drawn import KINDS, NAMES, draw, prepare
 from tskd_yolo.data.neu import NEU_NAMES
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file below a folder with what is in it."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_classes_are_those_of_neu_in_the_same_order():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_voc import VocFolder
+from tests.data.helpers import VocFolder
 from tskd_yolo.data import neu as neu_module
 from tskd_yolo.data.neu import NEU_NAMES, neu
 from tskd_yolo.data.voc import VocError

@@ -9,33 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ultralytics.cfg import get_cfg
-from ultralytics.data import build_dataloader, build_yolo_dataset
-from ultralytics.data.utils import check_det_dataset
+from ultralytics.data import build_dataloader
 
+from tests.data.helpers import equal, make, stock
 from tests.helpers import tiny_data
-from tskd_yolo.data.views import BOXES, Kept, Views, of_views
-
-STRONG = dict(mosaic=0.6, mixup=0.3, cutmix=0.3, degrees=10.0, hsv_h=0.1, fliplr=0.5, flipud=0.3, bgr=0.3)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data"))
-
-
-def stock(data: Path, **more):
-    cfg = get_cfg(overrides={"data": str(data), "imgsz": 64, **STRONG, **more})
-    content = check_det_dataset(str(data))
-    return build_yolo_dataset(cfg, content["train"], 4, content), cfg
-
-
-def make(data: Path, views: int = 2, seed: int = 0, **more) -> Views:
-    return Views(stock(data, **more)[0], views, seed)
-
-
-def equal(a: dict, b: dict) -> bool:
-    return all(torch.equal(a[k], b[k]) for k in ("img", "cls", "bboxes")) and a["im_file"] == b["im_file"]
+from tskd_yolo.data.views import BOXES, Kept, of_views
 
 
 def seen(data: Path, workers: int, epochs: int, start: int = 0, **more) -> dict[int, dict]:

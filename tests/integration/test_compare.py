@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compare.helpers import asked, make_files, words
+from tests.compare.helpers import asked, words
 from tests.helpers import finished_run, finished_teacher
 from tskd_yolo.cli import main
 from tskd_yolo.compare.plan import checked
@@ -23,14 +23,9 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return make_files(tmp_path_factory.mktemp("compare"))
-
-
-def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path):
+def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(data, teacher, tmp_path):
     out = tmp_path / "out"
-    assert compare(**asked(files, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
+    assert compare(**asked(data, teacher, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
     report = json.loads((out / "compare.json").read_text())
     assert report["paired"] == {"weights": True, "images": True} and report["complete"]
     rows = {arm: a["rows"][0] for arm, a in report["arms"].items()}
@@ -44,9 +39,9 @@ def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path):
     assert str(tmp_path) not in (out / "compare.html").read_text()
 
 
-def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(files, tmp_path):
+def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(data, teacher, tmp_path):
     out = tmp_path / "out"
-    values = asked(files, out, epochs=6, arms="plain")
+    values = asked(data, teacher, out, epochs=6, arms="plain")
     finished_teacher(checked(values), 0.3)
     command = [sys.executable, "-m", "tskd_yolo", *words(values)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
@@ -70,9 +65,9 @@ def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(files, tmp_path)
     assert stamps == {f: f.stat().st_mtime_ns for f in out.glob("*/weights/*.pt")}, "a finished run was repeated"
 
 
-def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(files, tmp_path, capfd):
+def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(data, teacher, tmp_path, capfd):
     out = tmp_path / "out"
-    values = asked(files, out)
+    values = asked(data, teacher, out)
     plan = checked(values)
     out.mkdir()
     finished_teacher(plan, 0.3)
@@ -85,10 +80,10 @@ def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(files, tmp_path, 
     assert "these runs failed: tskd-0" in (out / "compare.html").read_text()
 
 
-def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
+def test_ray_spreads_the_runs(data, teacher, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    values = asked(files, tmp_path / "out", ray=True, jobs=2)
+    values = asked(data, teacher, tmp_path / "out", ray=True, jobs=2)
     finished_teacher(checked(values), 0.3)
     assert compare(**values) == 0
     report = json.loads((tmp_path / "out" / "compare.json").read_text())

@@ -85,28 +85,6 @@ def check_adapters(folder: Path) -> None:
     assert any(same(begun, state["learned"]) for state in side.values())
 
 
-def test_a_file_is_replaced_by_fsync_rename_and_folder_fsync(tmp_path, monkeypatch):
-    order: list[str] = []
-    folder = os.stat(tmp_path).st_ino
-    fsync, rename = os.fsync, os.replace
-
-    def record_fsync(descriptor: int) -> None:
-        order.append("fsync folder" if os.fstat(descriptor).st_ino == folder else "fsync file")
-        fsync(descriptor)
-
-    def record_rename(a, b) -> None:
-        assert Path(a).read_bytes() == b"new" and Path(b).read_bytes() == b"old"
-        order.append("rename")
-        rename(a, b)
-
-    (tmp_path / "file").write_bytes(b"old")
-    monkeypatch.setattr(os, "fsync", record_fsync)
-    monkeypatch.setattr(os, "replace", record_rename)
-    files.WholePath(tmp_path / "file").write_bytes(b"new")
-    assert order == ["fsync file", "rename", "fsync folder"]
-    assert [f.name for f in tmp_path.iterdir()] == ["file"] and (tmp_path / "file").read_bytes() == b"new"
-
-
 def test_every_checkpoint_of_a_run_is_written_that_way(tmp_path, data, teacher, monkeypatch):
     written: list[str] = []
     whole = files.replace

@@ -8,11 +8,8 @@ import cloudpickle
 import pytest
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 
 import tskd_yolo
-from tskd_yolo.config import DEFAULTS
-from tskd_yolo.train.engine import engine_arguments
 from tskd_yolo.train.trainer import DistillationMixin, ResumableMixin, Trainer
 
 OWN = {
@@ -37,11 +34,6 @@ def test_the_class_is_pickled_by_reference():
     for library in (pickle, cloudpickle):
         pickled = library.dumps(Trainer)
         assert pickle.loads(pickled) is Trainer and len(pickled) < 100
-
-
-def test_the_engines_validator_is_given_the_engines_keys_only():
-    args = IterableSimpleNamespace(**DEFAULT_CFG_DICT, **DEFAULTS)
-    assert vars(engine_arguments(args)) == DEFAULT_CFG_DICT and set(DEFAULTS) <= set(vars(args))
 
 
 def test_val_columns_are_those_of_the_detection_loss():
