@@ -96,3 +96,12 @@ def detector(shared: Shared) -> Callable[..., Path]:
 def teacher(detector: Callable[..., Path]) -> Path:
     """A YOLO11s that knows the classes of the data."""
     return detector()
+
+
+@pytest.fixture
+def no_end() -> Iterator[None]:
+    """Runs of this test are through after their last epoch (see ``without_end``)."""
+    from tests.helpers import without_end
+
+    with without_end():
+        yield

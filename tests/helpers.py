@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -82,23 +83,17 @@ def trained(folder: Path, data: Path, **more: Any) -> Any:
     return trainer
 
 
-def trainer_without_end(**arguments: Any) -> Any:
-    """A trainer that is through after its last epoch: its checkpoints are neither stripped nor validated again.
+@contextlib.contextmanager
+def without_end() -> Iterator[None]:
+    """Inside, a run is through after its last epoch: its checkpoints are neither stripped nor validated again.
 
     That takes half of the time of a run of two steps, and is what most tests do not look at.
     """
     from tskd_yolo import Trainer
 
-    trainer = Trainer(**arguments)
-    trainer.final_eval = lambda: None
-    return trainer
-
-
-def trained_without_end(folder: Path, data: Path, **more: Any) -> Any:
-    """As :func:`trained`, up to the end of the last epoch."""
-    trainer = trainer_without_end(**settings(folder, data, **more))
-    trainer.train()
-    return trainer
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "final_eval", lambda self: None)
+        yield
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.helpers import copied_data, settings, tiny_data, trainer_without_end, weights
+from tests.helpers import copied_data, settings, tiny_data, weights, without_end
+from tskd_yolo import Trainer
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill.cache import Cache
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cache")]
 
 
 class Watch:
@@ -43,13 +45,11 @@ class Watch:
 def run(folder: Path, data: Path, teacher: Path, stop: int = 0, **more: Any) -> Watch:
     """Three epochs, two views of each image; up to the end of epoch ``stop`` if it is given."""
     given = settings(folder, data, teacher=str(teacher), val=False, epochs=3, close_mosaic=0, views=2)
-    trainer = trainer_without_end(**({**given, **more} if "resume" not in more else more))
+    trainer = Trainer(**({**given, **more} if "resume" not in more else more))
     watch = Watch(trainer)
-    if not stop:
-        trainer.train()
-        return watch
-    trainer.add_callback("on_fit_epoch_end", partial(stopping, epoch=stop))
-    with pytest.raises(KeyboardInterrupt):
+    if stop:
+        trainer.add_callback("on_fit_epoch_end", partial(stopping, epoch=stop))
+    with without_end(), pytest.raises(KeyboardInterrupt) if stop else nullcontext():
         trainer.train()
     return watch
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,12 +47,10 @@ ATTACKS = {
 }
 
 
-@pytest.fixture(scope="session")
-def good(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    make_detector(folder / "teacher.pt", "yolo11n.yaml")
-    tiny_data(folder, train=4, val=2)
-    return folder
+@pytest.fixture
+def known(detector) -> Path:
+    """A sound checkpoint."""
+    return detector("yolo11n.yaml")
 
 
 @pytest.fixture
@@ -99,10 +97,10 @@ def test_the_attacks_work_on_who_does_not_look(tmp_path, nothing_ran):
     [*(("teacher", attack) for attack in ATTACKS), ("model", "a socket"), ("pretrained", "a command")],
     ids="-".join,
 )
-def test_what_a_run_begins_with_is_refused(key, attack, good, tmp_path, nothing_ran, capsys):
+def test_what_a_run_begins_with_is_refused(key, attack, few, known, tmp_path, nothing_ran, capsys):
     build, name = ATTACKS[attack]
     file = stranger(tmp_path / "stranger.pt", build(nothing_ran))
-    values = {**settings(tmp_path / "runs", good / "tiny.yaml", teacher=good / "teacher.pt"), key: file}
+    values = {**settings(tmp_path / "runs", few, teacher=known), key: file}
     said = run(capsys, "train", **values)
     assert f"{key}: {file} asks for {name}, " in said and "trust=True" in said and "1 problem found" in said
     assert not (tmp_path / "runs").exists()
@@ -127,18 +125,18 @@ def test_what_a_resumed_run_reads_is_refused(which, tmp_path, nothing_ran, capsy
     [("val", "a command"), ("predict", "a socket"), ("export", "a module"), ("track", "code")],
     ids="-".join,
 )
-def test_what_other_modes_load_is_refused(mode, attack, good, tmp_path, nothing_ran, capsys):
+def test_what_other_modes_load_is_refused(mode, attack, few, tmp_path, nothing_ran, capsys):
     build, name = ATTACKS[attack]
     file = stranger(tmp_path / "stranger.pt", build(nothing_ran))
-    said = delegated(run, capsys, mode, model=file, data=good / "tiny.yaml", imgsz=64, device="cpu")
+    said = delegated(run, capsys, mode, model=file, data=few, imgsz=64, device="cpu")
     assert f"asks for {name}, " in said and "trust=True" in said
 
 
 @pytest.mark.parametrize("kind", ["sam_b", "mobile_sam", "FastSAM-s", "rtdetr-l"])
-def test_other_kinds_of_model_are_refused_too(kind, good, tmp_path, nothing_ran, capsys):
+def test_other_kinds_of_model_are_refused_too(kind, few, tmp_path, nothing_ran, capsys):
     """Ultralytics reads some of them without its own restriction."""
     file = stranger(tmp_path / f"{kind}.pt", ATTACKS["a command"][0](nothing_ran))
-    source = next((good / "set" / "images" / "val").iterdir())
+    source = next((few.parent / "set" / "images" / "val").iterdir())
     said = delegated(run, capsys, "predict", model=file, source=source, imgsz=64, device="cpu")
     assert f"asks for {os.name}.system, " in said
 
@@ -151,96 +149,39 @@ def delegated(function, *arguments: Any, **values: Any) -> Any:
         return function(*arguments, **values)
 
 
-def test_a_pickle_in_the_old_format_is_refused(good, tmp_path, nothing_ran, capsys):
+def test_a_pickle_in_the_old_format_is_refused(few, tmp_path, nothing_ran, capsys):
     file = tmp_path / "old.pt"
     torch.save({"model": Calls(os.system, f"touch {nothing_ran}")}, file, _use_new_zipfile_serialization=False)
-    values = settings(tmp_path / "runs", good / "tiny.yaml", teacher=file)
+    values = settings(tmp_path / "runs", few, teacher=file)
     assert f"asks for {os.name}.system, " in run(capsys, "train", **values)
 
 
-def test_an_activation_that_is_code_is_refused(good, tmp_path, nothing_ran, capsys):
+def test_an_activation_that_is_code_is_refused(few, known, tmp_path, nothing_ran, capsys):
     from ultralytics.nn.tasks import yaml_model_load
 
     code = f"__import__('os').system('touch {nothing_ran}') or nn.SiLU()"
     model = tmp_path / "yolo11n-stranger.yaml"
     model.write_text(yaml.safe_dump({**yaml_model_load("yolo11n.yaml"), "activation": code}))
-    values = settings(tmp_path / "runs", good / "tiny.yaml", teacher=good / "teacher.pt", model=model)
+    values = settings(tmp_path / "runs", few, teacher=known, model=model)
     assert "__import__" in run(capsys, "train", **values)
     assert not list((tmp_path / "runs").glob("*"))
-    assert "__import__" in delegated(run, capsys, "val", model=model, data=good / "tiny.yaml")
+    assert "__import__" in delegated(run, capsys, "val", model=model, data=few)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "val"])
-def test_a_label_cache_that_is_a_program_is_made_anew(mode, good, tmp_path, nothing_ran):
+def test_a_label_cache_that_is_a_program_is_made_anew(mode, known, tmp_path, nothing_ran, no_end):
     data = tiny_data(tmp_path, train=4, val=2)
     for split in ("train", "val"):
         np.save(cache := tmp_path / "set" / "labels" / split, ATTACKS["a command"][0](nothing_ran), allow_pickle=True)
         cache.with_suffix(".npy").rename(cache.with_suffix(".cache"))
-    values = settings(tmp_path / "runs", data, teacher=good / "teacher.pt")
+    values = settings(tmp_path / "runs", data, teacher=known)
     if mode == "val":
-        values = dict(
-            model=good / "teacher.pt", data=data, imgsz=64, device="cpu", project=tmp_path / "runs", plots=False
-        )
+        values = dict(model=known, data=data, imgsz=64, device="cpu", project=tmp_path / "runs", plots=False)
     assert delegated(main, [mode, *(f"{key}={value}" for key, value in values.items())]) == 0
 
 
-def test_an_own_label_cache_is_read_as_it_was_written(good):
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.data.utils import check_det_dataset, load_dataset_cache_file
-
-    from tskd_yolo import compat
-
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-    file = good / "set" / "labels" / "train.cache"
-    ours, theirs = compat.read_cache(file), load_dataset_cache_file(file)
-    assert ours.keys() == theirs.keys() and ours["hash"] == theirs["hash"] and len(ours["labels"]) == 4
-    for a, b in zip(ours["labels"], theirs["labels"], strict=True):
-        assert all(np.array_equal(a[key], b[key]) for key in ("cls", "bboxes")) and a["im_file"] == b["im_file"]
-
-
-def test_a_label_cache_that_another_run_removed_stops_nobody(good, monkeypatch):
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.data.utils import check_det_dataset
-
-    from tskd_yolo import compat
-
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    file = good / "set" / "labels" / "train.cache"
-    file.write_bytes(b"stale")
-    monkeypatch.setattr(Path, "exists", lambda self, real=Path.exists: self.name == file.name or real(self))
-
-    def scan() -> None:
-        YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-        assert len(compat.read_cache(file)["labels"]) == 4
-        file.unlink()
-
-    with compat.guarded():
-        scan()
-        scan()
-    with pytest.raises(FileNotFoundError, match="train.cache"):  # as the engine does it
-        scan()
-
-
-def test_labels_that_cannot_be_kept_are_read_all_the_same(good, monkeypatch, caplog):
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.data.utils import check_det_dataset
-
-    from tskd_yolo import compat, files
-
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files, "replace", full)
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    with compat.guarded():
-        found = YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-    assert len(found.labels) == 4 and not (good / "set" / "labels" / "train.cache").exists()
-    assert "train.cache cannot be written (No space left on device): the next run reads all labels again" in caplog.text
-
-
-def test_a_class_of_ones_own_is_loaded_only_where_it_is_trusted(good, tmp_path):
+def test_a_class_of_ones_own_is_loaded_only_where_it_is_trusted(tmp_path):
     from tskd_yolo import compat
 
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
@@ -256,28 +197,28 @@ def test_a_class_of_ones_own_is_loaded_only_where_it_is_trusted(good, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_distils_from_a_trusted_file(good, tmp_path, capsys):
+def test_a_run_distils_from_a_trusted_file(few, tmp_path, capsys, no_end):
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
     content["model"].yaml["own"] = Harmless()
     torch.save(content, tmp_path / "own.pt")
-    values = settings(tmp_path / "runs", good / "tiny.yaml", teacher=tmp_path / "own.pt")
+    values = settings(tmp_path / "runs", few, teacher=tmp_path / "own.pt")
     assert "Harmless" in run(capsys, "train", **values)
     assert main(["train", *(f"{key}={value}" for key, value in values.items()), "trust=True"]) == 0
 
 
 @pytest.mark.parametrize("words", [["train"], ["train", "resume"], ["val"], ["predict"]], ids=" ".join)
-def test_a_torch_that_cannot_restrict_a_pickle_is_refused(words, good, tmp_path, monkeypatch, capsys):
+def test_a_torch_that_cannot_restrict_a_pickle_is_refused(words, few, known, tmp_path, monkeypatch, capsys):
     from ultralytics.nn import tasks
 
     monkeypatch.setattr(tasks._SafeLoad, "SUPPORTED", False)
-    values = settings(tmp_path / "runs", good / "tiny.yaml", teacher=good / "teacher.pt")
-    values["model"] = good / "teacher.pt"
+    values = settings(tmp_path / "runs", few, teacher=known)
+    values["model"] = known
     said = delegated(run, capsys, *words, **values)
     assert "torch: 2.6 or newer is needed" in said and "trust=True" in said
     assert not (tmp_path / "runs").exists()
 
 
-def test_nothing_is_installed_whatever_is_missing(good, tmp_path, monkeypatch, capsys):
+def test_nothing_is_installed_whatever_is_missing(known, tmp_path, monkeypatch, capsys):
     """A checkpoint that names a package, an image of an unknown format, an export without its library."""
     from ultralytics.utils import checks
 
@@ -299,8 +240,9 @@ def test_nothing_is_installed_whatever_is_missing(good, tmp_path, monkeypatch, c
     data = tiny_data(tmp_path, train=4, val=2)
     for image in (tmp_path / "set" / "images" / "train").iterdir():
         image.write_bytes(b"no image")
-    values = settings(tmp_path / "runs", data, teacher=good / "teacher.pt")
+    values = settings(tmp_path / "runs", data, teacher=known)
     assert "data: the train images could not be read" in run(capsys, "train", **values)
-    said = delegated(run, capsys, "export", model=good / "teacher.pt", format="ncnn", imgsz=64, device="cpu")
+    model = shutil.copy(known, tmp_path / "own.pt")  # what is exported lies beside it
+    said = delegated(run, capsys, "export", model=model, format="ncnn", imgsz=64, device="cpu")
     assert "is not installed; install it with pip" in said
     assert not any("install" in str(command) for command in asked)  # devices may be asked for
