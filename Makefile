@@ -24,10 +24,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/tskd-yolo demo
 
 test: $(VENV)/.installed-test
-	$(OFFLINE) $(PY) -m pytest -n 2 $(ARGS)
+	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadgroup $(ARGS)
 
 fast: $(VENV)/.installed-test
-	$(OFFLINE) $(PY) -m pytest -m "not slow and not soak" $(ARGS)
+	$(OFFLINE) $(PY) -m pytest -n 2 --dist loadgroup -m "not slow and not soak" $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,27 @@ def detector(shared: Shared) -> Callable[..., Path]:
 def teacher(detector: Callable[..., Path]) -> Path:
     """A YOLO11s that knows the classes of the data."""
     return detector()
+
+
+@pytest.fixture(scope="session")
+def loaded(teacher: Path) -> Any:
+    """What loading the teacher gives."""
+    from tskd_yolo import compat
+
+    return compat.load(teacher, key="teacher")
+
+
+@pytest.fixture
+def at_hand(teacher: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something else is looked at, the teacher need not be read from its file each time."""
+    from tskd_yolo import compat
+
+    load = compat.load
+
+    def read(path: Any, *, key: str) -> Any:
+        return deepcopy(loaded) if str(path) == str(teacher) else load(path, key=key)
+
+    monkeypatch.setattr(compat, "load", read)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import tskd_yolo
 from tskd_yolo.cli import main, parse
 from tskd_yolo.config import DEFAULTS, folder
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 @pytest.fixture
 def train(few, teacher, tmp_path, monkeypatch, capsys):

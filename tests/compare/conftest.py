@@ -10,7 +10,7 @@ from tskd_yolo.compare.plan import Plan, checked, require_same_settings
 
 
 @pytest.fixture
-def plan(data, teacher, tmp_path) -> Plan:
+def plan(data, teacher, tmp_path, at_hand) -> Plan:
     """A comparison whose runs are made up, and finished."""
     plan = checked(asked(data, teacher, tmp_path / "out", arms="plain,tskd,ultralytics", seeds=3))
     plan.out.mkdir()

@@ -8,7 +8,7 @@ from typing import Any
 from tests.helpers import settings
 
 
-def asked(data: Path, teacher: Path, out: Path, **more: Any) -> dict[str, Any]:
+def asked(data: Path, teacher: Path, out: Path, /, **more: Any) -> dict[str, Any]:
     """Arguments of a comparison of tiny runs."""
     base = settings(out, data, teacher=str(teacher))
     for key in ("project", "name", "exist_ok", "seed"):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tests.helpers import NAMES, make_detector, tiny_data
 from tskd_yolo.compare.metrics import FALSE_ALARMS, Image, Judge, coco, findings, judge, miss_rates, misses, seen
 
+pytestmark = pytest.mark.xdist_group("judged")
+
 
 def image(truth=(), found=(), file="a.png"):
     """An image of 100 x 200 pixels; truth rows (class, box), found rows (class, score, hit, box)."""

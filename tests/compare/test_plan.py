@@ -13,6 +13,8 @@ from tskd_yolo.cli import main
 from tskd_yolo.compare.plan import ARMS, Run, checked, require_same_settings, settings
 from tskd_yolo.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),

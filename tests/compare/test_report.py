@@ -25,6 +25,8 @@ EVIL = ('<script>alert("1")</script>', "</title><img src=x onerror=alert(2)>", "
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found on this machine")
 
+pytestmark = pytest.mark.xdist_group("report")
+
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):

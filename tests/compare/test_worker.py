@@ -31,30 +31,6 @@ def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(data, teacher, tmp_path, monkeypatch):
-    values = checked(asked(data, teacher, tmp_path / "out", epochs=3))
-
-    class Stop(Exception):
-        pass
-
-    def save_and_stop(trainer):
-        super(type(trainer), trainer).save_model()
-        raise Stop
-
-    for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
-        folder = tmp_path / "out" / f"{who}-0"
-        job = dict(arm=who, seed=0, folder=str(folder), model="yolo11n.yaml", common=values.common, own=values.own)
-        with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(trainer, "save_model", save_and_stop, raising=False)
-            worker.train(**job, seconds=None)
-        assert worker.progress(folder) == "interrupted"
-        row = worker.train(**job, seconds=None)
-        assert row["resumed"] and row["epochs"] == 3 and worker.progress(folder) == "trained"
-    (folder / "weights" / "last.pt").write_bytes(b"cut off")
-    assert worker.progress(folder) == worker.progress(tmp_path / "nowhere") == "nothing"
-
-
-@pytest.mark.slow
 def test_latency_not_measured_is_a_note_and_is_tried_again(detector, teacher, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     with monkeypatch.context() as patch:

@@ -42,11 +42,15 @@ def load(file: Path) -> nn.Module:
     return deepcopy(_loaded(file))
 
 
+@functools.cache
+def _teacher(file: Path) -> Teacher:
+    return Teacher(load(file), like=_student("yolo11n.yaml"), names=dict(enumerate(NAMES)))
+
+
 def make(student: nn.Module, file: Path, **settings: object) -> Distiller:
     """A distiller with weights that are fixed, unless the settings say otherwise."""
     values = config.build({**config.DEFAULTS, "balance": "fixed", "teacher": str(file), **settings})
-    frozen = Teacher(load(file), like=student, names=dict(enumerate(NAMES)))
-    return Distiller(student=student, teacher=frozen, config=values, seed=3)
+    return Distiller(student=student, teacher=deepcopy(_teacher(file)), config=values, seed=3)
 
 
 def make_batch(boxes: int = 3, images: int = 2) -> dict[str, torch.Tensor]:

@@ -70,26 +70,43 @@ def test_a_file_that_is_damaged_as_a_whole_is_made_anew(damage, tmp_path):
     assert Store(5, 64, file, {}).read(3)[1] == 1
 
 
-@pytest.mark.parametrize("moment", ["record", "sum"])
-def test_a_kill_while_writing_loses_the_record_being_written(moment, tmp_path):
-    file = tmp_path / "a.tskd"
-    code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom tests.distill.test_records import records\n"
-        "from tskd_yolo.distill.records import Store\n"
-        "store, data = Store(5, 64, Path(sys.argv[1]), {}), records()\n"
-        "store.write(0, data[0]); store.write(1, data[1]); store.write(4, data[0])\n"
-        "put, left = store._put, [2 if sys.argv[2] == 'sum' else 1]\n"
-        "def dying(place, data):\n"
-        "    left[0] -= 1\n"
-        "    if left[0]:\n"
-        "        return put(place, data)\n"
-        "    put(place, data[: len(data) // 4])\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "store._put = dying\n"
-        "store.write(4, data[4])\n"  # over another one: both states are torn
-    )
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.distill.test_records import records
+from tskd_yolo.distill.records import Store
+
+for moment, writes in (("record", 1), ("sum", 2)):
+    if child := os.fork():
+        print(moment, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        continue
+    store, data = Store(5, 64, Path(sys.argv[1], moment), {}), records()
+    store.write(0, data[0]); store.write(1, data[1]); store.write(4, data[0])
+    put, left = store._put, [writes]
+    def dying(place, data):
+        left[0] -= 1
+        if left[0]:
+            return put(place, data)
+        put(place, data[: len(data) // 4])
+        os.kill(os.getpid(), signal.SIGKILL)
+    store._put = dying
+    store.write(4, data[4])  # over another one: both states are torn
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """A folder with two files, whose writers were killed while they wrote a record and its checksum."""
+    folder = tmp_path_factory.mktemp("killed")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run([sys.executable, "-c", code, str(file), moment], env=environment, timeout=120)
-    assert run.returncode == -signal.SIGKILL
-    store = Store(5, 64, file, {})
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder)], env=environment, timeout=120, capture_output=True, text=True
+    )
+    assert run.stdout.split() == ["record", str(-signal.SIGKILL), "sum", str(-signal.SIGKILL)], run.stderr
+    return folder
+
+
+@pytest.mark.parametrize("moment", ["record", "sum"])
+def test_a_kill_while_writing_loses_the_record_being_written(moment, killed):
+    store = Store(5, 64, killed / moment, {})
     assert [store.read(n)[1] for n in range(5)] == [1, 1, 0, 0, -1]
