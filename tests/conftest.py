@@ -53,6 +53,11 @@ def ultralytics_settings() -> None:
     settings.update({key: value for key, value in SETTINGS.items() if key in settings})
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first: of several workers, each then fills with short tests what is left of the time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 # Shared by all tests, which only read them ----------------------------------------------------------------------------
 
 

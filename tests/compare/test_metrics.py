@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tests.helpers import NAMES, make_detector, tiny_data
 from tskd_yolo.compare.metrics import FALSE_ALARMS, Image, Judge, coco, findings, judge, miss_rates, misses, seen
 
-pytestmark = pytest.mark.xdist_group("judged")
-
 
 def image(truth=(), found=(), file="a.png"):
     """An image of 100 x 200 pixels; truth rows (class, box), found rows (class, score, hit, box)."""
@@ -91,7 +89,7 @@ def test_cocos_metrics_of_a_perfect_a_blind_and_an_empty_set():
     assert set(coco([image(), image()]).values()) == {None}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def judged(tmp_path_factory):
     """A detector with random weights sees little; its truth with noise gives figures between 0 and 1."""
     root = tmp_path_factory.mktemp("judged")

@@ -25,10 +25,8 @@ EVIL = ('<script>alert("1")</script>', "</title><img src=x onerror=alert(2)>", "
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found on this machine")
 
-pytestmark = pytest.mark.xdist_group("report")
 
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def out(tmp_path_factory):
     """A comparison of made-up runs, with class names that are an attack."""
     root = tmp_path_factory.mktemp("report")

@@ -17,7 +17,7 @@ from tskd_yolo.config import ConfigError
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill.cache import Cache
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cache")]
+pytestmark = pytest.mark.slow
 
 
 class Watch:
@@ -71,7 +71,7 @@ def last(folder: Path) -> dict[str, torch.Tensor]:
     return weights(folder / "run" / "weights" / "last.pt")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cold(tmp_path_factory, teacher) -> Cold:
     folder = tmp_path_factory.mktemp("cold")
     data = tiny_data(folder)

@@ -19,7 +19,7 @@ import torch
 from tests.helpers import rows, settings, tiny_data
 from tests.integration.ddp_terms import found, whole_batch
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 MEMORY = Path("/dev/shm")
@@ -46,10 +46,10 @@ def job(folder: Path, data: Path, teacher: Path, stop_after: int | None = None, 
     return {"folder": str(folder), "arguments": arguments, "stop_after": stop_after}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+@pytest.fixture(scope="session")
+def twelve(tmp_path_factory) -> Path:
     """Twelve images: as many for each of two processes as for each of three."""
-    return tiny_data(tmp_path_factory.mktemp("data"), train=12)
+    return tiny_data(tmp_path_factory.mktemp("twelve"), train=12)
 
 
 def common(count: int, root: Path, data: Path, teacher: Path, detector: Any) -> list[dict[str, Any]]:
@@ -62,17 +62,17 @@ def common(count: int, root: Path, data: Path, teacher: Path, detector: Any) -> 
     ]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, data, teacher, detector) -> Path:
+@pytest.fixture(scope="session")
+def two(tmp_path_factory, twelve, teacher, detector) -> Path:
     """The folder of what two processes of one launch did."""
     root = tmp_path_factory.mktemp("two")
     before = set(MEMORY.glob("tskd-*"))
     empty = tiny_data(root / "empty", train=4)
     for label in sorted((root / "empty" / "set" / "labels" / "train").glob("*.txt"))[1:]:
         label.write_text("")  # one image of four has boxes: one process of two sees none in a step
-    jobs = common(2, root, data, teacher, detector)
+    jobs = common(2, root, twelve, teacher, detector)
     jobs += [job(root / "boxless", empty, teacher, mosaic=0.0, epochs=2)]
-    jobs += [job(root / "stopped", data, teacher, graph="trained", epochs=2, stop_after=1)]
+    jobs += [job(root / "stopped", twelve, teacher, graph="trained", epochs=2, stop_after=1)]
     for where in ("disk", "ram"):
         cached = tiny_data(root / f"data-{where}")
         given = dict(teacher_cache=where, views=2, close_mosaic=0)
@@ -84,21 +84,21 @@ def two(tmp_path_factory, data, teacher, detector) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def three(tmp_path_factory, data, teacher, detector) -> Path:
+@pytest.fixture(scope="session")
+def three(tmp_path_factory, twelve, teacher, detector) -> Path:
     """The same of three processes."""
     root = tmp_path_factory.mktemp("three")
-    finish(launch(["--standalone", "--nproc_per_node", "3"], common(3, root, data, teacher, detector)))
+    finish(launch(["--standalone", "--nproc_per_node", "3"], common(3, root, twelve, teacher, detector)))
     return root
 
 
-@pytest.fixture(scope="module")
-def joined(tmp_path_factory, data, teacher, two) -> Path:
+@pytest.fixture(scope="session")
+def joined(tmp_path_factory, twelve, teacher, two) -> Path:
     """Two launches of one process each: a run, and another one that they resume."""
     root = tmp_path_factory.mktemp("joined")
     (root / "run").mkdir()  # so the folder's name is counted up, which only one of the processes does
     last = two / "stopped" / "run" / "weights" / "last.pt"
-    jobs = [job(root, data, teacher, exist_ok=False)]
+    jobs = [job(root, twelve, teacher, exist_ok=False)]
     jobs += [{"folder": str(two / "stopped"), "arguments": {"resume": str(last)}}]
     saved = torch.load(last.parent / "tskd_last.pt")["states"][0]["learned"]
     torch.save(saved, root / "saved.pt")

@@ -12,15 +12,15 @@ from tests.train.cases import WARN, WORKS, arguments, of, words
 from tests.train.model_files import files_in
 from tskd_yolo.cli import main
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("odd inputs")]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def file(tmp_path_factory) -> Callable[[Any], Any]:
     return files_in(tmp_path_factory.mktemp("files"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs() -> dict[Any, list[str]]:
     """What was said in the runs so far: cases that differ in their words only share one."""
     return {}

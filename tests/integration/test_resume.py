@@ -21,7 +21,7 @@ from tskd_yolo import Trainer, files
 from tskd_yolo.cli import main
 from tskd_yolo.train.checkpoints import PREVIOUS, SIDE_FILE, RunError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,7 +47,7 @@ def resume(last: Path, *words: str) -> int:
     return main(["train", "resume", f"model={last}", *words])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stopped(tmp_path_factory, data, teacher) -> Path:
     """The folder of a run of three epochs that ended after its second checkpoint."""
     folder = tmp_path_factory.mktemp("stopped")

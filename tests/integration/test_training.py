@@ -23,7 +23,7 @@ from tskd_yolo import Trainer, compat, hashing
 from tskd_yolo.cli import main
 from tskd_yolo.train import summary
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("training")]
+pytestmark = pytest.mark.slow
 
 
 def last(folder: Path) -> dict[str, torch.Tensor]:
@@ -42,7 +42,7 @@ class Finished(NamedTuple):
     trainer: Trainer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, data, teacher) -> Finished:
     """Two epochs with everything on."""
     folder = tmp_path_factory.mktemp("finished")
@@ -127,7 +127,7 @@ def test_user_callbacks_see_a_plain_student_between_steps(finished):
 # The same as plain training -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stock(tmp_path_factory, data) -> dict[str, torch.Tensor]:
     """The weights of two epochs with Ultralytics' own trainer."""
     folder = tmp_path_factory.mktemp("stock")
@@ -163,7 +163,7 @@ class Layout(NamedTuple):
     wanted: bool | None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def layout(tmp_path_factory, data, teacher):
     """Trains once where channels_last ``pays``, or not, with ``channels_last=wanted``."""
     runs: dict[Any, Layout] = {}
