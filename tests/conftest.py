@@ -71,11 +71,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def data(shared: Shared) -> Path:
-    """The YAML of a drawn data set of 8 images to train and 4 to validate on."""
-    from tests.helpers import scanned_data
+def files(shared: Shared) -> Path:
+    """A folder with ``tiny.yaml`` and ``teacher.pt``, see below."""
+    from tests.helpers import make_detector, scanned_data
 
-    return shared("data", scanned_data) / "tiny.yaml"
+    def make(folder: Path) -> None:
+        scanned_data(folder)
+        make_detector(folder / "teacher.pt")
+
+    return shared("files", make)
+
+
+@pytest.fixture(scope="session")
+def data(files: Path) -> Path:
+    """The YAML of a drawn data set of 8 images to train and 4 to validate on."""
+    return files / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def teacher(files: Path) -> Path:
+    """A YOLO11s that knows the classes of the data."""
+    return files / "teacher.pt"
 
 
 @pytest.fixture(scope="session")
@@ -96,12 +112,6 @@ def detector(shared: Shared) -> Callable[..., Path]:
         return shared(f"{name}.pt", lambda file: make_detector(file, model, names, seed))
 
     return give
-
-
-@pytest.fixture(scope="session")
-def teacher(detector: Callable[..., Path]) -> Path:
-    """A YOLO11s that knows the classes of the data."""
-    return detector()
 
 
 @pytest.fixture(scope="session")

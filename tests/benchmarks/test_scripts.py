@@ -69,9 +69,9 @@ def test_step_cost_tells_memory_as_processes_of_their_own_do(load, monkeypatch):
     assert (found["distill_peak_mib"], found["teacher_weights_mib"], found["teacher_kept_mib"]) == (150, 40, 10)
 
 
-def test_screening_compares_and_names_machine_and_command(load, data, teacher, tmp_path):
+def test_screening_compares_and_names_machine_and_command(load, files, tmp_path):
     given = dict(arms="plain,tskd", epochs=1, imgsz=64, batch=4, seeds=1)
-    runs = {**asked(data, teacher, tmp_path / "runs"), **given}
+    runs = {**asked(files, tmp_path / "runs"), **given}
     plan = checked({key: runs[key] for key in ("data", "model", "teacher", "device", "out", *given)})
     finished_teacher(plan, 0.3)
     for arm in ("plain", "tskd"):
@@ -79,7 +79,8 @@ def test_screening_compares_and_names_machine_and_command(load, data, teacher, t
     with pytest.raises(SystemExit) as ended:
         load(
             "screening.py",
-            *[f"teacher={teacher}", f"data={data}", f"runs={tmp_path / 'runs'}", f"out={tmp_path}"],
+            *[f"teacher={files / 'teacher.pt'}", f"data={files / 'tiny.yaml'}"],
+            *[f"runs={tmp_path / 'runs'}", f"out={tmp_path}"],
             *[f"{key}={value}" for key, value in given.items()],
         )
     assert ended.value.code == 0

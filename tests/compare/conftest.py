@@ -10,9 +10,9 @@ from tskd_yolo.compare.plan import Plan, checked, require_same_settings
 
 
 @pytest.fixture
-def plan(data, teacher, tmp_path, at_hand) -> Plan:
+def plan(files, tmp_path, at_hand) -> Plan:
     """A comparison whose runs are made up, and finished."""
-    plan = checked(asked(data, teacher, tmp_path / "out", arms="plain,tskd,ultralytics", seeds=3))
+    plan = checked(asked(files, tmp_path / "out", arms="plain,tskd,ultralytics", seeds=3))
     plan.out.mkdir()
     finished_teacher(plan, 0.30)
     for seed, base in enumerate((0.10, 0.12, 0.11)):

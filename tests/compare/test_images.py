@@ -18,15 +18,15 @@ def test_images_are_chosen_by_the_rule_that_the_page_states():
     assert choose({"a": 0, "b": 0}, {"a": 1, "b": 4}) == ["b", "a"]
 
 
-def test_the_weights_shown_are_those_of_ded(teacher):
-    file, names = str(teacher), dict(enumerate(NAMES))
+def test_the_weights_shown_are_those_of_ded(files):
+    teacher, names = str(files / "teacher.pt"), dict(enumerate(NAMES))
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    heat = DEDWeights(file, 64, "default", names)(image, [[0, 0, 0, 0.25, 0.5], [1, 0.5, 0.5, 0.5, 0.5]])
+    heat = DEDWeights(teacher, 64, "default", names)(image, [[0, 0, 0, 0.25, 0.5], [1, 0.5, 0.5, 0.5, 0.5]])
     assert [(h.stride, round(h.strongest, 3)) for h in heat] == [(stride, 4) for stride in (4, 8, 16)]  # an eighth
-    heat = DEDWeights(file, 64, "default", names)(image, [])
+    heat = DEDWeights(teacher, 64, "default", names)(image, [])
     assert [h.strongest for h in heat] == [1, 1, 1]
-    heat = DEDWeights(file, 64, "paper", names)(image, [])
-    model, caught = load_checkpoint(file)[0], {}
+    heat = DEDWeights(teacher, 64, "paper", names)(image, [])
+    model, caught = load_checkpoint(teacher)[0], {}
     model.model[-1].register_forward_pre_hook(lambda m, inputs: caught.update(levels=inputs[0]))
     with torch.no_grad():
         model(torch.from_numpy(image[..., ::-1].copy().transpose(2, 0, 1))[None] / 255)

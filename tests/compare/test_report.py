@@ -35,7 +35,7 @@ def out(tmp_path_factory):
     data.write_text(yaml.safe_dump({**content, "names": list(EVIL)}))
     make_detector(root / "teacher.pt", names=EVIL)
     arms = {"plain": 0, "tskd": 0.05, "ultralytics": -0.04, "plain_same_time": 0.001}
-    values = asked(data, root / "teacher.pt", root / "out", arms=list(arms), seeds=3)
+    values = asked(root, root / "out", arms=list(arms), seeds=3)
     plan = checked(values)
     plan.out.mkdir()
     finished_teacher(plan, 0.5, EVIL)

@@ -19,19 +19,19 @@ from tskd_yolo.config import ConfigError
 pytestmark = pytest.mark.usefixtures("at_hand")
 
 
-def test_two_comparisons_in_one_folder_are_refused(data, teacher, tmp_path):
+def test_two_comparisons_in_one_folder_are_refused(files, tmp_path):
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / ".lock"):
         with pytest.raises(ConfigError, match="another comparison is at work"):
-            compare(**asked(data, teacher, tmp_path / "out"))
+            compare(**asked(files, tmp_path / "out"))
 
 
-def test_control_c_is_told_in_a_sentence(data, teacher, tmp_path, monkeypatch, capsys):
+def test_control_c_is_told_in_a_sentence(files, tmp_path, monkeypatch, capsys):
     def stop(**_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "compare", stop)
-    assert main(words(asked(data, teacher, tmp_path / "out"))) == 130
+    assert main(words(asked(files, tmp_path / "out"))) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
 
@@ -43,12 +43,12 @@ def test_the_time_left_is_each_arms_pace_times_what_is_left():
     assert time_left({Run("plain", 0): (0, 0.0)}, done=[], epochs=10) is None
 
 
-def test_finished_runs_are_read_and_shown_without_training(plan, data, teacher, capsys):
-    assert compare(**asked(data, teacher, plan.out, arms="plain,tskd,ultralytics", seeds=3)) == 0
+def test_finished_runs_are_read_and_shown_without_training(plan, files, capsys):
+    assert compare(**asked(files, plan.out, arms="plain,tskd,ultralytics", seeds=3)) == 0
     assert "tskd: helps" in capsys.readouterr().out
     for name in ("compare.json", "compare.csv", "compare.html"):
         text = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", (plan.out / name).read_text(encoding="utf-8"))
-        assert str(data.parent) not in text and str(plan.out) not in text, name
+        assert str(files) not in text and str(plan.out) not in text, name
         assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text), name
     table = (plan.out / "compare.csv").read_text().splitlines()
     assert len(table) == 1 + 3 * 3 * 2 + 1 and "AP50-95 crazing" in table[0]

@@ -7,16 +7,17 @@ import importlib.util
 import pytest
 
 from tests.compare.helpers import asked
+from tests.helpers import make_detector
 from tskd_yolo.compare import worker
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.worker import curves, history, settings_of
 
 
-def test_our_keys_reach_arms_that_distil_and_a_term_stands_alone(data, teacher, tmp_path):
-    plan = checked(asked(data, teacher, tmp_path / "out", drd=0.7, crd=2))
+def test_our_keys_reach_arms_that_distil_and_a_term_stands_alone(files, tmp_path):
+    plan = checked(asked(files, tmp_path / "out", drd=0.7, crd=2))
     assert not {"drd", "crd", "teacher"} & set(plan.common)
     assert settings_of("plain", plan.own) == settings_of("plain_same_time", plan.own) == {}
-    assert settings_of("ultralytics", plan.own) == {"distill_model": str(teacher)}
+    assert settings_of("ultralytics", plan.own) == {"distill_model": str(files / "teacher.pt")}
     assert settings_of("tskd", plan.own) == plan.own
     alone = settings_of("crd", plan.own)
     assert (alone["drd"], alone["ded"], alone["crd"]) == (0, 0, 2) and alone["teacher"] == plan.own["teacher"]
@@ -31,7 +32,7 @@ def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
 
 
 @pytest.mark.slow
-def test_latency_not_measured_is_a_note_and_is_tried_again(detector, teacher, tmp_path, monkeypatch):
+def test_latency_not_measured_is_a_note_and_is_tried_again(files, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else found(name, *a))
@@ -39,7 +40,7 @@ def test_latency_not_measured_is_a_note_and_is_tried_again(detector, teacher, tm
     assert note["note"].startswith("not measured: onnx") and "not installed" in note["note"]
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    networks = {"student": str(detector("yolo11n.yaml")), "teacher": teacher}
+    networks = {"student": str(make_detector(tmp_path / "student.pt", "yolo11n.yaml")), "teacher": files / "teacher.pt"}
     timed = worker.latency(folder=str(tmp_path / "latency"), networks=networks, imgsz=64)
     assert set(timed["milliseconds"]) == {"student", "teacher"} and min(timed["milliseconds"].values()) > 0
-    assert not list(teacher.parent.glob("*.onnx")), "nothing is left beside the user's own file"
+    assert not list(files.glob("*.onnx")), "nothing is left beside the user's own file"

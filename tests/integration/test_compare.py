@@ -40,9 +40,9 @@ def in_process(monkeypatch):
     monkeypatch.setattr(runner, "order", order)
 
 
-def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(data, teacher, tmp_path, in_process):
+def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path, in_process):
     out = tmp_path / "out"
-    assert compare(**asked(data, teacher, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
+    assert compare(**asked(files, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
     report = json.loads((out / "compare.json").read_text())
     assert report["paired"] == {"weights": True, "images": True} and report["complete"]
     rows = {arm: a["rows"][0] for arm, a in report["arms"].items()}
@@ -56,9 +56,9 @@ def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(data, teacher, tmp_
     assert str(tmp_path) not in (out / "compare.html").read_text()
 
 
-def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(data, teacher, tmp_path):
+def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(files, tmp_path):
     out = tmp_path / "out"
-    values = asked(data, teacher, out, epochs=5, arms="plain")
+    values = asked(files, out, epochs=5, arms="plain")
     finished_teacher(checked(values), 0.3)
     command = [sys.executable, "-m", "tskd_yolo", *words(values)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
@@ -82,9 +82,9 @@ def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(data, teacher, t
     assert stamps == {f: f.stat().st_mtime_ns for f in out.glob("*/weights/*.pt")}, "a finished run was repeated"
 
 
-def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(data, teacher, tmp_path, capfd):
+def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(files, tmp_path, capfd):
     out = tmp_path / "out"
-    values = asked(data, teacher, out)
+    values = asked(files, out)
     plan = checked(values)
     out.mkdir()
     finished_teacher(plan, 0.3)
@@ -97,8 +97,8 @@ def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(data, teacher, tm
     assert "these runs failed: tskd-0" in (out / "compare.html").read_text()
 
 
-def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(data, teacher, tmp_path, monkeypatch):
-    values = checked(asked(data, teacher, tmp_path / "out", epochs=2))
+def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, monkeypatch):
+    values = checked(asked(files, tmp_path / "out", epochs=2))
 
     class Stop(Exception):
         pass
@@ -120,10 +120,10 @@ def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(data, teacher, tm
     assert worker.progress(folder) == worker.progress(tmp_path / "nowhere") == "nothing"
 
 
-def test_ray_spreads_the_runs(data, teacher, tmp_path, monkeypatch):
+def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    values = asked(data, teacher, tmp_path / "out", ray=True, jobs=2)
+    values = asked(files, tmp_path / "out", ray=True, jobs=2)
     finished_teacher(checked(values), 0.3)
     assert compare(**values) == 0
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
