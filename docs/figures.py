@@ -24,8 +24,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from ultralytics import YOLO
 
-from tskd_yolo.losses.boxes import Boxes, cells, covered, masks
-from tskd_yolo.losses.crd import SHARE
+from tskd_yolo.losses.boxes import Boxes, cells, covered
+from tskd_yolo.losses.crd import LOCATION_STEP
+from tskd_yolo.losses.paper import masks
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 STRIDES = 8, 16, 32
@@ -137,7 +138,7 @@ def drd(image: np.ndarray, boxes: Boxes, teacher: list[np.ndarray]) -> Any:
 def crd(image: np.ndarray, boxes: Boxes, *, teacher: list[np.ndarray], plain: list[np.ndarray]) -> Any:
     """Where classes and boxes are compared, at stride 8."""
     best = np.concatenate([level.max(axis=0).reshape(-1) for level in teacher])
-    least = np.sort(best)[-math.ceil(len(best) / SHARE)]
+    least = np.sort(best)[-math.ceil(len(best) / LOCATION_STEP)]
     fine = teacher[0].max(axis=0)
     figure, axes = panels()
     shown(axes[0], image, boxes, "annotated defects")

@@ -101,3 +101,18 @@ def test_results_are_cut_to_whole_epochs_each_once(lines, epochs, left, tmp_path
     file.write_text("\n".join(["epoch,loss", *lines]))
     files.cut(file, epochs=epochs)
     assert file.read_text().splitlines() == ["epoch,loss", *left]
+
+
+def test_columns_that_are_new_are_nan_in_rows_that_are_there(tmp_path):
+    csv = tmp_path / "results.csv"
+    csv.write_text("epoch,time,share/drd,lr\n1,2.5,0.1,0.01\n2,5,0.2,0.02\n")
+    assert files.set_columns(csv, ["epoch", "time", "lr", "share/drd(neck)"]) == ["share/drd"]
+    assert csv.read_text() == "epoch,time,lr,share/drd(neck)\n1,2.5,0.01,nan\n2,5,0.02,nan\n"
+    assert files.set_columns(csv, ["epoch", "time", "lr", "share/drd(neck)"]) == []
+
+
+def test_a_file_that_fits_is_left_as_it_is(tmp_path):
+    csv = tmp_path / "results.csv"
+    csv.write_text("epoch,time,lr\n1,2.5,0.01\n")
+    before = csv.stat().st_mtime_ns
+    assert files.set_columns(csv, ["epoch", "time", "lr"]) == [] and csv.stat().st_mtime_ns == before

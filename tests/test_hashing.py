@@ -40,7 +40,7 @@ def test_a_score_is_found_again_by_whoever_asks_for_the_same(given):
 
 def test_a_fingerprint_stays_what_users_disks_have(given, monkeypatch):
     """A literal of the first version: score files and caches are found by it."""
-    monkeypatch.setattr(hashing, "_versions", lambda: {"torch": "1"})
+    monkeypatch.setattr(hashing, "versions", lambda: {"torch": "1"})
     network, dataset = torch.nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last), given["dataset"]
     network.register_buffer("count", torch.tensor(7))
     with torch.no_grad():

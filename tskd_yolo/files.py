@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +88,21 @@ def cut(csv: Path, *, epochs: int) -> None:
             rows[int(number)] = line
     text = "\n".join([header, *(rows[n] for n in sorted(rows))]) + "\n"
     replace(csv, text.encode("utf-8"))
+
+
+def set_columns(csv: Path, columns: Sequence[str]) -> list[str]:
+    """Gives results.csv these columns, so that further rows fit: a run may be older than a column.
+
+    A column that is new is ``nan`` in the rows that are there.
+
+    Returns:
+        The columns that were there and are not any more.
+    """
+    header, *lines = csv.read_text(encoding="utf-8").splitlines() or [""]
+    before = [name.strip() for name in header.split(",")]
+    if before == list(columns):
+        return []
+    rows = [dict(zip(before, line.split(","), strict=True)) for line in lines]
+    text = "\n".join([",".join(columns), *(",".join(row.get(name, "nan") for name in columns) for row in rows)]) + "\n"
+    replace(csv, text.encode("utf-8"))
+    return [name for name in before if name not in columns]

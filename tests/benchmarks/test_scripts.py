@@ -92,6 +92,24 @@ def test_screening_compares_and_names_machine_and_command(load, files, tmp_path)
     assert (tmp_path / "screening_neu_128.csv").exists()
 
 
+def test_finetune_tunes_on_val_and_names_machine_and_command(load, files, tmp_path, in_process):
+    finished_teacher(Namespace(out=tmp_path / "runs", common={"data": files / "tiny.yaml"}), 0.3)
+    (tmp_path / "arms.yaml").write_text("longer: {epochs: 2}\n")
+    with pytest.raises(SystemExit) as ended:
+        load(
+            "finetune.py",
+            *[f"teacher={files / 'teacher.pt'}", f"data={files / 'tiny.yaml'}", "split=val", "seeds=1"],
+            *[f"runs={tmp_path / 'runs'}", f"out={tmp_path}", f"arms=plain,{tmp_path / 'arms.yaml'}"],
+            *["model=yolo11n.yaml", "epochs=1", "imgsz=64", "batch=4", "nbs=4", "warmup_epochs=0"],
+        )
+    assert ended.value.code == 0
+    said = (tmp_path / "tune_neu_128.json").read_text()
+    report = json.loads(said)
+    assert report["comparison"]["judged"]["split"] == "val" and "arms=plain,arms.yaml" in report["command"]
+    assert report["comparison"]["arms"]["longer"]["rows"][0]["epochs"] == 2
+    assert str(tmp_path) not in said and (tmp_path / "tune_neu_128.csv").exists()
+
+
 def test_gradients_measures_every_part_of_every_term(load, data, teacher, tmp_path):
     file = tmp_path / "gradients.json"
     size = ["imgsz=64", "batch=4", "batches=1"]

@@ -6,7 +6,8 @@ import pytest
 
 from tests.compare.helpers import asked
 from tests.helpers import finished_run, finished_teacher
-from tskd_yolo.compare.plan import Plan, checked, require_same_settings
+from tskd_yolo.compare.plan import Plan, checked
+from tskd_yolo.compare.record import begin
 
 
 @pytest.fixture
@@ -19,5 +20,5 @@ def plan(files, tmp_path, at_hand) -> Plan:
         finished_run(plan, "plain", seed, base)
         finished_run(plan, "tskd", seed, base + (0.05, 0.06, 0.055)[seed])
         finished_run(plan, "ultralytics", seed, base + (0.05, -0.06, 0.0)[seed])
-    require_same_settings(plan)
+    begin(plan)
     return plan

@@ -7,10 +7,11 @@ import io
 
 import pytest
 import torch
+import yaml
 from torch import nn
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
-from tskd_yolo.distill.features import ENTRY_STAGE, STAGES, Capture, HeadReader, StageReader, strides, towers
+from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, HeadReader, StageReader, strides, towers
 
 MODELS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
 BRANCHES = {
@@ -125,10 +126,45 @@ def test_stages_are_the_last_maps_at_their_strides(name):
     with torch.no_grad():
         model(torch.rand(1, 3, 64, 96))
     maps = reader.read(capture.caught)
-    assert len(maps) == len(reader.widths) == len(STAGES) == 3
-    for place, (stride, layer) in enumerate(STAGES.items()):
+    assert len(maps) == len(reader.widths) == len(STAGE_STRIDES) == 3 and reader.numbers == [2, 4, 6]
+    for place, (stride, layer) in enumerate(zip(STAGE_STRIDES, reader.numbers, strict=True)):
         assert torch.equal(maps[place], gave[layer] * (place + 1)) and maps[place].shape[1] == reader.widths[place]
         assert gave[layer].shape[2:] == (64 // stride, 96 // stride)
         assert gave[layer + 1].shape[2] * 2 == gave[layer].shape[2]
-    last = max(STAGES.values())
-    assert {id(p) for p in reader.parameters()} == {id(p) for p in model.model[: last + 1].parameters()}
+
+
+def test_stages_of_a_model_of_ones_own_are_found_by_stride(tmp_path):
+    """One more layer in front of the backbone: every fixed number would be wrong."""
+    content = {k: v for k, v in yaml_model_load("yolo11n.yaml").items() if k not in {"yaml_file", "scale"}}
+    content["backbone"] = [[-1, 1, "Conv", [16, 3, 1]], *content["backbone"]]
+    moved = [
+        [[f + 1 if f > 0 else f for f in row[0]] if isinstance(row[0], list) else row[0], *row[1:]]
+        for row in content["head"]
+    ]
+    file = tmp_path / "yolo11n-mine.yaml"
+    file.write_text(yaml.safe_dump({**content, "head": moved}))
+    model = DetectionModel(str(file), nc=3, verbose=False)
+    reader = StageReader(model)
+    assert (
+        reader.numbers == [3, 5, 7]
+        and reader.widths == StageReader(DetectionModel("yolo11n.yaml", nc=3, verbose=False)).widths
+    )
+
+
+def test_a_backbone_without_a_stage_is_refused_with_its_strides(models):
+    model = copy.deepcopy(models["yolo11n.yaml"])
+    model.yaml["backbone"] = model.yaml["backbone"][:5]
+    with pytest.raises(ValueError, match=r"no map of stride 16; it has \[2, 4, 8\]"):
+        StageReader(model)
+
+
+def test_looking_for_stages_changes_nothing_in_a_model():
+    model = DetectionModel("yolo11n.yaml", nc=3, verbose=False).train()
+    model.model[0].eval()  # a frozen layer's batch norm stays as it is
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    StageReader(model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert modes == [module.training for module in model.modules()] and hooks(model) == 0
+    assert torch.equal(state, torch.get_rng_state())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tskd_yolo.distill.nonfinite import Guard, at_once
+from tskd_yolo.distill.nonfinite import Guard, Part, at_once, guarded
 
 
 def step(term, x, guard=None):
@@ -65,15 +65,21 @@ def test_two_terms_on_the_same_features_are_independent():
     assert broken.collect() == (1, 1) and sound.collect() == (0, 1)
 
 
-def test_the_terms_own_parameters_stay_finite():
-    layer = nn.Linear(3, 2)
-    guard = Guard()
-    guard.watch(layer.parameters())
-    x = torch.ones(1, 3, requires_grad=True)
-    step(lambda t: layer(t).sum() * float("nan"), x, guard)
-    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())
-    step(lambda t: layer(t).sum(), x, guard)
-    assert layer.bias.grad.tolist() == [1.0, 1.0]
+def guarded_step(guard: Guard, layer: nn.Module, x: torch.Tensor, factor: float) -> None:
+    """One training step of a term with parameters of its own."""
+    x.grad = None
+    layer.zero_grad()
+    part = Part(lambda t: layer(t).sum() * factor, [x], list(layer.parameters()))
+    guard.leave(torch.stack(guarded([part], guard)).sum()).backward()
+
+
+def test_good_bad_good_steps_give_gradient_none_and_gradient():
+    layer, guard, x = nn.Linear(3, 2), Guard(), torch.ones(1, 3, requires_grad=True)
+    for factor, bias in ((1.0, 1.0), (float("nan"), 0.0), (2.0, 2.0), (float("inf"), 0.0), (1.0, 1.0)):
+        guarded_step(guard, layer, x, factor)
+        assert layer.bias.grad.tolist() == [bias, bias]
+        assert x.grad.abs().sum() > 0 if bias else not x.grad.any()
+    assert guard.collect() == (2, 5)
 
 
 def test_an_overflowing_gradient_is_left_to_a_loss_scaler():
@@ -99,12 +105,16 @@ def test_nothing_is_asked_of_the_device_within_a_step():
         step(lambda t: t.sum(), torch.ones(2, requires_grad=True))
 
 
+def taken(function, tensors, parameters=()) -> torch.Tensor:
+    return at_once(Part(function, tensors, parameters), [*tensors, *parameters])
+
+
 def test_gradients_taken_at_once_are_those_of_the_backward_pass():
     layer, x = nn.Linear(3, 2), torch.randn(4, 3, requires_grad=True)
     found = []
     for value in (
         layer(x.tanh()).pow(2).sum(),
-        at_once(lambda t: layer(t).pow(2).sum(), [x.tanh()], layer.parameters()),
+        taken(lambda t: layer(t).pow(2).sum(), [x.tanh()], list(layer.parameters())),
     ):
         found.append((value.detach(), *torch.autograd.grad(5 * value, [x, *layer.parameters()])))
     for a, b in zip(*found, strict=True):
@@ -120,7 +130,7 @@ def test_of_a_term_taken_at_once_only_gradients_stay_in_memory():
         kept.append(weakref.ref(inner))
         return inner.sin().sum()
 
-    value = at_once(term, [x])
+    value = taken(term, [x])
     assert kept[0]() is None
     for _ in range(2):  # the meter walks back before the pass that trains does
         (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
@@ -129,14 +139,14 @@ def test_of_a_term_taken_at_once_only_gradients_stay_in_memory():
 
 def test_a_half_precision_gradient_is_kept_in_float32():
     x = torch.ones(3, dtype=torch.float16, requires_grad=True)
-    (gradient,) = torch.autograd.grad(at_once(lambda t: 1e-9 * t.sum(), [x]) * 2.0**16, x)
+    (gradient,) = torch.autograd.grad(taken(lambda t: 1e-9 * t.sum(), [x]) * 2.0**16, x)
     assert gradient.dtype == torch.float16 and gradient.float() == pytest.approx(1e-9 * 2**16, rel=1e-2)
 
 
 def test_what_is_frozen_stays_without_gradient():
     frozen, x = torch.ones(3), torch.ones(3, requires_grad=True)
-    assert not at_once(lambda t: t.sum(), [frozen]).requires_grad
-    at_once(lambda a, b: (a * b).sum(), [frozen, x]).backward()
+    assert not taken(lambda t: t.sum(), [frozen]).requires_grad
+    taken(lambda a, b: (a * b).sum(), [frozen, x]).backward()
     assert frozen.grad is None and torch.equal(x.grad, torch.ones(3))
     with torch.no_grad():
-        assert not at_once(lambda t: t.sum(), [x]).requires_grad
+        assert not taken(lambda t: t.sum(), [x]).requires_grad

@@ -80,3 +80,14 @@ def test_weights_of_levels_add_up_to_one():
     scores = torch.tensor([[6.0, 1.0], [2.0, 1.0]])
     assert torch.equal(level_weights(scores), torch.tensor([0.8, 0.2]))
     assert level_weights(torch.zeros(0, 2)).tolist() == [0, 0]
+
+
+def test_hints_stand_in_the_place_of_ded_on_the_same_maps(files):
+    student, batch = make_student(), make_batch()
+    distiller = make(student, files["11s"], variant="hints", drd=0, crd=0)
+    plain = make(make_student(), files["11s"], drd=0, crd=0)
+    assert distiller.pairs("stages") == plain.pairs("stages") and not distiller.pairs("neck")
+    vector, items = step(distiller, student, batch)
+    vector[-3:].sum().backward()
+    assert items["ded_loss"] > 0 and items["drd_loss"] == items["crd_loss"] == 0
+    assert student.model[0].conv.weight.grad.any()

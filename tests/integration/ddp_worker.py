@@ -32,7 +32,7 @@ class GlooTrainer(Trainer):
 
     def final_eval(self) -> None:
         self.learned_at_the_end = self.distiller.learned.state_dict()
-        self.asked = self.distiller.cache.computed if self.distiller.cache else None
+        self.computed = self.distiller.cache.computed if self.distiller.cache else None
 
 
 class Stop(Exception):
@@ -61,7 +61,7 @@ def train(folder: Path, arguments: dict[str, Any], stop_after: int | None = None
         "learned": trainer.learned_at_the_end,
         "student": trainer.model.module.state_dict(),
         "terms": terms,
-        "asked": trainer.asked,
+        "computed": trainer.computed,
         "begun": begun,
         "start_epoch": trainer.start_epoch,
         "world_size": trainer.world_size,

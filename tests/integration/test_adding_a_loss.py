@@ -53,4 +53,4 @@ def test_a_fourth_loss_is_a_file_a_key_and_an_entry(tmp_path, data, teacher):
     assert [key for key in row if key.startswith("train/")][-4:] == [
         f"train/{t}_loss" for t in ("drd", "ded", "crd", "hint")
     ]
-    assert row["train/hint_loss"] > 0 and row["share/hint"] > 0 and row["train/ded_loss"] == 0
+    assert row["train/hint_loss"] > 0 and row["share/hint(stride16)"] > 0 and row["train/ded_loss"] == 0

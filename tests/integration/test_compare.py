@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,35 +15,21 @@ import pytest
 from tests.compare.helpers import asked, words
 from tests.helpers import finished_run, finished_teacher
 from tskd_yolo.cli import main
-from tskd_yolo.compare import runner, worker
+from tskd_yolo.compare import worker
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.runner import compare
-from tskd_yolo.compare.worker import progress
+from tskd_yolo.compare.runs import progress
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Workers' jobs are done here: that spares each the start of a process. One at a time, as they draw at random."""
-    turn = threading.Lock()
-
-    def order(plan, name, job):
-        given = json.loads(json.dumps({**job, "folder": str(plan.folder(name))}))
-        functions = {"train": worker.train, "teacher": worker.judge_teacher, "latency": worker.latency}
-        with turn:
-            functions[given.pop("kind")](**given)
-        return True
-
-    monkeypatch.setattr(runner, "order", order)
 
 
 def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path, in_process):
     out = tmp_path / "out"
     assert compare(**asked(files, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
     report = json.loads((out / "compare.json").read_text())
-    assert report["paired"] == {"weights": True, "images": True} and report["complete"]
+    assert report["paired"] == {"weights": True, "images": True, "files": True} and report["complete"]
+    assert len(set(report["memory_format"].values())) == 1 and len(report["memory_format"]) == 5
     rows = {arm: a["rows"][0] for arm, a in report["arms"].items()}
     assert all(0 < row["seconds"] and row["last"]["images"] == 4 and row["best"] for row in rows.values())
     terms = {arm: report["curves"][arm]["0"].get("train/drd_loss") for arm in rows}
@@ -108,16 +93,17 @@ def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, 
         raise Stop
 
     for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
-        folder = tmp_path / "out" / f"{who}-0"
-        job = dict(arm=who, seed=0, folder=str(folder), model="yolo11n.yaml", common=values.common, own=values.own)
+        run = tmp_path / "out" / f"{who}-0"
+        job = dict(arm=who, seed=0, folder=str(run), model="yolo11n.yaml", common=values.common,
+                   settings=values.settings_of(who), judged=["val", "last"])  # fmt: skip
         with monkeypatch.context() as patch, pytest.raises(Stop):
             patch.setattr(trainer, "save_model", save_and_stop, raising=False)
             worker.train(**job, seconds=None)
-        assert worker.progress(folder) == "interrupted"
+        assert progress(run) == "interrupted"
         row = worker.train(**job, seconds=None)
-        assert row["resumed"] and row["epochs"] == 2 and worker.progress(folder) == "trained"
-    (folder / "weights" / "last.pt").write_bytes(b"cut off")
-    assert worker.progress(folder) == worker.progress(tmp_path / "nowhere") == "nothing"
+        assert row["resumed"] and row["epochs"] == 2 and progress(run) == "trained"
+    (run / "weights" / "last.pt").write_bytes(b"cut off")
+    assert progress(run) == progress(tmp_path / "nowhere") == "nothing"
 
 
 def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
@@ -127,4 +113,4 @@ def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
     finished_teacher(checked(values), 0.3)
     assert compare(**values) == 0
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert report["complete"] and report["paired"] == {"weights": True, "images": True}
+    assert report["complete"] and report["paired"] == {"weights": True, "images": True, "files": True}

@@ -174,9 +174,9 @@ def test_a_distributed_run_resumes_with_adapters_everywhere(two, joined):
 def test_processes_share_what_the_teacher_says(where, two):
     first = ranks_of(two / where, 2)
     check_terms(first)
-    assert sum(rank["asked"] for rank in first) == 2 * 8  # each view of each image once, by either of them
+    assert sum(rank["computed"] for rank in first) == 2 * 8  # each view of each image once, by either of them
     assert not (two / "left").read_text() or where == "disk"
-    assert sum(rank["asked"] for rank in ranks_of(two / f"{where}-again", 2)) == (0 if where == "disk" else 2 * 8)
+    assert sum(rank["computed"] for rank in ranks_of(two / f"{where}-again", 2)) == (0 if where == "disk" else 2 * 8)
 
 
 def test_more_processes_than_named_devices_are_refused(few, teacher, tmp_path):

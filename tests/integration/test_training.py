@@ -283,7 +283,7 @@ def test_an_interrupted_run_resumes_with_its_adapters(tmp_path, data, teacher, n
 def test_shares_are_columns_and_the_first_epoch_check_is_said(balance, tmp_path, data, teacher, caplog, no_end):
     trained(tmp_path, data, teacher=str(teacher), balance=balance, drd=0.125, ded=0.25, crd=0.5, epochs=2, val=False)
     first, second = rows(tmp_path)
-    for term, share in (("drd", 0.125), ("ded", 0.25), ("crd", 0.5)):
+    for term, share in (("drd(neck)", 0.125), ("ded(stride16)", 0.25), ("crd(neck)", 0.5)):
         assert first[f"share/{term}"] > 0 and -1 <= second[f"cosine/{term}"] <= 1
         assert first[f"cosine/{term}"] != 0
         if balance == "share":

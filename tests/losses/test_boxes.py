@@ -40,6 +40,14 @@ def test_what_boxes_cover_of_a_cell_is_its_count_of_pixels(grid):
     torch.testing.assert_close(found.background, 1 - expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(12, 16), (3, 5), (1, 1)])
+def test_what_is_covered_of_sampled_cells_is_that_of_these_cells(grid):
+    boxes = random_boxes(17, 4, seed=3)
+    for step in (1, 2, 3):
+        for sampled, whole in zip(covered(boxes, *grid, step), covered(boxes, *grid)):
+            assert torch.equal(sampled, whole[:, ::step, ::step])
+
+
 def test_a_defect_smaller_than_a_cell_counts_by_its_part():
     found = covered(make([[64, 48, 68, 52]], [0], 1), 3, 4).foreground  # cells of 32 x 32 pixels
     assert found.count_nonzero() == 1 and float(found[0, 1, 2]) == pytest.approx(16 / 32**2)

@@ -165,6 +165,26 @@ def test_without_a_box_the_foreground_and_its_gradient_are_zero():
     assert student.grad.isfinite().all() and student.grad.any()
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_defect_of_one_cell_is_foreground_of_that_cell(step):
+    """At every position, also where the maps are read at every second cell only: 4 px cells of a 32 px image."""
+    side, pixels = 8, 4
+    teacher = standardize(torch.randn(1, 4, side, side), spatial_step=step)
+    for y in range(0, side, step):
+        for x in range(0, side, step):
+            corners = torch.tensor([[x, y, x + 1, y + 1]]) * float(pixels)
+            boxes = Boxes(corners, torch.zeros(1), 1, (side * pixels, side * pixels))
+            for there in range(teacher.cells.shape[1]):
+                off = torch.zeros_like(teacher.cells)
+                off[0, there] = 1
+                student = teacher._replace(cells=teacher.cells + off)
+                error = DED()(student=student, teacher=teacher, boxes=boxes)
+                same = DED().terms(student=student, teacher=teacher, masks=covered(boxes, side, side, step))
+                assert error == torch.stack(list(same.values())).sum()
+                hit = there == (y // step) * (side // step) + x // step
+                assert (same["foreground"] > 0) == hit and (same["background"] > 0) == (not hit)
+
+
 def test_without_background_that_part_is_exactly_zero():
     where = masks(Boxes(torch.tensor([[-9.0, -9, 400, 400]] * 2), torch.tensor([0, 1]), 2, SIZE), 20, 20)
     terms = DED().terms(**pair(), masks=where)

@@ -214,10 +214,13 @@ def test_no_part_of_it_waits_for_the_device():
         student.grad[student.grad > 0].sum()  # the test can fail
 
 
-def test_a_trained_unit_gets_a_gradient_and_leaves_the_value():
+def test_a_trained_unit_learns_by_its_objective_not_by_the_loss():
     loss, maps, boxes = DRD(16, trained=True), pair(), random_boxes(4, 2)
-    value = loss(**maps, boxes=boxes)
+    student = maps["student"].requires_grad_()
+    value = loss(student=student, teacher=maps["teacher"], boxes=boxes)
     torch.testing.assert_close(value, sum(loss.terms(**maps, boxes=boxes).values()))
     assert not list(DRD(16).parameters())
     value.backward()
+    assert all(p.grad is None for p in loss.parameters()) and student.grad.any()
+    loss.objective(maps["teacher"]).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in loss.parameters())

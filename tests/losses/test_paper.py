@@ -12,7 +12,9 @@ from tests.losses.test_crd import Scene
 from tests.losses.test_drd import pair
 from tests.losses.test_drd import random_boxes as boxes_on
 from tskd_yolo.losses import boxes as module
+from tskd_yolo.losses import paper
 from tskd_yolo.losses.boxes import Boxes, Masks
+from tskd_yolo.losses.crd import boxes_at, overlap
 from tskd_yolo.losses.paper import (
     PaperCRD,
     PaperDED,
@@ -20,6 +22,7 @@ from tskd_yolo.losses.paper import (
     channel_attention,
     crops,
     ded_terms,
+    graph_unit,
     masks,
     spatial_attention,
 )
@@ -175,3 +178,36 @@ def test_crd_is_the_cross_response_over_the_number_of_positives(hidden):
     assert all(float(terms[k]) == pytest.approx(2 * float(half[k])) for k in terms)
     none, one = (loss(**scene.outputs(positives=torch.tensor(k))) for k in (0, 1))
     assert torch.equal(none, one) and none.isfinite()
+
+
+def test_instance_units_are_drawn_anew_for_every_batch_by_a_seed():
+    maps, boxes = pair(), boxes_on(6, 2)
+    values = []
+    for seed in (1, 1, 2):
+        loss = PaperDRD(16, seed)
+        loss.unit = graph_unit(16, torch.Generator().manual_seed(0))
+        before = torch.get_rng_state()
+        values.append([float(loss(**maps, boxes=boxes)) for _ in range(3)])
+        assert torch.equal(before, torch.get_rng_state())  # the run's random numbers are not touched
+    assert len(set(values[0])) == 3 and values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize("bins", [1, 8])
+def test_the_box_part_of_crd_is_the_overlap_on_every_head(bins):
+    scene = Scene(bins=bins)
+    loss = PaperCRD(scene.widths)
+    teacher = loss.target(scene.teacher)
+    confidence = teacher.scores.amax(dim=1).sigmoid().gather(1, teacher.place)
+    cross = loss.cross_responses(scene.student, teacher, scene.tails)
+    boxes = boxes_at(teacher.place, [box for _, box in cross])
+    expected = ((1 - overlap(boxes, teacher.boxes)) * confidence).sum() / 4
+    terms = loss.terms(**scene.outputs(positives=torch.tensor(4)))
+    torch.testing.assert_close(terms["cross_box"], expected)
+
+
+def test_the_divisor_of_crd_is_that_of_all_processes(monkeypatch):
+    """Two processes with 3 and 5 positives: each divides by 4, so that their mean divides the sum by 8."""
+    monkeypatch.setattr(paper, "processes", lambda: 2)
+    monkeypatch.setattr(paper, "all_reduce_mean", lambda x: (x + 5) / 2)
+    loss = PaperCRD([((4, 4), (4, 4))])
+    assert loss.divisor(torch.ones(1, 2), torch.tensor(3)) == 4

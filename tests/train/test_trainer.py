@@ -8,8 +8,10 @@ import cloudpickle
 import pytest
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils.callbacks import get_default_callbacks
 
 import tskd_yolo
+from tskd_yolo.train import hooks
 from tskd_yolo.train.trainer import DistillationMixin, ResumableMixin, Trainer
 
 OWN = {
@@ -23,6 +25,23 @@ def test_the_mixins_fill_hook_points_of_the_installed_engine(mixin):
     filled = {name for name, value in vars(mixin).items() if callable(value) or isinstance(value, property)}
     missing = {name for name in filled - OWN if not callable(getattr(DetectionTrainer, name, None))}
     assert filled and not missing, f"this Ultralytics does not call {missing}"
+
+
+def test_every_hook_point_is_expected_to_be_called_or_exempt():
+    filled = {
+        name for mixin in (DistillationMixin, ResumableMixin) for name, value in vars(mixin).items() if callable(value)
+    }
+    events = {name for name in hooks.EXPECTED if name.startswith("on_")}
+    assert {*hooks.EXPECTED, *hooks.EXEMPT} - events == filled - OWN - {"__init__"}
+    assert not hooks.EXPECTED.keys() & hooks.EXEMPT.keys() and events <= get_default_callbacks().keys()
+
+
+def test_a_hook_point_notes_that_it_was_called():
+    trainer = object.__new__(Trainer)
+    trainer.loss_names = ()
+    trainer.label_loss_items()
+    assert trainer.hooks_called == {"label_loss_items"}
+    assert Trainer.label_loss_items.__doc__.startswith("Our terms exist in training only")
 
 
 def test_the_engine_comes_after_the_mixins():

@@ -109,9 +109,13 @@ class Fixed:
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = dict(weights)
 
-    def __call__(self, name: str, gradients: Gradients | None) -> float | Tensor:
+    def __call__(self, name: str, gradients: Gradients | None, count: bool = False) -> float | Tensor:
         """The factor of a term."""
         return self.weights[name.split(":")[0]]
+
+    def collect(self) -> dict[str, float]:
+        """By term, in which part of the steps since the last call its factor was cut; waits for the device."""
+        return {}
 
 
 class Share(Fixed):
@@ -127,12 +131,32 @@ class Share(Fixed):
     def __init__(self, weights: Mapping[str, float], floor: float, cap: float) -> None:
         super().__init__(weights)
         self.floor, self.cap = floor, cap
+        self._cut: dict[str, Tensor] = {}
+        self._steps: dict[str, int] = {}
 
-    def __call__(self, name: str, gradients: Gradients | None) -> float | Tensor:
-        """The factor of a term, from what was measured last; none without a measurement."""
+    def __call__(self, name: str, gradients: Gradients | None, count: bool = False) -> float | Tensor:
+        """The factor of a term, from what was measured last; 0 without a measurement.
+
+        Args:
+            name: Of the term.
+            gradients: What was measured.
+            count: Whether this is a step, in which a factor that is cut counts.
+        """
         if gradients is None:
             return 0.0
-        return (super().__call__(name, gradients) * gradients.ratio).clamp(self.floor, self.cap)
+        wanted = super().__call__(name, gradients) * gradients.ratio
+        factor = wanted.clamp(self.floor, self.cap)
+        if count:
+            cut = (factor != wanted).long()
+            self._cut[name] = self._cut[name] + cut if name in self._cut else cut
+            self._steps[name] = self._steps.get(name, 0) + 1
+        return factor
+
+    def collect(self) -> dict[str, float]:
+        """As :meth:`Fixed.collect`."""
+        parts = {name: int(cut) / self._steps[name] for name, cut in self._cut.items()}
+        self._cut, self._steps = {}, {}
+        return parts
 
 
 def schedule(progress: float, *, epochs: float, ramp: float, fade: float) -> float:

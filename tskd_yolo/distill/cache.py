@@ -100,7 +100,7 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
         args: The run's arguments.
         epochs: Of the run.
         shared: For ``teacher_cache=ram``: a word that the run's processes on this machine have in common and no other
-        run has. They then hold the records once; what is left over is removed by :func:`release`.
+            run has. They then hold the records once; what is left over is removed by :func:`release`.
 
     Raises:
         ConfigError: If the records would take more than the limit, the disk or the memory has, or cannot be written.

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tskd_yolo.config import TERMS, Config
 from tskd_yolo.distill.balance import Fixed, Meter, Share
-from tskd_yolo.distill.features import HeadReader, Level, StageReader, TeacherOutputs
+from tskd_yolo.distill.features import Capture, HeadReader, Level, TeacherOutputs, evaluating
 from tskd_yolo.distill.matching import Match, Pair
-from tskd_yolo.distill.nonfinite import MOST, NonFinite
+from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.distill.step import Losses, Readers, Step
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.distill.terms import VARIANTS, MapSource, ResponseTerm, Term
@@ -70,15 +70,13 @@ class Distiller:
         with undisturbed():
             torch.manual_seed(seed)
             self.learned = self._build().to(device)
-        for term in self.terms:
-            term.guard.watch(term.module.parameters())
-        self._first = [p.detach().clone() for p in self.learned.parameters()]
-        self._seen: dict[str, Any] = {}
-        self._step: Step | None = None
+        self.monitor = Monitor(self)
+        self.step: Step | None = None
+        """The pass that is under way."""
 
     def _readers(self, student: Any) -> Readers:
         head = HeadReader(student.model[-1], self._responses, self.match.entry_stage)
-        return Readers(head, StageReader(student), self.match.strides)
+        return Readers(head, self.match.stages.of(student), self.match.strides)
 
     def _build(self) -> Any:
         """Adapters by source and map, then what each term has of its own."""
@@ -114,11 +112,23 @@ class Distiller:
         """The source of this name, if a term that is on reads it."""
         return next((source for source in self.sources if source.name == name), None)
 
-    def leave_out_frozen(self) -> list[str]:
-        """Leaves terms out that teach frozen layers only; their keys."""
-        if any(p.requires_grad for p in self.readers.stages.parameters()):
-            return []
-        keys = [term.key for term in self.active if term.source is not None and term.source.name == "stages"]
+    def leave_out_unreachable(self, student: Any) -> list[str]:
+        """Leaves terms out whose gradient would reach frozen layers only, and returns their keys.
+
+        Where a gradient can go is read off a pass of the student that changes nothing.
+        """
+        side = 2 * max(self.match.strides)
+        images = next(student.parameters()).new_zeros(1, student.yaml.get("channels", 3), side, side)
+        capture = Capture()
+        self.readers.attach(capture, self.active)
+        try:
+            with evaluating(student), torch.enable_grad():
+                outputs = self.readers.read(student(images), capture.caught)
+        finally:
+            capture.detach()
+        unreachable = [term for term in self.active if not any(t.requires_grad for t in term.reached(outputs))]
+        self.terms = [term for term in self.terms if term not in unreachable]
+        keys = [key for key in self.on if key in {t.key for t in unreachable} - {t.key for t in self.terms}]
         for key in keys:
             del self.on[key]
         return keys
@@ -136,15 +146,15 @@ class Distiller:
             teacher = self.cache(images, batch, self.teacher_outputs)
         elif self.on:
             teacher = self.teacher_outputs(images)
-        self._step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add)
-        self._step.stand_in(student)
-        return self._step
+        self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add)
+        self.step.stand_in(student)
+        return self.step
 
     def detach(self) -> None:
         """Undoes :meth:`attach`, whether the pass came or not."""
-        if self._step is not None:
-            self._step.close()
-            self._step = None
+        if self.step is not None:
+            self.step.close()
+            self.step = None
 
     def teacher_outputs(self, images: Tensor) -> TeacherOutputs:
         """What the terms read of the teacher for images ``(N, 3, H, W)``; the student needs the memory of the rest."""
@@ -171,16 +181,24 @@ class Distiller:
         if terms and self.meter.due():
             self._measure(vector.sum() / images, losses)
         zero = vector.new_zeros(())
-        weighted = {term.name: self._factor(term.name) * finite[term.name] for term in terms}
+        weighted = {term.name: self.factor_of(term.name, count=True) * finite[term.name] for term in terms}
         parts = torch.stack([sum((weighted[t.name] for t in terms if t.key == key), zero) for key in TERMS])
-        for term in terms:
-            self._seen[term.key] = self._seen.get(term.key, 0) + finite[term.name].detach().abs()
+        self.monitor.see(terms, finite)
         # Ultralytics multiplies its means by the batch size and shows the means.
-        vector = torch.cat((vector, parts.to(vector) * images))
+        vector = torch.cat((vector, (parts + self._own_gradient(losses)).to(vector) * images))
         return vector, {**items, **{f"{key}_loss": part for key, part in zip(TERMS, parts.detach(), strict=True)}}
 
-    def _factor(self, name: str) -> float | Tensor:
-        return self.factor * self.balance(name, self.meter.gradients.get(name))
+    @staticmethod
+    def _own_gradient(losses: Losses) -> Tensor | float:
+        """Zero, with the gradient of what terms' own parameters minimise: free of weights and shares."""
+        if not losses.objectives:
+            return 0.0
+        total = torch.stack(losses.objectives).sum() / len(TERMS)  # added to the entry of every term
+        return total - total.detach()
+
+    def factor_of(self, name: str, count: bool = False) -> float | Tensor:
+        """What a term is multiplied by; ``count`` where it is, and not only asked for."""
+        return self.factor * self.balance(name, self.meter.gradients.get(name), count)
 
     def _measure(self, detection: Tensor, losses: Losses) -> None:
         for term in self.terms:
@@ -203,59 +221,9 @@ class Distiller:
             step.close()
             for term in self.terms:
                 term.guard.collect()
+            self.balance.collect()
 
-    # Once per epoch ---------------------------------------------------------------------------------------------------
-
-    def nonfinite(self, total: Callable[[list[float]], list[float]]) -> dict[str, NonFinite]:
-        """Terms that were not finite in some steps since the last call, by key.
-
-        A term that was left out of more than a tenth of the steps is switched off.
-
-        Args:
-            total: Sums a list of numbers over all processes.
-        """
-        sums = total([float(count) for term in self.terms for count in term.guard.collect()])
-        counts: dict[str, NonFinite] = {}
-        for term, left_out, steps in zip(self.terms, sums[::2], sums[1::2], strict=True):
-            if left_out:
-                count = NonFinite(int(left_out), int(steps), left_out > MOST * steps)
-                counts[term.key] = max(counts.get(term.key, count), count)
-        for key, count in counts.items():
-            if count.off:
-                self.on.pop(key, None)
-        return counts
-
-    def shares(self) -> dict[str, float]:
-        """What was measured, as columns: per term its share of the detection loss's gradient and their cosine."""
-        columns = {}
-        for term in self.terms:
-            gradients = self.meter.gradients.get(term.name)
-            if gradients is not None and term.shown:
-                columns[f"share/{term.key}"] = float(self._factor(term.name) / gradients.ratio.clamp(min=1e-30))
-                columns[f"cosine/{term.key}"] = float(gradients.cosine)
-        return {key: round(value, 5) for key, value in columns.items()}
-
-    def first_epoch_problems(self, total: Callable[[list[float]], list[float]], processes: int) -> list[str]:
-        """After the first epoch: what shows that nothing is being taught, one sentence each.
-
-        Args:
-            total: Sums a list of numbers over all processes.
-            processes: Their number.
-        """
-        reached = total([float(self._seen.get(key, 0) != 0) for key in TERMS])
-        problems = []
-        for key, count in zip(TERMS, reached, strict=True):
-            if key in self.on and count < processes:
-                problems.append(f"{key} is zero on {processes - int(count)} of {processes} processes")
-            gradients = [self.meter.gradients.get(term.name) for term in self.terms if term.key == key]
-            if key in self.on and not any(float(g.term) for g in gradients if g is not None):
-                problems.append(f"{key} does not reach the student: what it teaches is frozen")
-        moved = [not torch.equal(a, b) for a, b in zip(self._first, self.learned.parameters(), strict=True)]
-        if moved and not any(moved):
-            problems.append("the adapters have not moved: the learning rate is 0, or no step was taken")
-        if not self.teacher.unmoved():
-            problems.append("the teacher's weights have changed")
-        return problems
+    # Across runs ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""

@@ -6,10 +6,13 @@ along A; a dual head (YOLO26) one such dict per branch, ``one2many`` and ``one2o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tskd_yolo.losses import Response
@@ -23,8 +26,8 @@ After stage 1 the rest of the head is linear: what the teacher's classifier and 
 activations, for a small part of the cost of entering after stage 0, where ``variant=paper`` enters.
 """
 
-STAGES = {4: 2, 8: 4, 16: 6}
-"""The layers that end the backbone's early stages, by their stride in pixels, in every family."""
+STAGE_STRIDES = 4, 8, 16
+"""Strides of the backbone's early stages, in pixels."""
 
 
 class Level(NamedTuple):
@@ -180,27 +183,74 @@ class HeadReader:
         return dict(zip(self.strides, levels, strict=True))
 
 
-class StageReader:
-    """Reads the maps of a backbone's early stages.
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode; afterwards every part of it is in the mode that it was in."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def probe(model: Any, images: Tensor | None = None) -> dict[int, Tensor]:
+    """The output ``(N, C, H, W)`` of every layer of a detector that has one, by its number, in a pass that changes
+    nothing.
 
     Args:
         model: The detector.
+        images: The input; a black image of twice the largest stride where it is missing.
+    """
+    parameter = next(model.parameters())
+    if images is None:
+        side = 2 * int(max(model.stride))
+        images = parameter.new_zeros(1, model.yaml.get("channels", 3), side, side)
+    capture = Capture()
+    for number, layer in enumerate(model.model[:-1]):
+        capture.output_of(layer, number)
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        capture.detach()
+    return {number: out for number, out in capture.caught.items() if isinstance(out, Tensor) and out.dim() == 4}
+
+
+class StageReader:
+    """Reads the maps of a backbone's early stages: for each of :data:`STAGE_STRIDES` the last map of that stride.
+
+    Args:
+        model: The detector.
+
+    Raises:
+        ValueError: If the backbone has no map of one of these strides.
     """
 
     def __init__(self, model: Any) -> None:
-        self.model = model.model[: max(STAGES.values()) + 1]
-        self.layers = [self.model[i] for i in STAGES.values()]
-        self.widths = [layer.cv2.conv.out_channels for layer in self.layers]
+        with torch.no_grad():
+            outputs = probe(model)
+        side = 2 * int(max(model.stride))
+        numbers = [n for n in outputs if n < len(model.yaml["backbone"])]
+        last = {side // outputs[n].shape[2]: n for n in numbers}
+        if missing := [stride for stride in STAGE_STRIDES if stride not in last]:
+            raise ValueError(f"the backbone has no map of stride {missing[0]}; it has {sorted(last)}.")
+        self.numbers = [last[stride] for stride in STAGE_STRIDES]
+        self.widths = [outputs[n].shape[1] for n in self.numbers]
+        self.layers = [model.model[n] for n in self.numbers]
+
+    def of(self, model: Any) -> StageReader:
+        """The same for a copy of the model."""
+        reader = copy(self)
+        reader.layers = [model.model[n] for n in self.numbers]
+        return reader
 
     def attach(self, capture: Capture, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features) -> None:
-        """Catches ``keep(i, map)`` of each stage in the next pass, i its place among :data:`STAGES`."""
+        """Catches ``keep(i, map)`` of each stage in the next pass, i its place among :data:`STAGE_STRIDES`."""
         for i, layer in enumerate(self.layers):
             capture.output_of(layer, ("stage", i), partial(keep, i))
 
     def read(self, caught: Mapping[Any, Tensor]) -> list[Tensor]:
         """One map per stage."""
         return [caught["stage", i] for i in range(len(self.layers))]
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that the maps depend on."""
-        return self.model.parameters()

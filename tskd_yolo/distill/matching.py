@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from ultralytics.nn.tasks import yaml_model_load
 
-from tskd_yolo.distill.features import STAGES, StageReader, neck_width, strides, tower_widths, towers
+from tskd_yolo.distill.features import STAGE_STRIDES, StageReader, neck_width, strides, tower_widths, towers
 from tskd_yolo.rounding import ceil_div
 
 FAMILIES = {"YOLOv8": "yolov8.yaml", "YOLO11": "yolo11.yaml", "YOLO12": "yolo12.yaml", "YOLO26": "yolo26.yaml"}
@@ -80,7 +80,7 @@ class Match:
 
     def early_stages(self) -> list[Pair]:
         """The early stages of the backbone."""
-        widths = zip(STAGES, self.stages.widths, self.teacher_stages.widths, SPATIAL_STEPS, strict=True)
+        widths = zip(STAGE_STRIDES, self.stages.widths, self.teacher_stages.widths, SPATIAL_STEPS, strict=True)
         return [Pair(stride, s, t, channel_step(s, t), spatial_step) for stride, s, t, spatial_step in widths]
 
     def towers(self, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +25,9 @@ class Guard:
     """Lets a term's gradient through to the student in steps where value and gradient are finite, and none otherwise.
 
     Multiplying a NaN by zero leaves a NaN, and so does choosing another value in its place: the backward pass still
-    goes through what made it. So everything that the term reads of the student comes through :meth:`enter`, and on
-    the way back the guard puts zeros in the gradient's place. Decided and counted on the device, without waiting.
+    goes through what made it. So everything that the term reads of the student, and its own parameters, come through
+    :meth:`enter`, and on the way back the guard puts zeros in the gradient's place. Decided and counted on the device,
+    without waiting.
     """
 
     def __init__(self) -> None:
@@ -48,20 +49,11 @@ class Guard:
         self._finite = term.detach().isfinite()
         return torch.where(self._finite, term, torch.zeros_like(term))
 
-    def watch(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Keeps the gradients of the term's own parameters, which lie behind the guard, finite too."""
-        for parameter in parameters:
-            parameter.register_hook(self._own)
-
     def collect(self) -> tuple[int, int]:
         """Steps left out and steps taken since the last call; waits for the device, so once per epoch."""
         counts = int(self._left_out) if self._left_out is not None else 0, self.steps
         self.steps, self._left_out = 0, None
         return counts
-
-    def _own(self, gradient: Tensor) -> Tensor:
-        finite = self._finite if self.scaled else self._finite & gradient.isfinite()
-        return torch.where(finite, gradient, gradient.new_zeros(()))
 
     def back(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
         """The gradients of what entered, or zeros."""
@@ -102,35 +94,33 @@ def guarded(parts: Sequence[Part], guard: Guard) -> list[Tensor]:
     The gradients of a part are taken when its value is (:func:`at_once`); what of them reaches the student passes the
     guard, for all parts together.
     """
-    entered = list(guard.enter([tensor for part in parts for tensor in part.tensors]))
+    entered = list(guard.enter([tensor for part in parts for tensor in (*part.tensors, *part.parameters)]))
     values = []
     for part in parts:
-        own, entered = entered[: len(part.tensors)], entered[len(part.tensors) :]
-        values.append(at_once(part.function, own, part.parameters))
+        count = len(part.tensors) + len(part.parameters)
+        values.append(at_once(part, entered[:count]))
+        entered = entered[count:]
     return values
 
 
-def at_once(term: Callable[..., Tensor], tensors: Sequence[Tensor], parameters: Iterable[nn.Parameter] = ()) -> Tensor:
-    """``term(*tensors)`` with its gradients taken now: nothing of its graph waits in memory for the backward pass.
+def at_once(part: Part, entered: Sequence[Tensor]) -> Tensor:
+    """The value of a part with its gradients taken now: nothing of its graph waits in memory for the backward pass.
 
     Until then one gradient per tensor is kept, in float32: float16 ones would underflow before the scaler's factor
     reaches them.
 
     Args:
-        term: Gives a scalar.
-        tensors: What it reads of the student.
-        parameters: Those of its own that it reads.
+        part: What is computed.
+        entered: The part's tensors and parameters, as the gradients are to reach them.
     """
     if not torch.is_grad_enabled():
-        return term(*tensors)
-    own = [x.detach().float().requires_grad_(x.requires_grad) for x in tensors]
-    value = term(*own)
+        return part.function(*part.tensors)
+    own = [x.detach().float().requires_grad_(x.requires_grad) for x in part.tensors]
+    value = part.function(*own)
     if not value.requires_grad:
         return value
-    parameters = list(parameters)
-    pairs = [(x, y) for x, y in zip((*tensors, *parameters), (*own, *parameters), strict=True) if y.requires_grad]
-    with torch.autocast(value.device.type, enabled=False):  # a backward pass keeps the dtypes of its forward pass
-        gradients = torch.autograd.grad(value, [y for _, y in pairs], allow_unused=True)
+    pairs = [(x, y) for x, y in zip(entered, (*own, *part.parameters), strict=True) if y.requires_grad]
+    gradients = torch.autograd.grad(value, [y for _, y in pairs], allow_unused=True)
     return _KnownGradients.apply(value.detach(), gradients, *(x for x, _ in pairs))
 
 

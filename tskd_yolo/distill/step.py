@@ -42,10 +42,13 @@ class Readers(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The unweighted terms of one pass by name, and the tensors of the student where each one's share is measured."""
+    """The unweighted terms of one pass by name, the tensors of the student where each one's share is measured, and what
+    terms' own parameters minimise beside them.
+    """
 
     values: dict[str, Tensor]
     measured: dict[str, Sequence[Tensor]]
+    objectives: list[Tensor]
 
 
 class Step:
@@ -104,13 +107,15 @@ class Step:
         return self.readers.read(predictions, self.capture.caught)
 
     def losses(self, student: StudentOutputs, batch: dict[str, Tensor]) -> Losses:
-        """The unweighted terms, each a float32 scalar."""
+        """The unweighted terms, each a float32 scalar: all of ours is computed in float32, also inside autocast."""
         if not self.terms or self.teacher is None:
-            return Losses({}, {})
-        height, width = batch["img"].shape[2:]
+            return Losses({}, {}, [])
+        teacher, (height, width) = self.teacher, batch["img"].shape[2:]
         boxes = boxes_of(batch, images=len(batch["img"]), size=(height, width))
-        values = {term.name: term(student=student, teacher=self.teacher, boxes=boxes) for term in self.terms}
-        return Losses(values, {term.name: term.measured(student) for term in self.terms})
+        with torch.autocast(batch["img"].device.type, enabled=False):
+            values = {term.name: term(student=student, teacher=teacher, boxes=boxes) for term in self.terms}
+            objectives = [objective for term in self.terms if (objective := term.objective(teacher)) is not None]
+        return Losses(values, {term.name: term.measured(student) for term in self.terms}, objectives)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

@@ -8,6 +8,7 @@ one's own is one more entry there, with its key in ``cfg/default.yaml``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from tskd_yolo.config import Config
-from tskd_yolo.distill.features import ENTRY_STAGE, Capture, Level, StudentOutputs, TeacherOutputs
+from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, Level, StudentOutputs, TeacherOutputs
 from tskd_yolo.distill.matching import Match, Pair
 from tskd_yolo.distill.nonfinite import Guard, Part, guarded
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.losses import CRD, DED, DRD, Response
 from tskd_yolo.losses.boxes import Boxes
-from tskd_yolo.losses.crd import adapter
+from tskd_yolo.losses.crd import Tails, adapter
 from tskd_yolo.losses.distributed import all_reduce_mean
+from tskd_yolo.losses.hint import Hint
 from tskd_yolo.losses.paper import PaperCRD, PaperDED, PaperDRD
 from tskd_yolo.losses.standardize import Map, standardize
 
@@ -70,6 +72,9 @@ class MapSource:
         """A term from its values on every map."""
         return torch.stack(list(values)).mean()
 
+    measured_at = "neck"
+    """Where gradient shares are measured, as columns name it."""
+
     def measured(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         """The student's maps on which gradient shares are measured."""
         return maps
@@ -95,6 +100,8 @@ class EarlyStages(MapSource):
     Gradient shares are measured at the last of them: a walk back from the loss to earlier ones takes more time, and
     memory while all of the graph is there.
     """
+
+    measured_at = f"stride{STAGE_STRIDES[-1]}"
 
     def measured(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         """The map of the last stage."""
@@ -144,8 +151,10 @@ class Term:
 
     def __init__(self, key: str, name: str | None = None) -> None:
         self.key, self.name = key, name or key
-        self.guard = Guard()
+        self.guard, self.objective_guard = Guard(), Guard()
         self.module: Any = None
+        self.measured_at = "neck"
+        """Where its gradient share is measured, as its columns name it."""
 
     def build(self) -> nn.Module:
         """Draws what it has of parameters and buffers, but for the adapters of its source."""
@@ -166,6 +175,14 @@ class Term:
         """The term from the values of its parts."""
         return values[0]
 
+    def objective(self, teacher: TeacherOutputs) -> Tensor | None:
+        """What its own parameters minimise beside the term, whatever the term weighs; None where there is nothing."""
+        return None
+
+    def reached(self, student: StudentOutputs) -> Sequence[Tensor]:
+        """The student's tensors that the term's gradient goes into first."""
+        raise NotImplementedError
+
     def measured(self, student: StudentOutputs) -> Sequence[Tensor]:
         """The student's tensors on which its gradient share is measured."""
         raise NotImplementedError
@@ -184,17 +201,12 @@ class MapTerm(Term):
 
     def __init__(self, key: str, source: MapSource, loss: Callable[[int], nn.Module]) -> None:
         super().__init__(key)
-        self.source, self.loss = source, loss
+        self.source, self.loss, self.measured_at = source, loss, source.measured_at
 
     def build(self) -> nn.Module:
         """One loss per map."""
         self.module = nn.ModuleList(self.loss(pair.compared) for pair in self.source.pairs)
         return self.module
-
-    def __call__(self, *, student: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> Tensor:
-        """In float32, also inside autocast."""
-        with torch.autocast(boxes.xyxy.device.type, enabled=False):
-            return super().__call__(student=student, teacher=teacher, boxes=boxes)
 
     def parts(self, *, student: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> list[Part]:
         """One per map."""
@@ -211,6 +223,21 @@ class MapTerm(Term):
     def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
         """As the source has it."""
         return self.source.total(values, teacher)
+
+    def objective(self, teacher: TeacherOutputs) -> Tensor | None:
+        """The sum over the maps of what a loss calls its ``objective``, where it has parameters."""
+        maps = zip(self.module, teacher.maps[self.source.name], strict=True)
+        parts = [self._objective(loss, features) for loss, features in maps if any(True for _ in loss.parameters())]
+        if not parts:
+            return None
+        return self.objective_guard.leave(torch.stack(guarded(parts, self.objective_guard)).sum())
+
+    def _objective(self, loss: Any, features: Any) -> Part:
+        return Part(lambda: loss.objective(self.source.teacher_map(features)), [], list(loss.parameters()))
+
+    def reached(self, student: StudentOutputs) -> Sequence[Tensor]:
+        """The maps."""
+        return student.maps[self.source.name]
 
     def measured(self, student: StudentOutputs) -> Sequence[Tensor]:
         """As the source has it."""
@@ -232,7 +259,9 @@ class ResponseTerm(Term):
         super().__init__(key, f"{key}:{branch}")
         self.branch, self.loss = branch, loss
         self.widths = match.towers(branch)
-        self.tails = [teacher.tails(stride, branch, match.entry_stage) for stride in match.strides]
+        # Copies in float32: the teacher itself may come to be held in half precision.
+        tails = [teacher.tails(stride, branch, match.entry_stage) for stride in match.strides]
+        self.tails = [Tails(*(deepcopy(part).float() for part in tail)) for tail in tails]
         self.shown = branch != "one2one"  # of two branches the one that teaches the neck
 
     def build(self) -> nn.Module:
@@ -258,11 +287,23 @@ class ResponseTerm(Term):
 
         return [Part(value, [t for response in responses for t in response], list(self.module.parameters()))]
 
+    def reached(self, student: StudentOutputs) -> Sequence[Tensor]:
+        """Tower activations and outputs of the branch."""
+        return [tensor for response in student.responses[self.branch] for tensor in response]
+
     def measured(self, student: StudentOutputs) -> Sequence[Tensor]:
-        """The neck; of the second branch, which sees it cut off from its graph, the towers' activations."""
-        if self.branch != "one2one":
-            return student.maps["neck"]
-        return [t for r in student.responses[self.branch] for t in (r.box_features, r.class_features)]
+        """The neck; the towers' activations where the neck is frozen, and of the second branch, which sees the neck cut
+        off from its graph; the outputs where the towers are frozen too.
+        """
+        responses = student.responses[self.branch]
+        places = {
+            "neck": student.maps["neck"] if self.branch != "one2one" else [],
+            "towers": [t for r in responses for t in (r.box_features, r.class_features)],
+            "outputs": [t for r in responses for t in (r.boxes, r.scores)],
+        }
+        reachable = [name for name, tensors in places.items() if any(t.requires_grad for t in tensors)]
+        self.measured_at = (reachable or ["outputs"])[0]
+        return places[self.measured_at]
 
 
 class PaperResponseTerm(ResponseTerm):
@@ -323,4 +364,14 @@ def paper_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
     }
 
 
-VARIANTS = {"default": Variant(default_terms, ENTRY_STAGE), "paper": Variant(paper_terms, 0)}
+def hint_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+    """The default's, with plain hints in the place of DED: the same maps, and a squared difference of them."""
+    hints = MapTerm("ded", EarlyStages("stages", match.early_stages()), lambda channels: Hint())
+    return {**default_terms(match, teacher, config), "ded": [hints]}
+
+
+VARIANTS = {
+    "default": Variant(default_terms, ENTRY_STAGE),
+    "hints": Variant(hint_terms, ENTRY_STAGE),
+    "paper": Variant(paper_terms, 0),
+}

@@ -50,19 +50,27 @@ def cells(boxes: Boxes, height: int, width: int) -> tuple[Tensor, Tensor, Tensor
     return (x1 * sx).floor(), (y1 * sy).floor(), (x2 * sx).ceil(), (y2 * sy).ceil()
 
 
-def covered(boxes: Boxes, height: int, width: int) -> Masks:
+def covered(boxes: Boxes, height: int, width: int, spatial_step: int = 1) -> Masks:
     """Foreground, the part of every cell that boxes cover (of several the largest), and background, the rest of it.
 
-    All of a region weighs alike, and no box is too small to be felt: weights are from 0 to 1, one for a whole cell.
+    All of a region weighs alike, and no box on a cell is too small to be felt: weights are from 0 to 1, one for a whole
+    cell.
+
+    Args:
+        boxes: The boxes.
+        height, width: Of the grid, in cells.
+        spatial_step: Distance of the cells that are wanted, in cells, in either direction: the first and every so
+            many after it, as :func:`tskd_yolo.losses.standardize.standardize` reads a map.
     """
     x1, y1, x2, y2 = boxes.xyxy.float().unbind(1)
-    rows = _overlap(y1, y2, height, boxes.size[0])  # (K, H)
-    columns = _overlap(x1, x2, width, boxes.size[1])  # (K, W)
+    rows = _overlap(y1, y2, height, boxes.size[0])[:, ::spatial_step]  # (K, H)
+    columns = _overlap(x1, x2, width, boxes.size[1])[:, ::spatial_step]  # (K, W)
 
     def weights(part: slice) -> Tensor:
         return (rows[part].unsqueeze(2) * columns[part].unsqueeze(1)).flatten(1)
 
-    foreground = largest_weight(boxes, weights, height * width).view(boxes.images, height, width)
+    count = rows.shape[1] * columns.shape[1]
+    foreground = largest_weight(boxes, weights, count).view(boxes.images, rows.shape[1], columns.shape[1])
     return Masks(foreground, 1 - foreground)
 
 

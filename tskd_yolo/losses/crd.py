@@ -116,9 +116,10 @@ class CRD(nn.Module):
 
         Args:
             student, teacher: One response per level, in the same order; of the teacher also what :meth:`target` makes
-            of them.
+                of them.
             tails: The rest of the teacher's head, per level.
-            positives: Number of locations assigned to a defect, ``()``, which the paper's form divides by.
+            positives: Number of locations assigned to a defect on this process, ``()``, which the paper's form divides
+                by.
         """
         terms = self.terms(student=student, teacher=teacher, tails=tails, positives=positives)
         return torch.stack(list(terms.values())).sum()

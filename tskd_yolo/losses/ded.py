@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from tskd_yolo.losses.boxes import Boxes, Masks, covered
 from tskd_yolo.losses.distributed import all_reduce_mean
-from tskd_yolo.losses.standardize import Map, standardize_pair
+from tskd_yolo.losses.standardize import Map, standardize, standardize_pair
 
 CHANNELS, WINDOW_STEP = 16, 2
 """Most channels that the structural prior compares, and how far apart its windows stand, in cells."""
@@ -45,9 +45,11 @@ class DED(nn.Module):
     """
 
     def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
-        """Returns the sum of :meth:`terms`, with the regions that :func:`covered` finds on the maps' grid."""
-        height, width = teacher.shape[2:] if isinstance(teacher, Tensor) else teacher.size
-        masks = covered(boxes, height, width)
+        """Returns the sum of :meth:`terms`, with the regions that :func:`covered` finds on the cells of the student's
+        map.
+        """
+        student = standardize(student)
+        masks = covered(boxes, *(student.grid or student.size), student.spatial_step)
         return torch.stack(list(self.terms(student=student, teacher=teacher, masks=masks).values())).sum()
 
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tskd_yolo.losses.boxes import Boxes, slots, windows
 from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.losses.glore import GraphUnit, neighbours
-from tskd_yolo.losses.standardize import Map, inverse_deviation, standardize_pair
+from tskd_yolo.losses.standardize import Map, inverse_deviation, standardize, standardize_pair
 
 NODES, STATES, CROP, INSTANCES = 16, 32, 2, 8
 """Graph nodes, node width, cells per side of an instance, and most instances of an image that are compared."""
@@ -32,7 +32,8 @@ class DRD(nn.Module):
 
     Args:
         channels: Width C of the maps (the teacher's; the student comes through its adapter).
-        trained: Whether the graph unit learns to reconstruct the teacher's map, or stays as it was drawn.
+        trained: Whether the graph unit learns to reconstruct the teacher's map (:meth:`objective`), or stays as it was
+            drawn.
 
     Shapes:
         student, teacher: ``(N, C, H, W)``; output ``()``, float32.
@@ -46,14 +47,15 @@ class DRD(nn.Module):
         self.trained = trained
 
     def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
-        """Returns the sum of :meth:`terms`; a trained unit gets its own gradient besides, the value is unchanged."""
-        student, teacher = standardize_pair(student, teacher)
+        """Returns the sum of :meth:`terms`."""
         terms = self.terms(student=student, teacher=teacher, boxes=boxes)
-        total = terms["pixel"] + terms["instance"]
-        if self.trained:
-            own = self.unit.reconstruction(teacher.image(teacher.full()))
-            total = total + (own - own.detach())
-        return total
+        return terms["pixel"] + terms["instance"]
+
+    def objective(self, teacher: Tensor | Map) -> Tensor:
+        """What a trained unit minimises: :meth:`GraphUnit.reconstruction` of the teacher's map, a scalar."""
+        if isinstance(teacher, Tensor):
+            teacher = standardize(teacher.detach())
+        return self.unit.reconstruction(teacher.image(teacher.full()))
 
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> dict[str, Tensor]:
         """Returns the parts ``pixel`` and ``instance``."""

@@ -25,13 +25,21 @@ class GraphUnit(nn.Module):
         nodes: Number of graph nodes M.
         states: Width S of a node.
         trained: Whether the weights are parameters (see :meth:`reconstruction`), or drawn once and fixed (buffers).
+        generator: What the weights are drawn by; torch's own where it is missing.
 
     Shapes:
         features ``(N, C, H, W)``; nodes ``(N, S, M)``.
         :meth:`relation` gives ``(N, S, H, W)``, :meth:`forward` ``(N, C, H, W)``.
     """
 
-    def __init__(self, channels: int, nodes: int, states: int, trained: bool = False) -> None:
+    def __init__(
+        self,
+        channels: int,
+        nodes: int,
+        states: int,
+        trained: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
         super().__init__()
         shapes = {
             "state": (states, channels),
@@ -42,7 +50,7 @@ class GraphUnit(nn.Module):
         }
         for name, shape in shapes.items():
             # Orthogonal rows keep the directions of the map; a plain Gaussian projection would mix its directions.
-            self._add(f"{name}_weight", nn.init.orthogonal_(torch.empty(shape)), trained)
+            self._add(f"{name}_weight", nn.init.orthogonal_(torch.empty(shape), generator=generator), trained)
         for name, width in (("state", states), ("project", nodes), ("between_nodes", nodes)):
             self._add(f"{name}_bias", torch.zeros(width), trained)
         self._add("norm_weight", torch.ones(channels), trained)

@@ -17,8 +17,9 @@ import torchvision  # noqa: F401, registers torch.ops.torchvision
 from torch import Tensor, nn
 
 from tskd_yolo.losses.boxes import Boxes, Masks, cells, largest_weight
-from tskd_yolo.losses.crd import CRD, Response, Tails, Target, box_distance, target
+from tskd_yolo.losses.crd import CRD, Response, Tails, Target, overlap, target
 from tskd_yolo.losses.ded import ssim
+from tskd_yolo.losses.distributed import all_reduce_mean, processes
 from tskd_yolo.losses.glore import GraphUnit
 
 TEMPERATURE = 0.5
@@ -106,30 +107,35 @@ class PaperDRD(nn.Module):
     """DRD as the release defines it: ``alpha (L_pix + L_ins)`` with alpha = 5e-4.
 
     The pixel unit is drawn once and fixed. The instance unit is as wide as the batch has boxes, so it is drawn anew for
-    every batch, as in the release; with fewer than two boxes in the batch the instance term is 0.
+    every batch, as in the release, by random numbers of its own that begin at a seed; with fewer than two boxes in the
+    batch the instance term is 0.
+
+    Args:
+        channels: Width of the maps.
+        seed: Where the instance units' random numbers begin; drawn where it is missing.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, seed: int | None = None) -> None:
         super().__init__()
         self.unit = graph_unit(channels)
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
 
     def forward(self, *, student: Tensor, teacher: Tensor, boxes: Boxes) -> Tensor:
         """``(N, C, H, W)`` maps -> scalar."""
         student, teacher = student.float(), teacher.detach().float()
         total = pixel_relation(student=student, teacher=teacher, unit=self.unit)
         if len(boxes.xyxy) >= 2:
-            with torch.random.fork_rng(devices=[]):
-                unit = graph_unit(len(boxes.xyxy)).to(student.device)
+            unit = graph_unit(len(boxes.xyxy), self.generator).to(student.device)
             total = total + instance_relation(
                 student=instances(student, boxes), teacher=instances(teacher, boxes), unit=unit
             )
         return ALPHA * total
 
 
-def graph_unit(channels: int) -> GraphUnit:
+def graph_unit(channels: int, generator: torch.Generator | None = None) -> GraphUnit:
     """The release's unit for maps of C channels: ``C // 2`` nodes of ``2 (C // 2)`` states, weights as drawn."""
     nodes = channels // 2
-    return GraphUnit(channels, nodes=nodes, states=2 * nodes)
+    return GraphUnit(channels, nodes=nodes, states=2 * nodes, generator=generator)
 
 
 def pixel_relation(*, student: Tensor, teacher: Tensor, unit: GraphUnit) -> Tensor:
@@ -168,7 +174,7 @@ def crops(features: Tensor, boxes: Boxes, output: int) -> Tensor:
 class PaperCRD(CRD):
     """CRD as the release has it: the cross response only, at all locations, divided by the number of positives.
 
-    ``D`` is the divergence of the distance distributions alone; for heads without DFL it is 1 - GIoU.
+    ``D`` is 1 - GIoU of the boxes that the distances mean (the release's configurations for RetinaNet and DDOD).
     """
 
     def responses(
@@ -178,14 +184,15 @@ class PaperCRD(CRD):
         return {"cross": self.cross_responses(student, teacher, tails)}
 
     def divisor(self, confidence: Tensor, positives: Tensor | None) -> Tensor:
-        """The number of locations assigned to a defect."""
+        """The number of locations assigned to a defect, of all processes; one where it is not known."""
         if positives is None:
-            raise ValueError("positives: the paper's form divides by the locations assigned to a defect; give them.")
-        return positives.float().clamp(min=1)
+            return confidence.new_ones(())
+        total = all_reduce_mean(positives.float()) * processes()
+        return total.clamp(min=1) / processes()
 
     def box_distance(self, boxes: Tensor, teacher: Tensor) -> Tensor:
-        """The divergence alone."""
-        return box_distance(boxes, teacher)
+        """The overlap alone."""
+        return 1 - overlap(boxes, teacher)
 
     @staticmethod
     def target(teacher: Sequence[Response]) -> Target:

@@ -25,12 +25,15 @@ class Map(NamedTuple):
     Shapes:
         cells: ``(N, P, B)``, N images of P cells; projection: ``(C, B)``, or None where it is the identity.
     Units:
-        size: height and width in cells, whose product is P.
+        size: height and width in cells, whose product is P; grid: those of the map that the cells are from, of which
+        one in ``spatial_step`` is there in either direction. A grid of None is the size.
     """
 
     cells: Tensor
     projection: Tensor | None
     size: tuple[int, int]
+    grid: tuple[int, int] | None = None
+    spatial_step: int = 1
 
     def read(self, weight: Tensor) -> Tensor:
         """``map @ weight^T``: ``(R, C)`` weights give ``(N, P, R)``."""
@@ -72,14 +75,15 @@ def standardize(features: Tensor | Map, adapter: Tensor | None = None, spatial_s
     """
     if isinstance(features, Map):
         return features
-    height, width = (ceil_div(side, spatial_step) for side in features.shape[2:])
+    grid = features.shape[2], features.shape[3]
+    size = ceil_div(grid[0], spatial_step), ceil_div(grid[1], spatial_step)
     cells = centred(features.float(), spatial_step)
     count = cells.shape[0] * cells.shape[1]
     if adapter is None:
         scale = inverse_deviation(all_reduce_mean(cells.square().sum(dim=(0, 1)) / count))
-        return Map(cells * scale if cells.requires_grad else cells.mul_(scale), None, (height, width))
+        return Map(cells * scale if cells.requires_grad else cells.mul_(scale), None, size, grid, spatial_step)
     variance = all_reduce_mean(adapted_variance(cells.flatten(0, 1), adapter, count))
-    return Map(cells, adapter * inverse_deviation(variance).unsqueeze(1), (height, width))
+    return Map(cells, adapter * inverse_deviation(variance).unsqueeze(1), size, grid, spatial_step)
 
 
 def adapted_variance(cells: Tensor, adapter: Tensor, count: float) -> Tensor:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import LOCAL_RANK, LOGGER, colorstr
+from ultralytics.utils import DEFAULT_CFG_DICT, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import select_device
 
@@ -23,13 +23,29 @@ from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
 from tskd_yolo.distill import teacher
-from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
 
 # Before a run ---------------------------------------------------------------------------------------------------------
+
+
+def base(cfg: Any) -> dict[str, Any]:
+    """The arguments beneath those that a user gives: Ultralytics' defaults and ours, and over them ``cfg``.
+
+    Args:
+        cfg: A file of settings, or settings, as Ultralytics' trainers take them.
+
+    Raises:
+        ConfigError: If it is a file and none of settings, or gives ``trust``.
+    """
+    theirs = {**DEFAULT_CFG_DICT, **config.from_file(cfg)} if isinstance(cfg, (str, Path)) else cfg2dict(cfg)
+    config.refuse_trust(theirs, source="cfg=")
+    merged = {**config.KEPT, **{key: value for key, value in theirs.items() if key != "trust"}}
+    config.resolve(merged)
+    return merged
 
 
 def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> Any:
@@ -38,7 +54,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     Puts absolute paths of teacher and data into ``overrides``, so that the run can be resumed from anywhere.
 
     Args:
-        base: Ultralytics' defaults and ours.
+        base: Ultralytics' defaults and ours, ``trust`` among them.
         overrides: What the user gave.
         errors: Mistakes that are known already, to be told with the others.
 
@@ -195,6 +211,37 @@ def _device(device: Any) -> list[str]:
 # While the engine sets up ---------------------------------------------------------------------------------------------
 
 
+def restore(args: Any, *, trust: bool, teacher: Any) -> None:
+    """Brings our keys into the arguments of a run that goes on, in place, where its checkpoint lacks them.
+
+    Args:
+        args: As they were in the checkpoint.
+        trust: Whether the command line or the Python call trusts.
+        teacher: Where the teacher lies now, if that is given.
+
+    Raises:
+        ConfigError: If the checkpoint itself says ``trust`` and they do not.
+    """
+    if not trust:
+        config.refuse_trust(vars(args), source=f"the checkpoint {args.resume}", editable=False)
+    vars(args).pop("trust", None)
+    for key, value in config.KEPT.items():
+        setattr(args, key, getattr(args, key, value))
+    if teacher:
+        args.teacher = str(Path(teacher).resolve())
+
+
+@contextlib.contextmanager
+def data_errors() -> Iterator[None]:
+    """Inside, what we refuse in a data set is told as it is, and not as the engine wraps it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, ConfigError):
+            raise
+        raise error.__cause__ from None
+
+
 @contextlib.contextmanager
 def setup_errors(args: Arguments) -> Iterator[None]:
     """Inside, what the engine says of a user's mistakes becomes ours.
@@ -219,24 +266,35 @@ def setup_errors(args: Arguments) -> Iterator[None]:
 # After an epoch -------------------------------------------------------------------------------------------------------
 
 
-def report_non_finite(distiller: Distiller, processes: Processes) -> None:
-    """Says which terms were left out of steps; those that were too often are switched off."""
-    for term, (left_out, steps, off) in distiller.nonfinite(processes.total).items():
+def report_epoch(monitor: Monitor, processes: Processes) -> None:
+    """Says which terms were left out of steps, or cut; those that were left out too often are switched off."""
+    for term, (left_out, steps, off) in monitor.nonfinite(processes.total).items():
         end = "It is switched off for the rest of the run." if off else "The detection loss went on."
         LOGGER.warning(f"{term} was not finite in {left_out} of {steps} steps and left out of them. {end}")
+    for term, part in monitor.clipped().items():
+        LOGGER.warning(
+            f"{term}: its factor was cut at cap or floor in {part:.0%} of the steps, so its gradient share is not what "
+            "was asked for; its column says what it is."
+        )
 
 
-def check_first_epoch(distiller: Distiller, processes: Processes) -> None:
-    """The first-epoch check: that every term reaches the student, adapters have moved and the teacher has not.
+def check_first_epoch(monitor: Monitor, processes: Processes) -> None:
+    """The first-epoch check: that every term reaches the student, adapters have moved and the teacher has not; says
+    where a gradient share is below a tenth of what was asked for.
 
     Raises:
         RunError: If nothing is being taught, with the reasons.
     """
-    if problems := distiller.first_epoch_problems(processes.total, processes.count):
+    if problems := monitor.first_epoch_problems(processes.total, processes.count):
         raise RunError(f"the first-epoch check failed, the run was stopped: {'; '.join(problems)}.")
-    shares = {k: v for k, v in distiller.shares().items() if k.startswith("share/")}
+    shares = {k: v for k, v in monitor.columns().items() if k.startswith("share/")}
     words = "   ".join(f"{key.split('/')[1]} {value:.1%}" for key, value in shares.items())
     LOGGER.info(
         f"{colorstr('tskd-yolo:')} first-epoch check passed: every term reaches the student on {processes.count} "
         f"process(es), adapters have moved, the teacher has not. Gradient shares: {words}."
     )
+    for term, (reached, asked) in monitor.short_shares().items():
+        LOGGER.warning(
+            f"{term}: its gradient share is {reached:.2%} of the detection loss's, less than a tenth of the "
+            f"{asked:.2%} that was asked for: it teaches next to nothing."
+        )

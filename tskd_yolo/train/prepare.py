@@ -82,13 +82,19 @@ def cast_teacher(distiller: Distiller, *, args: Arguments, amp: bool, device: to
         distiller.teacher.cast(torch.bfloat16 if args.amp == "bf16" else torch.float16)
 
 
-def make_ready(distiller: Distiller, *, args: Arguments, scaled: bool, processes: Processes) -> None:
-    """Tells a distiller what the engine has decided meanwhile: frozen layers, scaled gradients, processes."""
-    for term in distiller.leave_out_frozen():
+def make_ready(distiller: Distiller, student: Any, *, args: Arguments, scaled: bool, processes: Processes) -> None:
+    """Tells a distiller what the engine has decided meanwhile: frozen layers, scaled gradients, processes.
+
+    Raises:
+        ConfigError: If the frozen layers leave nothing that a term could teach.
+    """
+    for term in distiller.leave_out_unreachable(student):
         LOGGER.warning(f"{term} is left out: freeze={args.freeze} freezes every layer that it would teach.")
+    if not distiller.on:
+        raise ConfigError([f"freeze: {args.freeze} freezes every layer that the terms would teach; freeze less."])
     processes.broadcast(distiller.learned.state_dict().values())
     for each in distiller.terms:
-        each.guard.scaled = scaled
+        each.guard.scaled = each.objective_guard.scaled = scaled
     distiller.meter.scale = 2.0**10 if scaled else 1.0
     distiller.meter.total = dist.all_reduce if processes.count > 1 else None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.cfg import cfg2dict, get_save_dir
+from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
@@ -24,12 +24,13 @@ from tskd_yolo.distill import cache, teacher
 from tskd_yolo.distill.balance import schedule
 from tskd_yolo.distill.distiller import Distiller, Trial
 from tskd_yolo.rng import undisturbed
-from tskd_yolo.train import checkpoints, checks, prepare, processes, scan, summary
+from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary
 from tskd_yolo.train.checkpoints import RunError, SideFile
 from tskd_yolo.train.engine import Engine, engine_arguments
 from tskd_yolo.train.processes import FIRST, Processes
 
 
+@hooks.noting
 class ResumableMixin(Engine):
     """Hook points of a run that may end at any moment and goes on from its last whole checkpoint.
 
@@ -44,6 +45,8 @@ class ResumableMixin(Engine):
     """The last epoch is done, and only the end of the run is left."""
     _new_folder: bool
     """The run's folder was made by this run."""
+    _trust: bool
+    """Said by the command line or the Python call; no file keeps it."""
 
     def _use_whole_paths(self) -> None:
         self.save_dir, self.wdir, self.last, self.best, self.csv = checkpoints.whole_paths(self.save_dir)
@@ -59,12 +62,8 @@ class ResumableMixin(Engine):
         if not self.args.resume:
             self._new_folder = FIRST and not get_save_dir(self.args).exists()
             return
-        for key, value in config.DEFAULTS.items():
-            setattr(self.args, key, getattr(self.args, key, value))
-        self.args.trust = overrides.get("trust") is True
-        if overrides.get("teacher"):
-            self.args.teacher = str(Path(overrides["teacher"]).resolve())
-        if config.build(vars(self.args)).distils:
+        checks.restore(self.args, trust=self._trust, teacher=overrides.get("teacher"))
+        if config.build({**vars(self.args), "trust": self._trust}).distils:
             self._teacher = teacher.load(self.args.teacher)
 
     def train(self) -> Any:
@@ -72,13 +71,20 @@ class ResumableMixin(Engine):
 
         Raises:
             ConfigError: If the data cannot be trained on; the run's folder is gone again then.
-            RunError: If a checkpoint could not be saved, or a process of a distributed run failed.
+            RunError: If a checkpoint could not be saved, a process of a distributed run failed, or the engine left out
+                a hook point.
         """
         try:
-            with compat.guarded(trust=self.config.trust):
+            with compat.guarded(trust=self._trust):
                 if self.ddp:
                     scan.scan_before_launch(self.args, self.data)
-                return super().train()
+                    self.args.trust = self._trust  # what the processes are given; their files have it no more
+                else:
+                    hooks.watch(self)
+                result = super().train()
+                if not self.ddp and not self._complete:
+                    hooks.require(self, hooks.OVER)
+                return result
         except ConfigError:
             if self._new_folder:
                 shutil.rmtree(self.save_dir, ignore_errors=True)
@@ -121,8 +127,10 @@ class ResumableMixin(Engine):
     # Records ----------------------------------------------------------------------------------------------------------
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """A line of results.csv."""
+        """A line of results.csv; one of a run that an earlier version began gets the columns of this one."""
         with checkpoints.saving(self.csv, last=self.last):
+            if self.csv.exists() and (gone := files.set_columns(self.csv, ["epoch", "time", *metrics])):
+                LOGGER.warning(f"results.csv: columns that an earlier version wrote are left out: {', '.join(gone)}.")
             super().save_metrics(metrics)
 
     def save_model(self) -> bool:
@@ -161,6 +169,7 @@ class ResumableMixin(Engine):
         self.distiller = None  # Model keeps its trainer alive: let go of the teacher
 
 
+@hooks.noting
 class DistillationMixin(ResumableMixin):
     """Adds a teacher to an Ultralytics trainer.
 
@@ -173,29 +182,31 @@ class DistillationMixin(ResumableMixin):
 
     Raises:
         ConfigError: If settings, teacher, student and data do not fit, naming every mistake, before anything is
-        written.
+            written.
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None, **arguments: Any) -> None:
-        overrides = {**(overrides or {}), **arguments}
+        overrides = config.with_variant(config.without_file({**(overrides or {}), **arguments}))
         config.resolve(overrides)
-        base = {**config.DEFAULTS, **cfg2dict(cfg)}
+        base, trust = checks.base(cfg), overrides.get("trust", False)
+        self._trust = trust is True
         compat.place_fonts()
         self.distiller, self._teacher = None, None
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
-        self._batch = 0  # in this epoch
+        self.batches = 0  # of this epoch, so far
         self._stepped = self._first_epoch_checked = False
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
-        with compat.guarded(trust=overrides.get("trust") is True):
+        with compat.guarded(trust=self._trust), checks.data_errors():
             if overrides.get("resume"):
                 self._complete = checkpoints.find(overrides)
             else:
-                self._teacher = checks.check(base, overrides)
+                self._teacher = checks.check({**base, "trust": False}, overrides)
             processes.name_devices(overrides)
+            overrides.pop("trust", None)
             super().__init__(base, overrides, _callbacks)
-        self.config = config.build(vars(self.args))
+        self.config = config.build({**vars(self.args), "trust": trust})
         if LOCAL_RANK != -1:  # the engine counts the devices of this machine, torchrun the processes of all
             self.world_size = int(os.environ["WORLD_SIZE"])
         self._use_whole_paths()
@@ -240,7 +251,8 @@ class DistillationMixin(ResumableMixin):
         """The engine's model; remembers whether its weights were trained on these classes."""
         names = getattr(weights, "names", None) or {}
         self._student_trained = weights is not None and list(names.values()) == list(self.data["names"].values())
-        return super().get_model(cfg, weights, verbose)
+        with compat.guarded(trust=self._trust):  # YOLO.train asks for it outside of train
+            return super().get_model(cfg, weights, verbose)
 
     def set_model_attributes(self) -> None:
         """Builds teacher, adapters and losses: the student is on its device, and nothing wraps it yet."""
@@ -286,7 +298,13 @@ class DistillationMixin(ResumableMixin):
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
         self.epoch = self.start_epoch  # the engine sets it when its loop begins
-        prepare.make_ready(self.distiller, args=self.args, scaled=self.scaler.is_enabled(), processes=self._processes)
+        prepare.make_ready(
+            self.distiller,
+            unwrap_model(self.model),
+            args=self.args,
+            scaled=self.scaler.is_enabled(),
+            processes=self._processes,
+        )
         prepare.cast_teacher(self.distiller, args=self.args, amp=self.amp, device=self.device)
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
@@ -311,7 +329,6 @@ class DistillationMixin(ResumableMixin):
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
 
     def _begin_epoch(self) -> None:
-        self._batch = 0
         if self._passes is not None:
             self._passes.begin(self.epoch)
 
@@ -319,11 +336,11 @@ class DistillationMixin(ResumableMixin):
         """Counts what was not finite; after the first epoch with a step of the optimizer, the first-epoch check."""
         if self.distiller is None:
             return
-        checks.report_non_finite(self.distiller, self._processes)
+        checks.report_epoch(self.distiller.monitor, self._processes)
         if FIRST:  # validation, where there is one, makes the metrics anew
-            self.metrics.update(self.distiller.shares())
+            self.metrics.update(self.distiller.monitor.columns())
         if self._stepped and not self._first_epoch_checked:
-            checks.check_first_epoch(self.distiller, self._processes)
+            checks.check_first_epoch(self.distiller.monitor, self._processes)
             self._first_epoch_checked = True
 
     # Each step --------------------------------------------------------------------------------------------------------
@@ -331,12 +348,12 @@ class DistillationMixin(ResumableMixin):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The last moment before the student's forward pass: the teacher sees the images that the student will see."""
         batch = super().preprocess_batch(batch)
+        progress = self.epoch + self.batches / len(self.train_loader)
+        self.batches += 1
         if self.distiller is None:
             return batch
         if prepare.in_channels_last(self.args, self.device):  # once for both networks
             batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
-        progress = self.epoch + self._batch / len(self.train_loader)
-        self._batch += 1
         self.distiller.factor = schedule(progress, epochs=self.epochs, ramp=self.config.ramp, fade=self.config.fade)
         self.distiller.attach(unwrap_model(self.model), batch["img"], batch)
         return batch
@@ -369,14 +386,14 @@ class DistillationMixin(ResumableMixin):
         """The engine's validation; each term's gradient share and cosine stand beside its metrics, in every logger."""
         metrics, fitness = super().validate()
         if metrics is not None and self.distiller is not None:
-            metrics = {**metrics, **self.distiller.shares()}
+            metrics = {**metrics, **self.distiller.monitor.columns()}
         return metrics, fitness
 
 
 class Trainer(DistillationMixin, DetectionTrainer):
     """Trains a detector from a larger one.
 
-    Example:
-        >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.yaml", epochs=100).train()
-        >>> YOLO("yolo11n.yaml").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt")
+    Examples:
+        >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.pt", epochs=100).train()
+        >>> tskd_yolo.load("yolo11n.pt").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt", epochs=100)
     """

@@ -1,0 +1,117 @@
+"""What a run's record says of the terms, and what the first-epoch check compares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.distill.helpers import make, make_batch, make_student, step
+
+
+def alone(numbers: list[float]) -> list[float]:
+    return numbers
+
+
+def test_columns_name_where_a_share_is_measured(files):
+    student = make_student()
+    distiller = make(student, files["11s"], balance="share", drd=0.05, ded=4.0, crd=1.0)
+    step(distiller, student, make_batch())
+    columns = distiller.monitor.columns()
+    assert [key for key in columns if key.startswith("share/")] == [
+        "share/drd(neck)", "share/ded(stride16)", "share/crd(neck)",
+    ]  # fmt: skip
+    asked = {"drd(neck)": 0.05, "ded(stride16)": 4.0, "crd(neck)": 1.0}
+    for where, share in asked.items():
+        assert columns[f"share/{where}"] == pytest.approx(share, rel=1e-2)
+        assert -1 <= columns[f"cosine/{where}"] <= 1
+    assert distiller.monitor.short_shares() == {}
+
+
+def test_a_factor_that_is_cut_is_counted_and_its_share_told(files):
+    student, batch = make_student(), make_batch()
+    distiller = make(student, files["11s"], balance="share", cap=0.01, drd=0, crd=0, ded=4.0)
+    for _ in range(3):
+        step(distiller, student, batch)
+    distiller.monitor.nonfinite(alone)
+    columns = distiller.monitor.columns()
+    assert distiller.monitor.clipped() == {"ded": 1.0} and columns["clipped/ded"] == 1.0
+    reached, asked = distiller.monitor.short_shares()["ded"]
+    assert asked == 4.0 and reached == pytest.approx(columns["share/ded(stride16)"], abs=1e-5) and reached < 0.4
+    distiller.monitor.nonfinite(alone)
+    assert distiller.monitor.clipped() == {}  # counted per epoch
+
+
+def test_during_the_ramp_a_share_is_short_of_the_ramp_only(files):
+    student = make_student()
+    distiller = make(student, files["11s"], balance="share")
+    distiller.factor = 0.05
+    step(distiller, student, make_batch())
+    assert distiller.monitor.short_shares() == {}
+
+
+def test_a_term_that_was_switched_off_stands_in_every_later_row(files):
+    student, batch = make_student(), make_batch()
+    distiller = make(student, files["11s"], balance="share")
+    step(distiller, student, batch)
+    (ded,) = [term for term in distiller.terms if term.key == "ded"]
+    before = ded.parts
+
+    def broken(**given):
+        return [part._replace(function=lambda *t: t[0].sum() * float("nan")) for part in before(**given)]
+
+    ded.parts = broken
+    step(distiller, student, batch)[0].sum().backward()
+    found = distiller.monitor.nonfinite(alone)
+    assert found == {"ded": (1, 2, True)} and "ded" not in distiller.on
+    for _ in range(2):
+        columns = distiller.monitor.columns()
+        assert columns["left_out/ded"] == 1.0 and columns["share/ded(stride16)"] == 0
+        assert columns["left_out/crd"] == 0.0
+        step(distiller, student, batch)
+        assert distiller.monitor.nonfinite(alone) == {}
+    resumed = make(make_student(), files["11s"], balance="share")
+    resumed.restore(distiller.state())
+    assert resumed.monitor.columns()["left_out/ded"] == 1.0
+
+
+def test_the_first_epoch_check_looks_at_adapters_that_are_on(files):
+    student = make_student()
+    distiller = make(student, files["11s"])
+    step(distiller, student, make_batch())
+    assert any("have not moved" in problem for problem in distiller.monitor.first_epoch_problems(alone, 1))
+    with torch.no_grad():
+        distiller.learned["stages"][0].weight.add_(1)
+    assert distiller.monitor.first_epoch_problems(alone, 1) == []
+    del distiller.on["ded"]  # whose adapters these are
+    assert any("have not moved" in problem for problem in distiller.monitor.first_epoch_problems(alone, 1))
+
+
+def test_a_trained_unit_learns_however_little_its_term_weighs(files):
+    student, batch = make_student(), make_batch()
+    gradients = {}
+    for drd in (1e-6, 1.0):
+        distiller = make(student, files["11s"], graph="trained", drd=drd, ded=0, crd=0)
+        vector, items = step(distiller, student, batch)
+        vector[-3:].sum().backward()
+        gradients[drd] = [p.grad.clone() for p in distiller.learned["drd"].parameters()]
+        torch.testing.assert_close(
+            vector[-3:].detach() / 2, torch.stack([items[f"{t}_loss"] for t in ("drd", "ded", "crd")])
+        )
+    assert all(g.any() for g in gradients[1.0])
+    for small, large in zip(*gradients.values(), strict=True):
+        torch.testing.assert_close(small, large)
+
+
+def test_the_units_error_falls_over_training_steps(files):
+    student, batch = make_student(), make_batch()
+    distiller = make(student, files["11s"], balance="share", graph="trained", drd=0.05, ded=0, crd=0)
+    optimizer = torch.optim.SGD(distiller.learned.parameters(), lr=0.02)
+    (term,) = distiller.terms
+    teacher = distiller.teacher_outputs(batch["img"])
+    errors = []
+    for _ in range(40):
+        errors.append(term.objective(teacher).item())
+        optimizer.zero_grad()
+        step(distiller, student, batch)[0].sum().backward()
+        optimizer.step()
+    assert errors[-1] < 0.9 * errors[0]
