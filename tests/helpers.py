@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -26,9 +28,27 @@ def tiny_data(folder: Path, train: int = 8, val: int = 4) -> Path:
     return file
 
 
-def make_detector(
-    file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, train: bool = False
-) -> Path:
+def scanned_data(folder: Path, train: int = 8, val: int = 4) -> None:
+    """The same in a new folder, with the label caches that Ultralytics would write into it on the first run."""
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    folder.mkdir()
+    data = check_det_dataset(str(tiny_data(folder, train, val)))
+    for split in ("train", "val"):
+        YOLODataset(img_path=data[split], data=data, imgsz=64, augment=False)
+
+
+def copied_data(data: Path, folder: Path) -> Path:
+    """A copy of a data set and of what lies in it, in ``folder``, and its YAML there."""
+    shutil.copytree(data.parent / "set", folder / "set", ignore=shutil.ignore_patterns("*.cache"))
+    content = {**yaml.safe_load(data.read_text(encoding="utf-8")), "path": str(folder / "set")}
+    copy = folder / data.name
+    copy.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return copy
+
+
+def make_detector(file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7) -> Path:
     """A detector checkpoint with random weights, as Ultralytics saves one."""
     from ultralytics.nn.tasks import DetectionModel
 
@@ -52,6 +72,28 @@ def settings(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
         project=str(folder), name="run", exist_ok=True, warmup_epochs=0, optimizer="AdamW", lr0=0.002, seed=3,
     )  # fmt: skip
     return {**base, **more}
+
+
+def trained(folder: Path, data: Path, **more: Any) -> Any:
+    """Runs the trainer to its end and returns it."""
+    from tskd_yolo import Trainer
+
+    trainer = Trainer(**settings(folder, data, **more))
+    trainer.train()
+    return trainer
+
+
+@contextlib.contextmanager
+def without_end() -> Iterator[None]:
+    """Inside, a run is through after its last epoch: its checkpoints are neither stripped nor validated again.
+
+    That takes half of the time of a run of two steps, and is what most tests do not look at.
+    """
+    from tskd_yolo import Trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "final_eval", lambda self: None)
+        yield
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -9,28 +9,20 @@ import pytest
 import yaml
 
 import tskd_yolo
-from tests.helpers import logged, make_detector, tiny_data
+from tests.helpers import logged
 from tskd_yolo.cli import main, parse
 from tskd_yolo.config import DEFAULTS, folder
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    root = tmp_path_factory.mktemp("files")
-    make_detector(root / "teacher.pt")
-    make_detector(root / "few.pt", names=("a", "b"))
-    make_detector(root / "v8.pt", "yolov8s.yaml")
-    tiny_data(root, train=2, val=2)
-    return root
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 
 @pytest.fixture
-def train(files, tmp_path, monkeypatch, capsys):
+def train(few, teacher, tmp_path, monkeypatch, capsys):
     """Runs ``train`` with arguments, which must fail, and gives what it said."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, **more: str) -> str:
-        base = dict(data=files / "tiny.yaml", model="yolo11n.yaml", teacher=files / "teacher.pt", epochs=1, imgsz=64)
+        base = dict(data=few, model="yolo11n.yaml", teacher=teacher, epochs=1, imgsz=64)
         values = {**base, "project": tmp_path / "runs", "device": "cpu", **more}
         words = [f"{key}={value}" for key, value in values.items() if value is not None]
         capsys.readouterr()
@@ -75,9 +67,9 @@ def test_a_mistake_is_told_in_a_sentence_and_nothing_is_started(arguments, words
     assert all(word in said for word in words), said
 
 
-def test_a_teacher_of_other_classes_or_another_family_is_told(files, train):
-    assert "it knows 2 classes (a, b) and the data has 6" in train(teacher=files / "few.pt")
-    assert "a YOLOv8 cannot teach a YOLO11" in train(teacher=files / "v8.pt")
+def test_a_teacher_of_other_classes_or_another_family_is_told(detector, train):
+    assert "it knows 2 classes (a, b) and the data has 6" in train(teacher=detector(names=("a", "b")))
+    assert "a YOLOv8 cannot teach a YOLO11" in train(teacher=detector("yolov8s.yaml"))
 
 
 def test_a_file_that_is_no_checkpoint_is_told(tmp_path_factory, train):

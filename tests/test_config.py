@@ -117,7 +117,7 @@ def test_a_teacher_that_is_no_path_is_named(value, word):
     assert sentence.startswith("teacher: ") and word in sentence
 
 
-def test_a_variant_brings_its_own_settings_unless_others_are_given():
+def test_a_variant_brings_its_settings_unless_others_are_given():
     paper = {**DEFAULTS, **with_variant({"teacher": "t.pt", "variant": "paper"})}
     built = build(paper)
     assert built.balance == "fixed" and built.weights == {"drd": 1.0, "ded": 1.0, "crd": 1.0}

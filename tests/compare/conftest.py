@@ -1,24 +1,17 @@
-"""Files that all tests of comparisons share, and a comparison that is finished."""
+"""A comparison that is finished."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.compare.helpers import asked, make_files
+from tests.compare.helpers import asked
 from tests.helpers import finished_run, finished_teacher
 from tskd_yolo.compare.plan import Plan, checked
 from tskd_yolo.compare.record import begin
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory) -> Path:
-    return make_files(tmp_path_factory.mktemp("compare"))
-
-
 @pytest.fixture
-def plan(files, tmp_path) -> Plan:
+def plan(files, tmp_path, at_hand) -> Plan:
     """A comparison whose runs are made up, and finished."""
     plan = checked(asked(files, tmp_path / "out", arms="plain,tskd,ultralytics", seeds=3))
     plan.out.mkdir()

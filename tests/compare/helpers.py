@@ -8,13 +8,13 @@ from typing import Any
 
 import yaml
 
-from tests.helpers import make_detector, settings, tiny_data
+from tests.helpers import copied_data, settings
 
 
-def make_files(root: Path) -> Path:
-    """A folder with ``teacher.pt`` and ``tiny.yaml``."""
-    make_detector(root / "teacher.pt")
-    tiny_data(root, train=8, val=4)
+def own_files(files: Path, root: Path) -> Path:
+    """The folder with a data set that a test may change, beside the teacher of all."""
+    copied_data(files / "tiny.yaml", root)
+    (root / "teacher.pt").symlink_to(files / "teacher.pt")
     return root
 
 
@@ -32,7 +32,7 @@ def words(values: dict[str, Any]) -> list[str]:
 
 
 def add_test_split(root: Path) -> None:
-    """Gives the data set of :func:`make_files` a test split: images like those of val, under other names."""
+    """Gives the data set of :func:`own_files` a test split: images like those of val, under other names."""
     for kind in ("images", "labels"):
         shutil.copytree(root / "set" / kind / "val", root / "set" / kind / "test")
         for file in (root / "set" / kind / "test").iterdir():

@@ -89,7 +89,7 @@ def test_cocos_metrics_of_a_perfect_a_blind_and_an_empty_set():
     assert set(coco([image(), image()]).values()) == {None}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def judged(tmp_path_factory):
     """A detector with random weights sees little; its truth with noise gives figures between 0 and 1."""
     root = tmp_path_factory.mktemp("judged")

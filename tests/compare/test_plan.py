@@ -11,6 +11,8 @@ from tskd_yolo.cli import main
 from tskd_yolo.compare.plan import ARMS, Run, checked
 from tskd_yolo.config import DEFAULTS, ConfigError
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 @pytest.mark.parametrize(
     ("wrong", "sentence"),

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from tests.compare.helpers import add_test_split, asked, make_files
+from tests.compare.helpers import add_test_split, asked, own_files
 from tests.helpers import make_detector
 from tskd_yolo import hashing
 from tskd_yolo.compare import record, runner
@@ -21,10 +21,9 @@ from tskd_yolo.config import ConfigError
 
 
 @pytest.fixture
-def begun(tmp_path):
+def begun(files, tmp_path):
     """Its own files, which a test may change, and how a comparison of them is asked for."""
-    files = make_files(tmp_path)
-    values = asked(files, tmp_path / "out")
+    values = asked(own_files(files, tmp_path), tmp_path / "out")
     (tmp_path / "out").mkdir()
     begin(checked(values))
     return values

@@ -27,7 +27,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found on this machine")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def out(tmp_path_factory):
     """A comparison of made-up runs, with class names that are an attack."""
     root = tmp_path_factory.mktemp("report")

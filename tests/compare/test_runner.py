@@ -16,6 +16,8 @@ from tskd_yolo.compare.plan import Run
 from tskd_yolo.compare.runner import compare, time_left
 from tskd_yolo.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 def test_two_comparisons_in_one_folder_are_refused(files, tmp_path):
     (tmp_path / "out").mkdir()

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import yaml
 
-from tests.compare.helpers import add_test_split, asked, make_files
+from tests.compare.helpers import add_test_split, asked, own_files
 from tests.helpers import finished_run, finished_teacher, made_up, tiny_data
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.record import begin
@@ -77,8 +77,8 @@ def test_a_split_that_cannot_judge_does_not(break_it, why, data, tmp_path):
         judging(data, "test")
 
 
-def test_the_verdict_is_about_best_pt_where_test_judges(tmp_path):
-    files = make_files(tmp_path)
+def test_the_verdict_is_about_best_pt_where_test_judges(files, tmp_path):
+    files = own_files(files, tmp_path)
     add_test_split(files)
     values = asked(files, tmp_path / "out", seeds=3)
     plan = checked(values)
@@ -108,8 +108,8 @@ def test_a_page_without_a_test_split_says_what_that_costs(plan):
 
 
 @pytest.mark.slow
-def test_runs_and_teacher_are_judged_on_the_test_split(tmp_path):
-    files = make_files(tmp_path)
+def test_runs_and_teacher_are_judged_on_the_test_split(files, tmp_path, in_process):
+    files = own_files(files, tmp_path)
     add_test_split(files)
     sorted((files / "set" / "images" / "test").iterdir())[0].unlink()  # three images: val has four
     assert compare(**asked(files, tmp_path / "out", arms="plain")) == 0

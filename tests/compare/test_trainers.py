@@ -46,6 +46,7 @@ def trained(files, tmp_path, monkeypatch):
     return train
 
 
+@pytest.mark.slow
 def test_plain_training_has_our_memory_format(trained, tmp_path):
     run, formats = trained(PlainTrainer)
     assert formats == {"student": "channels_last", "images": True}
@@ -62,6 +63,7 @@ def test_teacher_of_distill_model_has_our_memory_format(trained, files):
     assert memory_format(load_checkpoint(str(run.wdir / "last.pt"))[0]) == "contiguous"
 
 
+@pytest.mark.slow
 def test_channels_last_can_be_switched_off_for_all(trained):
     assert trained(PlainTrainer, channels_last=False)[1] == {"student": "contiguous", "images": False}
 

@@ -11,12 +11,8 @@ from ultralytics import utils
 from ultralytics.data import utils as data_utils
 from ultralytics.nn import tasks
 
-from tests.compare.helpers import asked
-from tests.helpers import make_detector
 from tskd_yolo import compat
 from tskd_yolo.compare import worker
-from tskd_yolo.compare.plan import checked
-from tskd_yolo.compare.runs import progress
 from tskd_yolo.config import folder
 
 
@@ -56,32 +52,7 @@ def test_a_resumed_run_is_given_its_teacher_and_trust_again(trust, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, monkeypatch):
-    values = checked(asked(files, tmp_path / "out", epochs=3))
-
-    class Stop(Exception):
-        pass
-
-    def save_and_stop(trainer):
-        super(type(trainer), trainer).save_model()
-        raise Stop
-
-    for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
-        run = tmp_path / "out" / f"{who}-0"
-        job = dict(arm=who, seed=0, folder=str(run), model="yolo11n.yaml", common=values.common,
-                   settings=values.settings_of(who), judged=["val", "last"])  # fmt: skip
-        with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(trainer, "save_model", save_and_stop, raising=False)
-            worker.train(**job, seconds=None)
-        assert progress(run) == "interrupted"
-        row = worker.train(**job, seconds=None)
-        assert row["resumed"] and row["epochs"] == 3 and progress(run) == "trained"
-    (run / "weights" / "last.pt").write_bytes(b"cut off")
-    assert progress(run) == progress(tmp_path / "nowhere") == "nothing"
-
-
-@pytest.mark.slow
-def test_latency_not_measured_is_a_note_and_is_tried_again(files, tmp_path, monkeypatch):
+def test_latency_not_measured_is_a_note_and_is_tried_again(files, detector, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else found(name, *a))
@@ -89,7 +60,7 @@ def test_latency_not_measured_is_a_note_and_is_tried_again(files, tmp_path, monk
     assert note["note"].startswith("not measured: onnx") and "not installed" in note["note"]
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    networks = {"student": str(make_detector(tmp_path / "student.pt", "yolo11n.yaml")), "teacher": files / "teacher.pt"}
+    networks = {"student": str(detector("yolo11n.yaml")), "teacher": files / "teacher.pt"}
     timed = worker.latency(folder=str(tmp_path / "latency"), networks=networks, imgsz=64)
     assert set(timed["milliseconds"]) == {"student", "teacher"} and min(timed["milliseconds"].values()) > 0
     assert not list(files.glob("*.onnx")), "nothing is left beside the user's own file"

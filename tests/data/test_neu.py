@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_voc import VocFolder
+from tests.data.helpers import VocFolder
 from tskd_yolo.data import neu as neu_module
 from tskd_yolo.data.neu import NEU_NAMES, neu
 from tskd_yolo.data.voc import VocError
@@ -85,7 +85,7 @@ def test_neu_is_found_in_the_datasets_folder(tmp_path, datasets):
     assert neu(tmp_path / "out").images == {"train": 6, "val": 6}
 
 
-def test_a_missing_neu_says_where_it_was_looked_for_and_how_to_get_it(tmp_path, datasets, monkeypatch):
+def test_a_missing_neu_says_where_it_was_looked_for(tmp_path, datasets, monkeypatch):
     monkeypatch.setenv("TSKD_NEU", "/no/such/place")
 
     with pytest.raises(FileNotFoundError) as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
+import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from ultralytics import YOLO
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tests.helpers import make_detector, settings, tiny_data
+from tests.helpers import make_detector, scanned_data, settings, tiny_data
 from tskd_yolo import ConfigError, compat, load
 from tskd_yolo.cli import main
 
@@ -52,11 +53,14 @@ ATTACKS = {
 
 
 @pytest.fixture(scope="session")
-def good(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    make_detector(folder / "teacher.pt", "yolo11n.yaml")
-    tiny_data(folder, train=4, val=2)
-    return folder
+def good(shared) -> Path:
+    """A folder with ``teacher.pt`` and ``tiny.yaml`` that nothing is wrong with."""
+
+    def make(folder: Path) -> None:
+        scanned_data(folder, train=4, val=2)
+        make_detector(folder / "teacher.pt", "yolo11n.yaml")
+
+    return shared("good", make)
 
 
 @pytest.fixture
@@ -176,9 +180,7 @@ def test_an_activation_that_is_code_is_refused(good, tmp_path, nothing_ran, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "val"])
-def test_the_labels_that_travel_with_a_data_set_are_read_anew_where_their_cache_is_a_program(
-    mode, good, tmp_path, nothing_ran
-):
+def test_a_label_cache_that_is_a_program_is_made_anew(mode, good, tmp_path, nothing_ran, no_end):
     data = tiny_data(tmp_path, train=4, val=2)
     for split in ("train", "val"):
         np.save(cache := tmp_path / "set" / "labels" / split, ATTACKS["a command"][0](nothing_ran), allow_pickle=True)
@@ -191,56 +193,7 @@ def test_the_labels_that_travel_with_a_data_set_are_read_anew_where_their_cache_
     assert delegated(main, [mode, *(f"{key}={value}" for key, value in values.items())]) == 0
 
 
-def test_an_own_label_cache_is_read_as_it_was_written(good):
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.data.utils import load_dataset_cache_file
-
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-    file = good / "set" / "labels" / "train.cache"
-    ours, theirs = compat.read_cache(file), load_dataset_cache_file(file)
-    assert ours.keys() == theirs.keys() and ours["hash"] == theirs["hash"] and len(ours["labels"]) == 4
-    for a, b in zip(ours["labels"], theirs["labels"], strict=True):
-        assert all(np.array_equal(a[key], b[key]) for key in ("cls", "bboxes")) and a["im_file"] == b["im_file"]
-
-
-def test_a_label_cache_that_another_run_has_just_removed_stops_nobody(good, monkeypatch):
-    from ultralytics.data.dataset import YOLODataset
-
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    file = good / "set" / "labels" / "train.cache"
-    file.write_bytes(b"stale")
-    monkeypatch.setattr(Path, "exists", lambda self, real=Path.exists: self.name == file.name or real(self))
-
-    def scan() -> None:
-        YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-        assert len(compat.read_cache(file)["labels"]) == 4
-        file.unlink()
-
-    with compat.guarded():
-        scan()
-        scan()
-    with pytest.raises(FileNotFoundError, match="train.cache"):  # as the engine does it
-        scan()
-
-
-def test_labels_that_cannot_be_kept_are_read_all_the_same(good, monkeypatch, caplog):
-    from ultralytics.data.dataset import YOLODataset
-
-    from tskd_yolo import files
-
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files, "replace", full)
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    with compat.guarded():
-        found = YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-    assert len(found.labels) == 4 and not (good / "set" / "labels" / "train.cache").exists()
-    assert "train.cache cannot be written (No space left on device): the next run reads all labels again" in caplog.text
-
-
-def test_a_class_of_ones_own_is_loaded_where_it_is_trusted_and_only_there(good, tmp_path):
+def test_a_class_of_ones_own_is_loaded_only_where_it_is_trusted(tmp_path):
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
     content["model"].own = Harmless()
     torch.save(content, tmp_path / "own.pt")
@@ -254,7 +207,7 @@ def test_a_class_of_ones_own_is_loaded_where_it_is_trusted_and_only_there(good, 
 
 
 @pytest.mark.slow
-def test_a_run_distils_from_a_trusted_file(good, tmp_path, capsys):
+def test_a_run_distils_from_a_trusted_file(good, tmp_path, capsys, no_end):
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
     content["model"].yaml["own"] = Harmless()
     torch.save(content, tmp_path / "own.pt")
@@ -274,7 +227,7 @@ def test_a_run_distils_from_a_trusted_file(good, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_whoever_goes_on_with_a_trusted_run_trusts_anew(good, tmp_path, capsys):
+def test_whoever_goes_on_with_a_trusted_run_trusts_anew(good, tmp_path, capsys, no_end):
     from tskd_yolo import Trainer
 
     def stop(trainer: Any) -> None:
@@ -434,37 +387,53 @@ def test_an_archive_is_still_fetched(tmp_path, monkeypatch):
 # YOLO(FILE) -----------------------------------------------------------------------------------------------------------
 
 
-def python(code: str, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A new process: what Ultralytics reads when it is imported is read once."""
-    clean = {key: value for key, value in os.environ.items() if key != "ULTRALYTICS_SAFE_LOAD"}
-    root = str(Path(__file__).parents[2])
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True,
-        env={**clean, "PYTHONPATH": root, **environment},
-    )  # fmt: skip
-
-
 BEFORE = "import tskd_yolo, sys\nfrom ultralytics import YOLO\nYOLO(sys.argv[1])"
 AFTER = "from ultralytics import YOLO\nimport tskd_yolo, sys\nYOLO(sys.argv[1])"
 LOADED = "from ultralytics import YOLO\nimport tskd_yolo, sys\ntskd_yolo.load(sys.argv[1])"
+WAYS = {  # code, environment, whether the stranger's command runs
+    "before": (BEFORE, {}, False),
+    "before, off": (BEFORE, {"ULTRALYTICS_SAFE_LOAD": "0"}, True),  # as asked
+    "after": (AFTER, {}, True),  # as docs/guides/security.md says
+    "after, on": (AFTER, {"ULTRALYTICS_SAFE_LOAD": "1"}, False),
+    "load": (LOADED, {}, False),
+    "load, off": (LOADED, {"ULTRALYTICS_SAFE_LOAD": "0"}, False),
+}
+IN_FORKS = """
+import json, os, sys, traceback
+import torch  # takes most of the time, and knows nothing of Ultralytics
+for name, (code, environment, file) in json.loads(sys.argv[1]).items():
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    assert not {"ultralytics", "tskd_yolo"} & set(sys.modules)
+    os.environ.update(environment)
+    sys.argv[1:] = [file]
+    try:
+        exec(code)
+    except Exception:
+        traceback.print_exc()
+    os._exit(0)
+"""
 
 
-@pytest.mark.parametrize(
-    ("code", "environment", "runs"),
-    [
-        (BEFORE, {}, False),
-        (BEFORE, {"ULTRALYTICS_SAFE_LOAD": "0"}, True),  # as asked
-        (AFTER, {}, True),  # as docs/guides/security.md says
-        (AFTER, {"ULTRALYTICS_SAFE_LOAD": "1"}, False),
-        (LOADED, {}, False),
-        (LOADED, {"ULTRALYTICS_SAFE_LOAD": "0"}, False),
-    ],
-    ids=["before", "before, off", "after", "after, on", "load", "load, off"],
-)
-def test_what_is_known_of_yolo_and_load_holds(code, environment, runs, tmp_path):
-    mark = tmp_path / "mark"
-    python(code, stranger(tmp_path / "stranger.pt", ATTACKS["a command"][0](mark)), **environment)
-    assert mark.exists() is runs
+@pytest.fixture(scope="session")
+def marks(tmp_path_factory) -> dict[str, Path]:
+    """Where each way leaves a mark if the command runs: in new processes, as Ultralytics reads its switch once."""
+    folder, cases = tmp_path_factory.mktemp("ways"), {}
+    for number, (name, (code, environment, _)) in enumerate(WAYS.items()):
+        file = stranger(folder / f"{number}.pt", ATTACKS["a command"][0](folder / name.replace(" ", "_")))
+        cases[name] = code, environment, str(file)
+    clean = {key: value for key, value in os.environ.items() if key != "ULTRALYTICS_SAFE_LOAD"}
+    subprocess.run(
+        [sys.executable, "-c", IN_FORKS, json.dumps(cases)], check=True, capture_output=True,
+        env={**clean, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    return {name: folder / name.replace(" ", "_") for name in WAYS}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_known_of_yolo_and_load_holds(way, marks):
+    assert marks[way].exists() is WAYS[way][2]
 
 
 def test_load_names_what_a_stranger_asks_for(tmp_path, nothing_ran):
@@ -543,6 +512,7 @@ def test_nothing_is_installed_whatever_is_missing(good, tmp_path, monkeypatch, c
         image.write_bytes(b"no image")
     values = settings(tmp_path / "runs", data, teacher=good / "teacher.pt")
     assert "data: the train images could not be read" in run(capsys, "train", **values)
-    said = delegated(run, capsys, "export", model=good / "teacher.pt", format="ncnn", imgsz=64, device="cpu")
+    model = shutil.copy(good / "teacher.pt", tmp_path)  # what is exported lies beside it
+    said = delegated(run, capsys, "export", model=model, format="ncnn", imgsz=64, device="cpu")
     assert "is not installed; install it with pip" in said
     assert not any("install" in str(command) for command in asked)  # devices may be asked for

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ultralytics.models.yolo.detect import DetectionTrainer
 
-from tests.helpers import make_detector, rows, settings, tiny_data
+from tests.helpers import rows, settings
 from tskd_yolo import Trainer
 from tskd_yolo.train import hooks
 from tskd_yolo.train.checkpoints import RunError
@@ -17,16 +16,6 @@ from tskd_yolo.train.checkpoints import RunError
 EVENTS = "on_train_epoch_start", "on_train_epoch_end", "on_fit_epoch_end"
 ENDS_OTHERWISE = {"get_validator"}
 """Without it the engine's validator refuses our keys."""
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    return make_detector(tmp_path_factory.mktemp("teacher") / "teacher.pt", "yolo11n.yaml")
 
 
 def skipping(name: str) -> type[Trainer]:
@@ -45,6 +34,7 @@ def epochs_of(trainer: Any) -> int:
     return 1 + getattr(trainer, "epoch", -1)
 
 
+@pytest.mark.slow
 def test_a_run_whose_engine_skips_a_step_ends_after_an_epoch(tmp_path, data, teacher):
     trainer = skipping("optimizer_step")(**settings(tmp_path, data, teacher=str(teacher), epochs=3))
     with pytest.raises(RunError, match=r"^Ultralytics [\d.]+ did not call optimizer_step of the trainer, so the run"):
@@ -73,7 +63,7 @@ def test_plain_training_and_a_run_of_one_epoch_are_watched_too(tmp_path, data, t
 
 
 @pytest.mark.slow
-def test_a_step_that_is_not_due_in_the_first_epoch_is_not_missed(tmp_path, data, teacher):
+def test_a_step_that_is_not_due_in_the_first_epoch_is_not_missed(tmp_path, data, teacher, no_end):
     run = settings(tmp_path, data, teacher=str(teacher), epochs=3, nbs=16)  # two batches an epoch, a step every four
     Trainer(**run).train()
     assert len(rows(tmp_path)) == 3
