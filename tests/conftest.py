@@ -131,7 +131,7 @@ def at_hand(teacher: Path, loaded: Any, monkeypatch: pytest.MonkeyPatch) -> None
     load = compat.load
 
     def read(path: Any, *, key: str) -> Any:
-        return deepcopy(loaded) if str(path) == str(teacher) else load(path, key=key)
+        return deepcopy(loaded) if Path(path).resolve() == teacher.resolve() else load(path, key=key)
 
     monkeypatch.setattr(compat, "load", read)
 

@@ -10,6 +10,8 @@ from tskd_yolo.compare.arms import BUILT_IN, described, read
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 SHORT = {"short": {"epochs": 12}}
 
 

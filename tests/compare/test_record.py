@@ -19,6 +19,8 @@ from tskd_yolo.compare.splits import files_of
 from tskd_yolo.compare.summary import summarise
 from tskd_yolo.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 @pytest.fixture
 def begun(files, tmp_path):

@@ -18,6 +18,8 @@ from tskd_yolo.compare.splits import Judging, judging
 from tskd_yolo.compare.summary import summarise
 from tskd_yolo.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 @pytest.fixture
 def data(tmp_path):

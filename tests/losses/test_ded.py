@@ -167,8 +167,8 @@ def test_without_a_box_the_foreground_and_its_gradient_are_zero():
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_defect_of_one_cell_is_foreground_of_that_cell(step):
-    """At every position, also where the maps are read at every second cell only: 4 px cells of a 32 px image."""
-    side, pixels = 8, 4
+    """At every position, also where the maps are read at every second cell only: 4 px cells of a 16 px image."""
+    side, pixels = 4, 4
     teacher = standardize(torch.randn(1, 4, side, side), spatial_step=step)
     for y in range(0, side, step):
         for x in range(0, side, step):
