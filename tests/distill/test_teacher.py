@@ -10,6 +10,7 @@ import torch
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel, yaml_model_load
 
 from tests.distill.helpers import NAMES
+from tests.distill.helpers import load as loaded
 from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import ENTRY_STAGE
@@ -35,7 +36,7 @@ def student() -> DetectionModel:
 
 
 def frozen(file: Path, student, names=NAMES, responses=True) -> Teacher:
-    return Teacher(load(file), like=student, names=named(names), responses=responses)
+    return Teacher(loaded(file), like=student, names=named(names), responses=responses)
 
 
 def raw(model: DetectionModel, images: torch.Tensor) -> dict:
@@ -52,7 +53,7 @@ def joined(levels: dict, branch: str, what: str) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_folded_teacher_gives_the_plain_models_outputs(kind, files, student):
     images = torch.rand(2, 3, 64, 64)
-    plain = raw(load(files[kind]), images)
+    plain = raw(loaded(files[kind]), images)
     levels = frozen(files[kind], student)(images)
     assert list(levels[8].responses) == list(plain)
     for branch, outputs in plain.items():
@@ -82,7 +83,7 @@ def test_a_pass_that_fails_leaves_no_hook(files, student):
 
 
 def test_its_size_is_counted_and_its_detector_decodes_boxes(files, student):
-    plain = load(files["yolo11n.yaml"])
+    plain = loaded(files["yolo11n.yaml"])
     count = sum(p.numel() for p in plain.parameters())
     teacher = frozen(files["yolo11n.yaml"], student)
     assert teacher.params == count and teacher.name == files["yolo11n.yaml"].name
