@@ -13,6 +13,8 @@ from typing import Any
 
 # Set before torch is imported. With more threads than idle cores a pass of a tiny model takes a hundred times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Set before matplotlib is imported, which keeps a list of fonts there.
+os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="tskd-test-")
 
 import hypothesis
 import matplotlib
@@ -20,7 +22,7 @@ import pytest
 
 from tests.shared import Shared
 
-HOME = Path(tempfile.mkdtemp(prefix="tskd-test-"))
+HOME = Path(os.environ["MPLCONFIGDIR"])
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 CONFIG = HOME / "Ultralytics"  # the folder that Ultralytics uses inside YOLO_CONFIG_DIR
 INTEGRATIONS = ("clearml", "comet", "dvc", "hub", "mlflow", "neptune", "raytune", "tensorboard", "wandb")
@@ -39,6 +41,7 @@ os.environ.setdefault("YOLO_OFFLINE", "1")
 os.environ.setdefault("YOLO_AUTOINSTALL", "0")
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would report home, and keep what it reports in the user's cache
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(HOME / "hypothesis")
+os.environ["IPYTHONDIR"] = str(HOME / "ipython")
 
 # The same examples every time; what is by hand and long draws its own.
 hypothesis.settings.register_profile("tests", derandomize=True, database=None, deadline=None)
@@ -70,10 +73,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Shared]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     """Makes files once per session; at its end they have to be what they were."""
-    root = tmp_path_factory.getbasetemp()
-    files = Shared((root if worker_id == "master" else root.parent) / "shared")
+    root = tmp_path_factory.getbasetemp()  # of several workers each has one of its own, below that of the session
+    files = Shared((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared")
     yield files
     assert files.changed() == [], "a test changed what all tests share"
 

@@ -205,7 +205,7 @@ def chromium(folder, *arguments):
         "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage"
     )
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={folder / 'profile'}", *arguments]
-    result = subprocess.run(command, capture_output=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, timeout=120, env={**os.environ, "HOME": str(folder)})
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 
