@@ -14,6 +14,7 @@ from typing import Any
 # Set before torch is imported. With more threads than idle cores a pass of a tiny model takes a hundred times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import matplotlib
 import pytest
 
@@ -36,6 +37,12 @@ SETTINGS = {
 os.environ["YOLO_CONFIG_DIR"] = str(HOME)
 os.environ.setdefault("YOLO_OFFLINE", "1")
 os.environ.setdefault("YOLO_AUTOINSTALL", "0")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime would report home, and keep what it reports in the user's cache
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(HOME / "hypothesis")
+
+# The same examples every time; what is by hand and long draws its own.
+hypothesis.settings.register_profile("tests", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # Ultralytics downloads these two fonts unless they are here.
 CONFIG.mkdir()

@@ -149,8 +149,8 @@ anything = st.recursive(
 )  # fmt: skip
 
 
-some = settings(max_examples=200, deadline=None, derandomize=True, database=None)
-many = settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=200)
+many = settings(max_examples=10_000, derandomize=False, suppress_health_check=list(HealthCheck))
 ours = st.fixed_dictionaries({key: anything for key in DEFAULTS})
 
 

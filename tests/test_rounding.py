@@ -17,7 +17,7 @@ def test_division_rounds_up(a, b, quotient):
     assert ceil_div(a, b) == quotient
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@settings(max_examples=50)
 @given(st.integers(), st.integers(min_value=1))
 def test_numbers_of_any_size_are_divided_exactly(a, b):
     assert ceil_div(a, b) == math.ceil(Fraction(a, b))

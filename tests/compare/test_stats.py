@@ -30,7 +30,7 @@ def test_two_seeds_by_hand():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_interval_holds_the_mean_and_swapped_arms_mirror_it(pairs):
     a, b = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
     one, other = paired(a, b), paired(b, a)
@@ -78,7 +78,7 @@ def test_holm_by_hand():
 
 
 @given(st.lists(st.tuples(st.floats(1e-6, 0.99), st.sampled_from([-1, 1])), min_size=1, max_size=8), st.integers(0, 10))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_corrected_interval_and_verdict_agree(effects, more):
     found = holm({str(i): with_p(p, sign) for i, (p, sign) in enumerate(effects)}, of=len(effects) + more)
     for i, (p, _) in enumerate(effects):

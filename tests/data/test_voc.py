@@ -339,7 +339,7 @@ def convert_anything(fuzzed: VocFolder, content: bytes, image: bytes) -> None:
     assert [path.name for path in fuzzed.out.parent.iterdir()] == [fuzzed.out.name]
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
 @given(content=ANY_XML, image=ANY_IMAGE)
 @example(content=b"<annotation/>", image=png(*SIZE))
 @example(content=annotation_xml(("hole", "-1e308", 0, "1e308", 5)).encode(), image=png(*SIZE))
@@ -350,7 +350,7 @@ def test_anything_gives_a_data_set_or_a_voc_error(fuzzed, content, image):
 
 
 @pytest.mark.soak
-@settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10_000, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(content=ANY_XML, image=ANY_IMAGE)
 def test_ten_thousand_folders_give_a_data_set_or_a_voc_error(fuzzed, content, image):
     convert_anything(fuzzed, content, image)
