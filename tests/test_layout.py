@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "compat": {"files", "config", "guards"},
     "guards": {"config"},
     "hashing": {"files"},
-    "data": {"config", "rng"},
+    "data": {"config", "rng", "rounding"},
     "files": set(),
     "rng": set(),
     "rounding": set(),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from tests.distill.helpers import make, make_batch, make_student, step
+from tskd_yolo import config
+from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.terms import level_weights
 
 
@@ -91,3 +95,11 @@ def test_hints_stand_in_the_place_of_ded_on_the_same_maps(files):
     vector[-3:].sum().backward()
     assert items["ded_loss"] > 0 and items["drd_loss"] == items["crd_loss"] == 0
     assert student.model[0].conv.weight.grad.any()
+
+
+def test_a_term_that_a_variant_does_not_have_is_an_error(files):
+    student, teacher = make_student(), make(make_student(), files["11s"]).teacher
+    settings = config.build({**config.DEFAULTS, "teacher": "t.pt"})
+    settings = dataclasses.replace(settings, weights={**settings.weights, "not_drd": 1.0})
+    with pytest.raises(ValueError, match="variant=default has no term not_drd; it has drd, ded, crd"):
+        Distiller(student=student, teacher=teacher, config=settings, seed=0)
