@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers import make_detector, rows, settings, tiny_data, weights
+from tests.helpers import rows, settings, weights
 from tskd_yolo import Trainer
 
 pytestmark = pytest.mark.slow
@@ -13,8 +13,8 @@ CLOCK = {"time", "process_time"}
 
 
 @pytest.mark.parametrize("more", [{}, dict(variant="paper")], ids=["default", "paper"])
-def test_two_runs_of_one_seed_are_equal_to_the_bit(tmp_path, more):
-    given = {"data": tiny_data(tmp_path), "teacher": str(make_detector(tmp_path / "teacher.pt", "yolo11n.yaml"))}
+def test_two_runs_of_one_seed_are_equal_to_the_bit(tmp_path, data, detector, more, no_end):
+    given = {"data": data, "teacher": str(detector("yolo11n.yaml"))}
     for name in ("one", "two"):
         Trainer(**settings(tmp_path / name, **given, **more, epochs=2, val=False)).train()
     one, two = (
