@@ -13,6 +13,7 @@ ARGS   ?=
 
 PY      = $(VENV)/bin/python
 OFFLINE = YOLO_OFFLINE=1 YOLO_AUTOINSTALL=0
+WORKERS = -n 2 --dist loadfile --no-loadscope-reorder # on two workers; tests of a file share what they train
 
 .PHONY: help demo test fast lint docs clean
 .DEFAULT_GOAL := help
@@ -24,10 +25,10 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/tskd-yolo demo
 
 test: $(VENV)/.installed-test
-	$(OFFLINE) $(PY) -m pytest -n 2 $(ARGS)
+	$(OFFLINE) $(PY) -m pytest $(WORKERS) $(ARGS)
 
 fast: $(VENV)/.installed-test
-	$(OFFLINE) $(PY) -m pytest -m "not slow and not soak" $(ARGS)
+	$(OFFLINE) $(PY) -m pytest $(WORKERS) -m "not slow and not soak" $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .

@@ -1,11 +1,11 @@
-"""What every measurement leaves beside its figures: the command, the machine, versions and commit."""
+"""What every measurement leaves beside its figures: the command, the machine, versions and commit; and the seeds."""
 
 from __future__ import annotations
 
 import json
 import platform
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,35 @@ import torch
 import ultralytics
 from ultralytics.utils import NUM_THREADS
 
-from tskd_yolo import __version__
+from tskd_yolo import __version__, files
+
+TUNING_SEEDS, JUDGING_SEEDS = [*range(5)], [*range(10, 15)]
+"""Of PROTOCOL.md: those that choose settings, on val, and those that judge them, on test."""
+
+
+def refuse_seeds(seeds: int | list[int], *, of: str) -> None:
+    """Ends with a sentence where a split is given seeds that are kept for the other.
+
+    Args:
+        seeds: A number of seeds, from 0 on, or a list.
+        of: ``val`` or ``test``.
+    """
+    asked = {*range(seeds)} if isinstance(seeds, int) else {*seeds}
+    purpose, other = ("judge", TUNING_SEEDS) if of == "test" else ("choose", JUDGING_SEEDS)
+    if wrong := sorted(asked & {*other}):
+        mine = JUDGING_SEEDS if of == "test" else TUNING_SEEDS
+        does = "choose" if of == "test" else "judge"
+        sys.exit(
+            f"seeds: {', '.join(map(str, wrong))} {does} settings and must not {purpose} them, too; give others, such "
+            f"as seeds={mine}."
+        )
 
 
 def public(arguments: list[str]) -> str:
     """The command as anyone can repeat it: files by their names."""
-    return " ".join(f"{a.split('=', 1)[0]}={Path(a.split('=', 1)[1]).name}" if "/" in a else a for a in arguments)
+    pairs = [argument.partition("=") for argument in arguments]
+    return " ".join(key + sign + ",".join(Path(v).name if "/" in v else v for v in value.split(","))
+                    for key, sign, value in pairs)  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -47,8 +70,8 @@ def keep(comparison: Path, out: Path, name: str, command: str) -> None:
     found = json.loads((comparison / "compare.json").read_text(encoding="utf-8"))
     report = {"command": command, **machine(), "comparison": found}
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    shutil.copy(comparison / "compare.csv", out / f"{name}.csv")
+    files.replace(out / f"{name}.json", (json.dumps(report, indent=1) + "\n").encode("utf-8"))
+    files.replace(out / f"{name}.csv", (comparison / "compare.csv").read_bytes())
 
 
 def _lines(file: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tskd_yolo.compare.stats import Effect, interval, paired, points
+from tskd_yolo.compare.stats import Effect, holm, interval, paired, points
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -98,11 +98,12 @@ def _percent(share: float) -> str:
 
 def _screening_table(found: Mapping[str, Any]) -> str:
     head = ["", *(f"seed {seed}" for seed in found["seeds"]), "mAP50-95 over plain, 95 % interval", "verdict"]
+    gains = {arm: effect(a["effect"]["mAP50-95"]) for arm, a in found["arms"].items() if arm != "plain"}
+    verdicts = holm(gains)
     rows = []
     for arm, name in ARMS.items():
         figures = [" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in found["arms"][arm]["rows"]]
-        gain = effect(found["arms"][arm]["effect"]["mAP50-95"])
-        told = ["", ""] if arm == "plain" else [_gain(gain), gain.verdict]
+        told = ["", ""] if arm == "plain" else [_gain(gains[arm]), verdicts[arm].verdict]
         rows.append([name, *figures, *told])
     teacher = " / ".join(f"{found['teacher']['last'][key]:.3f}" for key in METRICS)
     rows.append([f"teacher, {teacher_name(found)}", teacher, *[""] * (len(head) - 2)])
@@ -119,8 +120,8 @@ def _class_table(found: Mapping[str, Any]) -> str:
         name = plain["name"].replace("_", " ")
         gain = effect(tskd["AP50-95"]["effect"])
         means = [f"{who['AP50-95']['mean']:.3f}" for who in (plain, tskd)]
-        rows.append([name, str(plain["truths"]), *means, _gain(gain), gain.verdict])
-    return table(["class", "defects", "plain", "tskd-yolo", "gain in AP50-95", "verdict"], rows)
+        rows.append([name, str(plain["truths"]), *means, _gain(gain)])
+    return table(["class", "defects", "plain", "tskd-yolo", "gain in AP50-95"], rows)
 
 
 def _miss_table(found: Mapping[str, Any]) -> str:
@@ -128,10 +129,8 @@ def _miss_table(found: Mapping[str, Any]) -> str:
     for plain, tskd in zip(*(found["arms"][arm]["effect_on_misses"] for arm in ("plain", "tskd")), strict=True):
         fewer = effect(tskd["fewer"])
         gain = f"{points(fewer.mean)} points ({interval(fewer)})"
-        rows.append(
-            [f"{plain['false_alarms']:g}", _percent(plain["miss"]), _percent(tskd["miss"]), gain, fewer.verdict]
-        )
-    return table(["false alarms per image", "plain misses", "tskd-yolo misses", "fewer", "verdict"], rows)
+        rows.append([f"{plain['false_alarms']:g}", _percent(plain["miss"]), _percent(tskd["miss"]), gain])
+    return table(["false alarms per image", "plain misses", "tskd-yolo misses", "fewer"], rows)
 
 
 def _latency(found: Mapping[str, Any]) -> str:

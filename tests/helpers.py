@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -26,9 +28,27 @@ def tiny_data(folder: Path, train: int = 8, val: int = 4) -> Path:
     return file
 
 
-def make_detector(
-    file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, train: bool = False
-) -> Path:
+def scanned_data(folder: Path, train: int = 8, val: int = 4) -> None:
+    """The same in a new folder, with the label caches that Ultralytics would write into it on the first run."""
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    folder.mkdir()
+    data = check_det_dataset(str(tiny_data(folder, train, val)))
+    for split in ("train", "val"):
+        YOLODataset(img_path=data[split], data=data, imgsz=64, augment=False)
+
+
+def copied_data(data: Path, folder: Path) -> Path:
+    """A copy of a data set and of what lies in it, in ``folder``, and its YAML there."""
+    shutil.copytree(data.parent / "set", folder / "set", ignore=shutil.ignore_patterns("*.cache"))
+    content = {**yaml.safe_load(data.read_text(encoding="utf-8")), "path": str(folder / "set")}
+    copy = folder / data.name
+    copy.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return copy
+
+
+def make_detector(file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7) -> Path:
     """A detector checkpoint with random weights, as Ultralytics saves one."""
     from ultralytics.nn.tasks import DetectionModel
 
@@ -52,6 +72,28 @@ def settings(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
         project=str(folder), name="run", exist_ok=True, warmup_epochs=0, optimizer="AdamW", lr0=0.002, seed=3,
     )  # fmt: skip
     return {**base, **more}
+
+
+def trained(folder: Path, data: Path, **more: Any) -> Any:
+    """Runs the trainer to its end and returns it."""
+    from tskd_yolo import Trainer
+
+    trainer = Trainer(**settings(folder, data, **more))
+    trainer.train()
+    return trainer
+
+
+@contextlib.contextmanager
+def without_end() -> Iterator[None]:
+    """Inside, a run is through after its last epoch: its checkpoints are neither stripped nor validated again.
+
+    That takes half of the time of a run of two steps, and is what most tests do not look at.
+    """
+    from tskd_yolo import Trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "final_eval", lambda self: None)
+        yield
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -100,13 +142,14 @@ def finished_run(plan: Any, arm: str, seed: int, value: float, names: Any = NAME
     folder = plan.out / f"{arm}-{seed}"
     folder.mkdir(parents=True)
     figures = made_up(value, names)
-    witness = {"weights": f"w{seed}", "images": f"i{seed}"}
+    witness = {"weights": f"w{seed}", "images": f"i{seed}", "files": f"f{seed}", "memory_format": "channels_last"}
     row = {"arm": arm, "seed": seed, "settings": {}, "last": figures, "best": figures, "parameters": 2591010,
-           "GFLOPs": 6.4, "epochs": 3, "seconds": 60.0, "resumed": False, "start": witness, **more}  # fmt: skip
+           "GFLOPs": 6.4, "epochs": 3, "seconds": 60.0, "process_seconds": 90.0, "resumed": False, "device": "CPU",
+           "left_out": {}, "start": witness, **more}  # fmt: skip
     write_json(folder / "result.json", row)
-    head = ["epoch", "time", "train/box_loss", "val/box_loss", "metrics/mAP50-95(B)"]
+    head = ["epoch", "time", "process_time", "train/box_loss", "val/box_loss", "metrics/mAP50-95(B)"]
     head += ["train/drd_loss", "train/ded_loss"] if arm == "tskd" else []
-    lines = [[e, 20 * e, 3 / e, 3.5 / e, value * e / 3, 0.4 / e, 0.2 / e][: len(head)] for e in (1, 2, 3)]
+    lines = [[e, 20 * e, 30 * e, 3 / e, 3.5 / e, value * e / 3, 0.4 / e, 0.2 / e][: len(head)] for e in (1, 2, 3)]
     (folder / "results.csv").write_text("\n".join(",".join(map(str, row)) for row in [head, *lines]) + "\n")
     write_json(folder / "seen.json", seen_on(plan, hits=arm == "tskd"))
 

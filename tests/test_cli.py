@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
+import yaml
 
 import tskd_yolo
-from tests.helpers import make_detector, tiny_data
+from tests.helpers import logged
 from tskd_yolo.cli import main, parse
 from tskd_yolo.config import DEFAULTS, folder
 
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    root = tmp_path_factory.mktemp("files")
-    make_detector(root / "teacher.pt")
-    make_detector(root / "few.pt", names=("a", "b"))
-    make_detector(root / "v8.pt", "yolov8s.yaml")
-    tiny_data(root, train=2, val=2)
-    return root
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 
 @pytest.fixture
-def train(files, tmp_path, monkeypatch, capsys):
+def train(few, teacher, tmp_path, monkeypatch, capsys):
     """Runs ``train`` with arguments, which must fail, and gives what it said."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, **more: str) -> str:
-        base = dict(data=files / "tiny.yaml", model="yolo11n.yaml", teacher=files / "teacher.pt", epochs=1, imgsz=64)
+        base = dict(data=few, model="yolo11n.yaml", teacher=teacher, epochs=1, imgsz=64)
         values = {**base, "project": tmp_path / "runs", "device": "cpu", **more}
         words = [f"{key}={value}" for key, value in values.items() if value is not None]
         capsys.readouterr()
@@ -53,7 +47,7 @@ def train(files, tmp_path, monkeypatch, capsys):
         (dict(crd="word"), ["crd: must be a finite number >= 0, got 'word'"]),
         (dict(balance="foo"), ["balance: must be one of share, fixed, got 'foo'"]),
         (dict(graph="x"), ["graph: must be one of fixed, trained, got 'x'"]),
-        (dict(variant="y"), ["variant: must be one of default, paper, got 'y'"]),
+        (dict(variant="y"), ["variant: must be one of default, hints, paper, got 'y'"]),
         (dict(teacher=None), ["teacher: missing"]),
         (dict(teacher="nowhere.pt"), ["teacher: nowhere.pt was not found"]),
         (dict(distill_model="yolo11l.pt"), ["distill_model: ", "teacher="]),
@@ -73,9 +67,9 @@ def test_a_mistake_is_told_in_a_sentence_and_nothing_is_started(arguments, words
     assert all(word in said for word in words), said
 
 
-def test_a_teacher_of_other_classes_or_another_family_is_told(files, train):
-    assert "it knows 2 classes (a, b) and the data has 6" in train(teacher=files / "few.pt")
-    assert "a YOLOv8 cannot teach a YOLO11" in train(teacher=files / "v8.pt")
+def test_a_teacher_of_other_classes_or_another_family_is_told(detector, train):
+    assert "it knows 2 classes (a, b) and the data has 6" in train(teacher=detector(names=("a", "b")))
+    assert "a YOLOv8 cannot teach a YOLO11" in train(teacher=detector("yolov8s.yaml"))
 
 
 def test_a_file_that_is_no_checkpoint_is_told(tmp_path_factory, train):
@@ -165,14 +159,47 @@ def test_the_users_own_data_file_of_our_name_is_handed_on(tmp_path, monkeypatch)
     assert sys.argv[1:] == ["val", "data=neu.yaml"]
 
 
-def test_safe_loading_is_switched_on_unless_the_file_is_trusted(monkeypatch, capsys):
-    import os
-
+@pytest.mark.parametrize("words", [["version"], ["version", "trust=True"]], ids=" ".join)
+def test_processes_that_it_starts_load_safely(words, monkeypatch, capsys):
     monkeypatch.setenv("ULTRALYTICS_SAFE_LOAD", "0")
-    main(["version"])
+    main(words)
     assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "1"
-    main(["version", "trust=True"])
-    assert os.environ["ULTRALYTICS_SAFE_LOAD"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("words", "trusts"),
+    [
+        (["trust"], True),
+        (["--trust"], True),
+        (["trust=True"], True),
+        (["trust", "=", "True"], True),
+        (["trust=true,"], True),
+        (["trust=True", "trust=False"], False),
+        (["trust", "=", "False"], False),
+        (["name", "=", "trust"], False),
+        (["name=trust"], False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_only_the_word_trust_trusts(words, trusts, monkeypatch):
+    from ultralytics.nn import tasks
+
+    seen = []
+    monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda: seen.append((not tasks.SAFE_LOAD, sys.argv[1:])))
+    monkeypatch.setattr(sys, "argv", ["tskd-yolo"])
+    assert main(["predict", "source=x", *words]) == 0
+    ((lifted, handed_on),) = seen
+    assert lifted is trusts
+    assert handed_on == ["predict", "source=x", *(["name=trust"] if "name" in "".join(words) else [])]
+
+
+def test_trust_that_is_neither_yes_nor_no_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda: pytest.fail("it was started"))
+    monkeypatch.setattr(sys, "argv", ["tskd-yolo"])
+    for words in (["predict", "source=x"], ["val", "model=a.pt"]):
+        assert main([*words, "trust=maybe"]) == 1
+        assert "trust: must be True or False, got 'maybe'." in capsys.readouterr().err
 
 
 def test_arguments_are_read_as_ultralytics_reads_them():
@@ -183,6 +210,40 @@ def test_arguments_are_read_as_ultralytics_reads_them():
     assert values == dict(
         epochs=3, imgsz=64, drd=0.5, cos_lr=True, task="detect", classes=[0, 2], name="a=b"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [True, 1, "yes", "False", [0]], ids=repr)
+def test_trust_in_a_settings_file_is_refused(given, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"epochs": 7, "trust": given}))
+    for words in ([], ["trust=True"]):
+        _, (sentence,) = parse([f"cfg={file}", *words])
+        assert sentence.startswith(f"trust: the file {file} says trust={given!r}, which no file can give; take it out")
+
+
+@pytest.mark.parametrize("given", [False, None], ids=repr)
+def test_a_settings_file_that_does_not_trust_is_taken(given, tmp_path):
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump({"epochs": 7, "trust": given}))
+    assert parse([f"cfg={tmp_path / 'args.yaml'}"]) == ({"epochs": 7}, [])
+    assert parse([f"cfg={tmp_path / 'args.yaml'}", "trust"]) == ({"epochs": 7, "trust": True}, [])
+
+
+def test_a_settings_file_cannot_have_an_older_run_written_over(tmp_path):
+    content = {
+        "epochs": 7,
+        "exist_ok": True,
+        "resume": "a/weights/last.pt",
+        "save_dir": "a",
+        "project": "p",
+        "name": "n",
+    }
+    (tmp_path / "args.yaml").write_text(yaml.safe_dump(content))
+    with logged() as lines:
+        values, errors = parse([f"cfg={tmp_path / 'args.yaml'}"])
+    assert not errors and values == dict(epochs=7, project="p", name="n")
+    told = [line for line in lines if "is left out: no file may have a run write into a folder that is there" in line]
+    assert len(told) == 2 and "exist_ok in " in told[0] and "resume in " in told[1]
+    assert parse([f"cfg={tmp_path / 'args.yaml'}", "exist_ok"])[0]["exist_ok"] is True
 
 
 def test_explicit_arguments_win_over_those_of_a_settings_file(tmp_path):

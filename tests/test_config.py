@@ -8,14 +8,16 @@ import pickle
 import re
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
 
 from tskd_yolo import config
 from tskd_yolo.cli import parse
 from tskd_yolo.config import (
     DEFAULTS,
+    KEPT,
     TERMS,
     Config,
     ConfigError,
@@ -24,6 +26,7 @@ from tskd_yolo.config import (
     problems,
     resolve,
     with_variant,
+    without_file,
 )
 from tskd_yolo.train import checks
 
@@ -114,7 +117,7 @@ def test_a_teacher_that_is_no_path_is_named(value, word):
     assert sentence.startswith("teacher: ") and word in sentence
 
 
-def test_a_variant_brings_its_own_settings_unless_others_are_given():
+def test_a_variant_brings_its_settings_unless_others_are_given():
     paper = {**DEFAULTS, **with_variant({"teacher": "t.pt", "variant": "paper"})}
     built = build(paper)
     assert built.balance == "fixed" and built.weights == {"drd": 1.0, "ded": 1.0, "crd": 1.0}
@@ -146,8 +149,8 @@ anything = st.recursive(
 )  # fmt: skip
 
 
-some = settings(max_examples=200, deadline=None, derandomize=True, database=None)
-many = settings(max_examples=10_000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=200)
+many = settings(max_examples=10_000, derandomize=False, suppress_health_check=list(HealthCheck))
 ours = st.fixed_dictionaries({key: anything for key in DEFAULTS})
 
 
@@ -261,3 +264,21 @@ def test_a_settings_file_is_found_by_name_too(tmp_path, monkeypatch):
     arguments = {"cfg": "default.yaml"}
     resolve(arguments)
     assert arguments == {"cfg": str(config.folder("cfg") / "default.yaml")}
+
+
+def test_what_yolo_train_merges_from_a_file_is_taken_out(tmp_path):
+    content = {"epochs": 7, "mode": "train", "save_dir": "a", "exist_ok": True, "trust": False}
+    file = tmp_path / "args.yaml"
+    file.write_text(yaml.safe_dump(content))
+    merged = {**content, "cfg": str(file), "model": "yolo11n.yaml"}
+    assert without_file(merged) == {"epochs": 7, "trust": False, "model": "yolo11n.yaml"}
+    assert without_file({**merged, "save_dir": "b"})["save_dir"] == "b"  # the caller's own
+    assert without_file({"epochs": 3, "cfg": None}) == {"epochs": 3}
+
+
+def test_settings_of_a_file_are_the_base_of_a_trainer_too(tmp_path):
+    file = tmp_path / "args.yaml"
+    file.write_text(yaml.safe_dump({"epochs": 7, "drd": 0.5, "save_dir": "a", "trust": False, "data": "neu.yaml"}))
+    read = checks.base(file)
+    assert read == {**DEFAULT_CFG_DICT, **KEPT, "epochs": 7, "drd": 0.5, "data": str(folder("datasets") / "neu.yaml")}
+    assert checks.base(IterableSimpleNamespace(**DEFAULT_CFG_DICT)) == {**DEFAULT_CFG_DICT, **KEPT}

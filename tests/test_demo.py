@@ -20,7 +20,7 @@ def short(monkeypatch):
     return demo.demo
 
 
-def test_it_leaves_a_table_a_picture_and_three_runs_and_continues_where_it_was_interrupted(short, tmp_path):
+def test_it_leaves_three_runs_and_goes_on_when_interrupted(short, tmp_path):
     folder = short(out=tmp_path / "demo", seed=1)
     rows = [json.loads((folder / who / "demo.json").read_text()) for who in ("teacher", "plain", "distilled")]
     assert rows[0]["parameters"] > rows[1]["parameters"] == rows[2]["parameters"]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers import make_detector, settings, tiny_data
 from tskd_yolo import hashing
 from tskd_yolo.hashing import Score, hash_tensors
 
@@ -41,7 +40,7 @@ def test_a_score_is_found_again_by_whoever_asks_for_the_same(given):
 
 def test_a_fingerprint_stays_what_users_disks_have(given, monkeypatch):
     """A literal of the first version: score files and caches are found by it."""
-    monkeypatch.setattr(hashing, "_versions", lambda: {"torch": "1"})
+    monkeypatch.setattr(hashing, "versions", lambda: {"torch": "1"})
     network, dataset = torch.nn.Conv2d(2, 3, 2).to(memory_format=torch.channels_last), given["dataset"]
     network.register_buffer("count", torch.tensor(7))
     with torch.no_grad():
@@ -86,7 +85,7 @@ def fewer_images(given):
 
 
 @pytest.mark.parametrize("change", [change_weights, change_image, change_label, change_size, fewer_images])
-def test_a_score_is_not_found_where_anything_that_decides_it_changed(given, change):
+def test_a_score_is_not_found_where_what_decides_it_changed(given, change):
     Score(**given).keep(SCORE)
     change(given)
     assert Score(**given).recall() == {}
@@ -110,27 +109,8 @@ def test_a_damaged_score_is_as_good_as_none(given, content):
     assert score.recall() == {}
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_stops_nothing(given, caplog):
+def test_an_unwritable_folder_is_told_and_stops_nothing(given, caplog):
     score = Score(**given)
     score.file.parent.parent.write_text("a file where the folder should be")
     score.keep(SCORE)
     assert "could not be kept" in caplog.text and score.recall() == {}
-
-
-@pytest.mark.slow
-def test_a_second_run_shows_the_teachers_score_without_validating_it(tmp_path, monkeypatch, caplog):
-    from tskd_yolo import Trainer
-    from tskd_yolo.train import summary
-
-    monkeypatch.setattr(hashing, "USER_CONFIG_DIR", tmp_path / "settings")
-    data, teacher = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt")
-    validated, inner = [], summary.validate
-    for name in ("first", "second"):
-        monkeypatch.setattr(
-            summary, "validate", lambda *args, name=name, **more: validated.append(name) or inner(*args, **more)
-        )
-        caplog.clear()
-        Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=1, val=False, name=name)).train()
-        words = "is validated, once" if name == "first" else "was validated on these images before"
-        assert words in caplog.text
-    assert validated == ["first"]

@@ -1,10 +1,12 @@
-"""Imports run one way, and losses/ knows torch and torchvision only: read from the source, not from what runs."""
+"""Imports run one way, losses/ knows no detector, sizes hold: read from the source, not from what runs."""
 
 from __future__ import annotations
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,12 @@ import pytest
 import tskd_yolo
 
 PACKAGE = Path(tskd_yolo.__file__).parent
+TESTS = Path(__file__).parent
 MODULES = {
     ".".join(["tskd_yolo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-BOTTOM = {"config", "files", "compat", "hashing", "data", "rng", "rounding"}
+BOTTOM = {"config", "files", "compat", "guards", "hashing", "data", "rng", "rounding"}
 MAY_IMPORT = {
     "cli": {"compare", "train", "demo", *BOTTOM},
     "demo": {"train", "data"},
@@ -24,9 +27,10 @@ MAY_IMPORT = {
     "train": {"distill", *BOTTOM},
     "distill": {"losses", *BOTTOM},
     "losses": {"rounding"},
-    "compat": {"files", "config"},
+    "compat": {"files", "config", "guards"},
+    "guards": {"config"},
     "hashing": {"files"},
-    "data": {"config", "rng"},
+    "data": {"config", "rng", "rounding"},
     "files": set(),
     "rng": set(),
     "rounding": set(),
@@ -68,7 +72,7 @@ def test_a_loss_knows_torch_and_torchvision_and_no_detector(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if room(m) in MAY_IMPORT])
 def test_imports_run_one_way(module):
-    allowed = MAY_IMPORT[room(module)] | {room(module), ""}  # the package itself holds the version only
+    allowed = MAY_IMPORT[room(module)] | {room(module), ""}  # the package itself: the version, and names to import
     for name in imported(module):
         if name.split(".")[0] == "tskd_yolo":
             assert room(name) in allowed, f"{module} imports {name}"
@@ -84,9 +88,92 @@ def test_there_is_no_circle():
         below(name)
 
 
-@pytest.mark.parametrize(
-    "module", ["tskd_yolo", "tskd_yolo.cli", "tskd_yolo.config", "tskd_yolo.data.voc", "tskd_yolo.losses"]
-)
-def test_ultralytics_is_not_imported_before_it_is_needed(module):
-    code = f"import {module}, sys; sys.exit('ultralytics' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
+def test_ultralytics_is_not_imported_before_it_is_needed():
+    modules = ["tskd_yolo", "tskd_yolo.config", "tskd_yolo.cli", "tskd_yolo.data.voc", "tskd_yolo.losses"]
+    code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+    code += "    print(name, 'ultralytics' in sys.modules)"
+    line = [sys.executable, "-c", code, *modules]
+    result = subprocess.run(line, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert result.stdout.splitlines() == [f"{module} False" for module in modules], result.stderr
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+FUNCTION_LINES, FUNCTION_BRANCHES, CLASS_LINES, MODULE_LINES = 40, 10, 250, 400
+"""At most. A function's lines are those of code: neither its docstring nor comments nor blank lines."""
+BRANCHES = ast.If, ast.For, ast.While, ast.ExceptHandler, ast.With, ast.IfExp
+NO_CODE = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
+}  # fmt: skip
+
+
+def docstring(node: ast.AST) -> ast.Expr | None:
+    """The statement of a module, class or function that is its docstring."""
+    first = node.body[0] if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body else None
+    return first if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) else None
+
+
+def code_lines(text: str) -> set[int]:
+    """Numbers of the lines of a source that hold code."""
+    found: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in NO_CODE:
+            found.update(range(token.start[0], token.end[0] + 1))
+    for node in map(docstring, ast.walk(ast.parse(text))):
+        if node is not None:
+            found.difference_update(range(node.lineno, node.end_lineno + 1))
+    return found
+
+
+def too_large(text: str) -> list[str]:
+    """What of a module's source is above the sizes, one sentence each."""
+    code, found = code_lines(text), []
+    if (count := len(text.splitlines())) > MODULE_LINES:
+        found.append(f"the module has {count} lines")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef) and (count := node.end_lineno - node.lineno + 1) > CLASS_LINES:
+            found.append(f"class {node.name} has {count} lines")
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = len(code.intersection(range(node.lineno, node.end_lineno + 1)))
+            branches = sum(isinstance(inner, BRANCHES) for inner in ast.walk(node))
+            if lines > FUNCTION_LINES or branches > FUNCTION_BRANCHES:
+                found.append(f"{node.name}() has {lines} lines of code and {branches} branches")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_function_class_or_module_is_too_large(module):
+    assert too_large(MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_sizes_are_counted_without_docstrings_and_comments():
+    body = [*["    x = 1"] * 39, "    # a comment", "", *["    if x: pass"] * 10]
+    whole = ["def f():", '    """Two', '    lines."""', *body[:41]]
+    assert too_large("\n".join(whole)) == []
+    assert too_large("\n".join([*whole, "    x = 2"])) == ["f() has 41 lines of code and 0 branches"]
+    assert too_large("\n".join(["def f(x):", *body[-10:]])) == []
+    assert too_large("\n".join(["def f(x):", *body[-10:], "    return x if x else 2"])) == [
+        "f() has 12 lines of code and 11 branches"
+    ]
+    long = ["class A:", *["    x = 1"] * 250]
+    assert too_large("\n".join(long)) == ["class A has 251 lines"] and too_large("\n".join(long[:-1])) == []
+    assert too_large("x = 1\n" * 401) == ["the module has 401 lines"] and too_large("x = 1\n" * 400) == []
+
+
+# Tests ----------------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_tests_have_at_most_60_characters():
+    names = [
+        node.name
+        for file in TESTS.rglob("test_*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 400 and [name for name in names if len(name) > 60] == []
+
+
+def test_every_module_has_a_test_file_of_its_name():
+    own = {path.relative_to(PACKAGE) for path in MODULES.values() if not path.stem.startswith("__")}
+    there = {path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")}
+    assert {str(path) for path in own if path.with_name(f"test_{path.name}") not in there} == set()

@@ -10,15 +10,14 @@ import contextlib
 import logging
 import os
 import pickle
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tskd_yolo import __version__
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, resolve, unknown
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, from_file, resolve, trust_problems, unknown
 
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
@@ -28,10 +27,13 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
   tskd-yolo train resume model=runs/detect/train/weights/last.pt
       go on with an interrupted run
   tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
-          [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [jobs=1] [ray=True]
-      does it help? Every arm with every seed, paired with plain training; a verdict, its interval, and a page with
-      all of it. seeds=[0,3] names them, jobs= runs so many side by side, ray=True spreads them over a cluster. Takes
-      every training argument; the same command goes on where it was interrupted
+          [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
+      does it help? Every arm with every seed, paired with plain training; a verdict, corrected over the arms, its
+      interval, and a page with all of it. arms= also takes without_drd, without_ded, without_crd, and a YAML file with
+      arms of your own (short: {{epochs: 12}}). seeds=[0,3] names them and is part of the plan: a later change is told.
+      Where the data has a test: split, best.pt is judged on it; otherwise last.pt on val. jobs= runs so many side by
+      side, ray=True spreads them over a cluster. Takes every training argument; the same command goes on where it was
+      interrupted, with the same data, device and versions
   tskd-yolo val model=best.pt data=neu.yaml
       Ultralytics' own, and a page: COCO's metrics, and what is missed at a fixed number of false alarms
   tskd-yolo predict model=best.pt source=images/
@@ -52,9 +54,8 @@ Data sets found by name: {datasets}. Settings found by name (cfg=NAME): {recipes
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0; 1 with the mistakes named on standard error; 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Read when Ultralytics is imported. A checkpoint is a pickle: only allow-listed classes are loaded, and nothing is
-    # installed that one asks for.
-    os.environ["ULTRALYTICS_SAFE_LOAD"] = "0" if any(map(_trusting, arguments)) else "1"
+    # Read when Ultralytics is imported, by this process and those that it starts. What trust lifts, compat lifts.
+    os.environ["ULTRALYTICS_SAFE_LOAD"] = "1"
     os.environ["YOLO_AUTOINSTALL"] = "0"
     try:
         return _run(arguments)
@@ -65,10 +66,6 @@ def main(arguments: list[str] | None = None) -> int:
     except _user_errors() as error:
         print(f"tskd-yolo: {error}", file=sys.stderr)
     return 1
-
-
-def _trusting(word: str) -> bool:
-    return word.lower() in {"trust", "trust=true"}
 
 
 _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg login logout solutions".split())
@@ -192,23 +189,14 @@ def _read(word: str, keys: Mapping[str, Any], *, tasks: bool) -> tuple[str, Any]
 def _unfold(values: dict[str, Any], errors: list[str]) -> dict[str, Any]:
     """Puts the settings of ``cfg=FILE`` beneath the explicit ones."""
     resolve(values)
-    if not values.get("cfg"):
-        return values
-    from ultralytics.utils import YAML
-
-    file = Path(str(values.pop("cfg")))
-    if not file.is_file():
-        errors.append(f"cfg: {file} was not found; give a YAML file of settings, or one of ours by its name.")
+    file = values.pop("cfg", None)
+    if not file:
         return values
     try:
-        recipe = YAML.load(file)
-    except (OSError, ValueError, SyntaxError, yaml.YAMLError, AssertionError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        errors.append(f"cfg: {file} is no YAML file of settings; give one with lines such as 'epochs: 100'.")
+        return {**from_file(file), **values}
+    except ConfigError as error:
+        errors += error.problems
         return values
-    # A run's args.yaml names its own folder: a repetition must not write there.
-    return {**{k: v for k, v in recipe.items() if k not in {"cfg", "save_dir", "mode"} and v is not None}, **values}
 
 
 def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:
@@ -267,7 +255,7 @@ def _val(arguments: list[str]) -> bool:
         raise ConfigError(errors)
     from tskd_yolo.compare.report import validate
 
-    with _guarded(arguments):
+    with _guarded(trust=_trust(values)):
         return validate(**values)
 
 
@@ -312,29 +300,51 @@ def _delegate(arguments: list[str]) -> int:
     """Ultralytics' entry point reads the process's own argument list, so names are resolved there."""
     from ultralytics.cfg import entrypoint
 
+    trust, words = _without_trust(arguments)
     resolved = []
-    for word in arguments:
+    for word in words:
         key, sign, value = word.partition("=")
-        if key == "trust":
-            continue
         pair = {key: value}
         if sign:
             resolve(pair)
         resolved.append(f"{key}{sign}{pair[key]}")
     sys.argv[1:] = resolved
-    with _guarded(arguments):
+    with _guarded(trust=trust):
         entrypoint()
     return 0
 
 
+def _without_trust(arguments: list[str]) -> tuple[bool, list[str]]:
+    """Whether the command line trusts, and its other words, which Ultralytics reads."""
+    words, errors = _joined(arguments)
+    if errors:  # Ultralytics says it too
+        return False, arguments
+    ours = [word for word in words if re.fullmatch(r"(--)?trust(=.*|,)?", word)]
+    values, errors = parse(ours)
+    if errors:
+        raise ConfigError(errors)
+    return _trust(values), [word for word in words if word not in ours]
+
+
+def _trust(values: Mapping[str, Any]) -> bool:
+    """Whether these arguments trust.
+
+    Raises:
+        ConfigError: If they say neither yes nor no.
+    """
+    if errors := trust_problems(values):
+        raise ConfigError(errors)
+    return values.get("trust", False)
+
+
 @contextlib.contextmanager
-def _guarded(arguments: list[str]) -> Iterator[None]:
+def _guarded(*, trust: bool) -> Iterator[None]:
     """Inside, Ultralytics loads safely, and a user's mistake that it names becomes ours."""
     from tskd_yolo import compat
 
     compat.place_fonts()
     try:
-        with compat.forced(trust=any(map(_trusting, arguments))):
+        with compat.forced(trust=trust):
             yield
     except SyntaxError as error:  # how Ultralytics names an argument that it does not know
         raise ConfigError([line for line in str(error).splitlines() if line.strip()]) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -17,15 +18,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from ultralytics import utils
+import ultralytics
+from ultralytics import YOLO, utils
 from ultralytics.data import dataset as scanner
 from ultralytics.data import utils as data_utils
 from ultralytics.nn import tasks
-from ultralytics.utils import LOGGER, ONLINE, USER_CONFIG_DIR, checks
+from ultralytics.utils import LOGGER, ONLINE, RANK, ROOT, USER_CONFIG_DIR, YAML, checks
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from tskd_yolo import config, files
+from tskd_yolo import config, files, guards
 from tskd_yolo.config import ConfigError
 
 
@@ -54,12 +56,27 @@ def safe(*, trust: bool = False) -> Iterator[None]:
     Raises:
         ConfigError: If this torch cannot do that, and no trust was given.
     """
+    _tell_untested()
     if not trust and not tasks._SafeLoad.SUPPORTED:
         raise ConfigError(["torch: 2.6 or newer is needed to load checkpoints safely; update it, or say trust=True."])
-    read = scanner.load_dataset_cache_file if trust else read_cache
-    with swapped(tasks, "SAFE_LOAD", not trust), swapped(scanner, "load_dataset_cache_file", read), side_by_side():
-        with swapped(utils, "DATASETS_DIR", datasets_folder()), swapped(data_utils, "DATASETS_DIR", datasets_folder()):
-            yield
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(swapped(tasks, "SAFE_LOAD", not trust))
+        if not trust:
+            stack.enter_context(swapped(scanner, "load_dataset_cache_file", read_cache))
+            stack.enter_context(swapped(data_utils, "YAML", DataYaml))
+        stack.enter_context(side_by_side())
+        for module in (utils, data_utils):
+            stack.enter_context(swapped(module, "DATASETS_DIR", datasets_folder()))
+        if not trust:
+            with silent():
+                guards.verify()
+        yield
+
+
+@functools.cache
+def _tell_untested() -> None:
+    if RANK in {-1, 0} and (sentence := guards.untested(ultralytics.__version__)):
+        LOGGER.warning(sentence)
 
 
 def datasets_folder() -> Path:
@@ -113,6 +130,49 @@ def read_cache(path: Path) -> dict[str, Any]:
         return _Arrays(file).load().item()
 
 
+class DataYaml(YAML):
+    """Reads data YAMLs as Ultralytics does. Where one brings code for ``download:``, a refusal takes its place.
+
+    Ultralytics runs that entry where images are missing. A URL of an archive stays, and so does the code of the data
+    sets that come with tskd-yolo and with Ultralytics.
+    """
+
+    @classmethod
+    def load(cls, file: Any = "data.yaml", append_filename: bool = False) -> dict[str, Any]:
+        """The content of a data YAML.
+
+        Raises:
+            ConfigError: If it gives ``trust``.
+        """
+        content = YAML.load(file, append_filename)
+        config.refuse_trust(content, source=f"the data set {file}")
+        code = content.get("download")
+        if isinstance(code, str) and not _ARCHIVE.fullmatch(code) and not _shipped(file, code):
+            content["download"] = f"from {__name__} import refuse_code\nrefuse_code(yaml)"
+        return content
+
+
+_ARCHIVE = re.compile(r"https?://[^\s?#]+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)", re.IGNORECASE)
+
+
+def _shipped(file: str | Path, code: str) -> bool:
+    """Whether a data set of this name comes with tskd-yolo or with Ultralytics, and is prepared by this code."""
+    known = (folder / Path(file).name for folder in (config.folder("datasets"), ROOT / "cfg" / "datasets"))
+    return any(path.is_file() and YAML.load(path).get("download") == code for path in known)
+
+
+def refuse_code(data: dict[str, Any]) -> None:
+    """Stands where a data YAML's code would run.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        [f"data: {data['yaml_file']} would prepare its images by code of its own (download:), which is not run; "
+         "prepare the set before, or give trust=True if you wrote that code yourself."]
+    )  # fmt: skip
+
+
 def write_cache(prefix: str, path: Path, content: dict[str, Any], version: str) -> None:
     """Keeps a data set's labels where Ultralytics does, whole or not at all.
 
@@ -150,6 +210,30 @@ def place_fonts() -> None:
 
 
 _EXPORTED = {".onnx", ".torchscript", ".engine", ".tflite", ".mlpackage", ".openvino", ".pb", ".ncnn", ".mnn"}
+
+
+def yolo(model: str | Path, *, trust: bool = False) -> YOLO:
+    """Ultralytics' ``YOLO(model)``, loaded with allow-listed classes only. Its public name is ``tskd_yolo.load``.
+
+    ``YOLO(model)`` itself runs what a checkpoint asks for, before any trainer is there to look at it.
+
+    Args:
+        model: A checkpoint, an official name, or a model YAML.
+        trust: Load it whatever it asks for: for files that you made yourself.
+
+    Raises:
+        ConfigError: If it cannot be loaded, or asks for more than allow-listed classes.
+
+    Examples:
+        >>> tskd_yolo.load("yolo11n.pt").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt")
+    """
+    with forced(trust=trust):
+        if Path(model).suffix not in {".yaml", ".yml"}:
+            load(model, key="model")
+        try:
+            return YOLO(str(model))
+        except Exception as error:  # as in load
+            raise ConfigError([f"model: {model} {why(error)}."]) from error
 
 
 def load(path: str | Path, *, key: str) -> tuple[Any, dict[str, Any]]:

@@ -46,7 +46,7 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
 
     Images count by name (from ``folder`` on, so that the set may move), size and time, labels by content.
     """
-    hashed = hashlib.sha256(json.dumps([values, _versions()], sort_keys=True).encode())
+    hashed = hashlib.sha256(json.dumps([values, versions()], sort_keys=True).encode())
     for name, value in network.state_dict().items():
         hashed.update(f"{name} {value.dtype}".encode())
         hash_tensors([value], hashed)
@@ -59,14 +59,15 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
     return hashed.hexdigest()
 
 
-def _versions() -> dict[str, str]:
-    versions = {"tskd_yolo": __version__}
+def versions() -> dict[str, str]:
+    """Of what computes a result; empty where a library is not there."""
+    found = {"tskd_yolo": __version__}
     for library in ("torch", "ultralytics", "numpy", "opencv-python", "albumentations"):
         try:
-            versions[library] = metadata.version(library)
+            found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:  # opencv has several names, albumentations is optional
-            versions[library] = ""
-    return versions
+            found[library] = ""
+    return found
 
 
 class Score:

@@ -4,28 +4,47 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ultralytics.utils import LOGGER
 
-from tests.helpers import make_detector, tiny_data
+from tests.compare.helpers import asked
+from tests.helpers import finished_run, finished_teacher
+from tskd_yolo.compare.plan import checked
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+TINY = Namespace(imgsz=64, batch=2, boxes=3, classes=6, device="cpu", amp="True")
 
 
-def run(*arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-3000:]
+@pytest.fixture
+def load(monkeypatch) -> Callable[..., dict[str, Any]]:
+    """Runs a script in this process, as Python runs a file, and gives its names."""
+    before, level = set(sys.modules), LOGGER.level
+    monkeypatch.syspath_prepend(BENCHMARKS)  # a script finds those beside it
+
+    def run(script: str, *arguments: str, name: str = "__main__") -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [f"benchmarks/{script}", *arguments])
+        return runpy.run_path(str(BENCHMARKS / script), run_name=name)
+
+    yield run
+    LOGGER.setLevel(level)
+    for module in set(sys.modules) - before:
+        if Path(getattr(sys.modules[module], "__file__", None) or "/").parent == BENCHMARKS:
+            del sys.modules[module]
 
 
-def test_step_cost_writes_its_keys_for_every_pair(tmp_path):
+def test_step_cost_writes_its_keys_for_every_pair(load, tmp_path):
     file = tmp_path / "cost.json"
-    script = ["benchmarks/step_cost.py", "--pairs", "yolo11n:yolo11s,yolo26n:yolo26s", "--imgsz", "64", "--batch", "2"]
-    run(*script, "--repeats", "1", "--device", "cpu", "--json", str(file))
+    size = ["--imgsz", "64", "--batch", "2", "--repeats", "1", "--device", "cpu", "--no-memory"]
+    load("step_cost.py", "--pairs", "yolo11n:yolo11s,yolo26n:yolo26s", *size, "--json", str(file))
     rows = json.loads(file.read_text())
     assert [row["pair"] for row in rows] == ["yolo11n:yolo11s", "yolo26n:yolo26s"]
     for row in rows:
@@ -35,13 +54,36 @@ def test_step_cost_writes_its_keys_for_every_pair(tmp_path):
         assert row["ratio_to_builtin"] == pytest.approx(times[2] / times[3], rel=0.02)
 
 
-def test_screening_compares_and_names_machine_and_command(tmp_path):
-    data, teacher = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt")
-    run(
-        "benchmarks/screening.py",
-        *[f"teacher={teacher}", f"data={data}", f"runs={tmp_path / 'runs'}", f"out={tmp_path}"],
-        *["arms=plain,tskd", "epochs=1", "imgsz=64", "batch=4", "seeds=1"],
-    )
+def test_step_cost_tells_memory_as_processes_of_their_own_do(load, monkeypatch):
+    script = load("step_cost.py", name="step_cost")
+    told = script["child"]("distill", "yolo11n:yolo11s", TINY)
+    assert all(told[key] > 0 for key in ("peak", "weights", "kept"))
+    mib = 2**20
+    peaks = {name: 100 * mib for name in script["STEPS"]} | {"distill": 150 * mib, "builtin": 300 * mib}
+    monkeypatch.setitem(
+        script["memory"].__globals__, "child",
+        lambda name, *_: {"peak": peaks[name], "weights": 40 * mib, "kept": 10 * mib},
+    )  # fmt: skip
+    found = script["memory"]("yolo11n:yolo11s", TINY)
+    assert (found["ratio_to_memory_floor"], found["ratio_to_builtin_memory"]) == (1.0, 0.5)
+    assert (found["distill_peak_mib"], found["teacher_weights_mib"], found["teacher_kept_mib"]) == (150, 40, 10)
+
+
+def test_screening_compares_and_names_machine_and_command(load, files, tmp_path):
+    given = dict(arms="plain,tskd", epochs=1, imgsz=64, batch=4, seeds=1)
+    runs = {**asked(files, tmp_path / "runs"), **given}
+    plan = checked({key: runs[key] for key in ("data", "model", "teacher", "device", "out", *given)})
+    finished_teacher(plan, 0.3)
+    for arm in ("plain", "tskd"):
+        finished_run(plan, arm, 0, 0.1)
+    with pytest.raises(SystemExit) as ended:
+        load(
+            "screening.py",
+            *[f"teacher={files / 'teacher.pt'}", f"data={files / 'tiny.yaml'}"],
+            *[f"runs={tmp_path / 'runs'}", f"out={tmp_path}"],
+            *[f"{key}={value}" for key, value in given.items()],
+        )
+    assert ended.value.code == 0
     said = (tmp_path / "screening_neu_128.json").read_text()
     report = json.loads(said)
     assert {"command", "hardware", "versions", "commit"} <= report.keys()
@@ -50,17 +92,28 @@ def test_screening_compares_and_names_machine_and_command(tmp_path):
     assert (tmp_path / "screening_neu_128.csv").exists()
 
 
-def test_gradients_measures_every_part_of_every_term(tmp_path):
-    data, teacher, file = tiny_data(tmp_path), make_detector(tmp_path / "teacher.pt"), tmp_path / "gradients.json"
-    run(
-        "benchmarks/gradients.py",
-        f"teacher={teacher}",
-        f"data={data}",
-        "imgsz=64",
-        "batch=4",
-        "batches=1",
-        f"json={file}",
-    )
+def test_finetune_tunes_on_val_and_names_machine_and_command(load, files, tmp_path, in_process):
+    finished_teacher(Namespace(out=tmp_path / "runs", common={"data": files / "tiny.yaml"}), 0.3)
+    (tmp_path / "arms.yaml").write_text("longer: {epochs: 2}\n")
+    with pytest.raises(SystemExit) as ended:
+        load(
+            "finetune.py",
+            *[f"teacher={files / 'teacher.pt'}", f"data={files / 'tiny.yaml'}", "split=val", "seeds=1"],
+            *[f"runs={tmp_path / 'runs'}", f"out={tmp_path}", f"arms=plain,{tmp_path / 'arms.yaml'}"],
+            *["model=yolo11n.yaml", "epochs=1", "imgsz=64", "batch=4", "nbs=4", "warmup_epochs=0"],
+        )
+    assert ended.value.code == 0
+    said = (tmp_path / "tune_neu_128.json").read_text()
+    report = json.loads(said)
+    assert report["comparison"]["judged"]["split"] == "val" and "arms=plain,arms.yaml" in report["command"]
+    assert report["comparison"]["arms"]["longer"]["rows"][0]["epochs"] == 2
+    assert str(tmp_path) not in said and (tmp_path / "tune_neu_128.csv").exists()
+
+
+def test_gradients_measures_every_part_of_every_term(load, data, teacher, tmp_path):
+    file = tmp_path / "gradients.json"
+    size = ["imgsz=64", "batch=4", "batches=1"]
+    load("gradients.py", f"teacher={teacher}", f"data={data}", *size, f"json={file}")
     report = json.loads(file.read_text())
     crd = {"cross_class", "cross_box", "own_class", "own_box"}
     ded = {f"stages.{part}" for part in ("detection", "foreground", "background", "structure")}
@@ -71,19 +124,25 @@ def test_gradients_measures_every_part_of_every_term(tmp_path):
     assert str(tmp_path) not in file.read_text()
 
 
-def test_the_claim_refuses_a_stage_that_is_none_in_one_sentence():
-    result = subprocess.run(
-        [sys.executable, "benchmarks/claim.py", "stages=11n,foo"],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+def test_the_claim_refuses_a_stage_that_is_none_in_one_sentence(load):
+    with pytest.raises(SystemExit) as ended:
+        load("claim.py", "stages=11n,foo")
+    assert ended.value.code == "stages: foo is none; choose from 11n, 26n, terms, best."
+
+
+def test_a_script_is_run_as_a_file_from_any_folder(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)}
+    line = [sys.executable, str(BENCHMARKS / "gradients.py"), "data=a.yaml", "what=1"]
+    result = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode != 0
-    assert result.stderr.strip().splitlines()[-1] == "stages: foo is none; choose from 11n, 26n, terms, best."
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("what: is not an argument; choose from ") and not list(tmp_path.iterdir())
 
 
-def test_cache_cost_finds_the_live_terms_in_the_cache(tmp_path):
+def test_cache_cost_finds_the_live_terms_in_the_cache(load, tmp_path):
     file = tmp_path / "cache.json"
-    script = ["benchmarks/cache_cost.py", "--pair", "yolo11n:yolo11s", "--imgsz", "64", "--batch", "2"]
-    run(*script, "--images", "4", "--loaded", "4", "--later", "1", "--json", str(file))
+    size = ["--imgsz", "64", "--batch", "2", "--images", "4", "--loaded", "4", "--later", "1"]
+    load("cache_cost.py", "--pair", "yolo11n:yolo11s", *size, "--json", str(file))
     found = json.loads(file.read_text())
     assert set(found["epoch"]) == {"plain", "live", "cached", "first"}
     assert all(found["epoch"][arm]["cpu"] > 0 for arm in found["epoch"])

@@ -1,23 +1,17 @@
-"""Files that all tests of comparisons share, and a comparison that is finished."""
+"""A comparison that is finished."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.compare.helpers import asked, make_files
+from tests.compare.helpers import asked
 from tests.helpers import finished_run, finished_teacher
-from tskd_yolo.compare.plan import Plan, checked, require_same_settings
-
-
-@pytest.fixture(scope="session")
-def files(tmp_path_factory) -> Path:
-    return make_files(tmp_path_factory.mktemp("compare"))
+from tskd_yolo.compare.plan import Plan, checked
+from tskd_yolo.compare.record import begin
 
 
 @pytest.fixture
-def plan(files, tmp_path) -> Plan:
+def plan(files, tmp_path, at_hand) -> Plan:
     """A comparison whose runs are made up, and finished."""
     plan = checked(asked(files, tmp_path / "out", arms="plain,tskd,ultralytics", seeds=3))
     plan.out.mkdir()
@@ -26,5 +20,5 @@ def plan(files, tmp_path) -> Plan:
         finished_run(plan, "plain", seed, base)
         finished_run(plan, "tskd", seed, base + (0.05, 0.06, 0.055)[seed])
         finished_run(plan, "ultralytics", seed, base + (0.05, -0.06, 0.0)[seed])
-    require_same_settings(plan)
+    begin(plan)
     return plan

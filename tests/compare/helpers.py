@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import make_detector, settings, tiny_data
+import yaml
+
+from tests.helpers import copied_data, settings
 
 
-def make_files(root: Path) -> Path:
-    """A folder with ``teacher.pt`` and ``tiny.yaml``."""
-    make_detector(root / "teacher.pt")
-    tiny_data(root, train=8, val=4)
+def own_files(files: Path, root: Path) -> Path:
+    """The folder with a data set that a test may change, beside the teacher of all."""
+    copied_data(files / "tiny.yaml", root)
+    (root / "teacher.pt").symlink_to(files / "teacher.pt")
     return root
 
 
@@ -26,3 +29,13 @@ def asked(files: Path, out: Path, **more: Any) -> dict[str, Any]:
 def words(values: dict[str, Any]) -> list[str]:
     """The same as words of the command line."""
     return ["compare", *(f"{key}={value}".replace(" ", "") for key, value in values.items())]
+
+
+def add_test_split(root: Path) -> None:
+    """Gives the data set of :func:`own_files` a test split: images like those of val, under other names."""
+    for kind in ("images", "labels"):
+        shutil.copytree(root / "set" / kind / "val", root / "set" / kind / "test")
+        for file in (root / "set" / kind / "test").iterdir():
+            file.rename(file.with_name(f"test_{file.name}"))
+    file = root / "tiny.yaml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "test": "images/test"}), encoding="utf-8")

@@ -92,3 +92,21 @@ def test_every_text_is_escaped():
 
 def test_a_long_name_is_cut_in_a_chart():
     assert "x" * 60 not in charts.bars("l", [("x" * 60, [Bar(0, 1.0)])], x_label="")
+
+
+def test_more_arms_than_colours_are_told_apart():
+    names = [(f"arm {i}", i) for i in range(12)]
+    marks = [(p.get("class"), p.get("stroke-dasharray")) for p in parsed(charts.legend(names)).iter("path")]
+    assert len(set(marks)) == 12 and {kind for kind, _ in marks} == {f"s{i}" for i in range(8)}
+    bars = [("a", [Bar(1, 1.0), Bar(9, 1.0)])]
+    drawn = [charts.bars("l", bars, x_label=""), charts.legend(names[1::8], filled=True)]
+    assert all([r.get("class") for r in parsed(d).iter("rect")] == ["s1", "s1 again"] for d in drawn)
+
+
+def test_minutes_are_marked_between_whole_numbers_too():
+    series = [Series("a", 0, [([0.1, 0.9], [0.1, 0.9])])]
+    whole, all_of_them = (
+        len([t for t in parsed(charts.lines("l", series, x_label="", y_label="", whole_x=w)).iter("text")])
+        for w in (True, False)
+    )
+    assert all_of_them > whole

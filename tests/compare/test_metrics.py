@@ -47,7 +47,7 @@ def test_nothing_found_misses_all_and_no_defect_has_no_miss_rate():
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=30), st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_more_false_alarms_never_miss_more_and_thresholds_hold(rows, images):
     score, hit = np.array([r[0] / 20 for r in rows], float), np.array([r[1] for r in rows], bool)
     told = miss_rates(score=score, hit=hit, truths=40, images=images, at=[0, 0.1, 0.5, 1, 3])
@@ -89,7 +89,7 @@ def test_cocos_metrics_of_a_perfect_a_blind_and_an_empty_set():
     assert set(coco([image(), image()]).values()) == {None}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def judged(tmp_path_factory):
     """A detector with random weights sees little; its truth with noise gives figures between 0 and 1."""
     root = tmp_path_factory.mktemp("judged")

@@ -1,17 +1,17 @@
-"""What a comparison is asked for: what is refused, in which order it runs, and what decides its results."""
+"""What a comparison is asked for: what is refused, and in which order it runs."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 
 import pytest
 
 from tests.compare.helpers import asked, words
-from tests.helpers import make_detector
 from tskd_yolo.cli import main
-from tskd_yolo.compare.plan import ARMS, Run, checked, require_same_settings, settings
-from tskd_yolo.config import ConfigError
+from tskd_yolo.compare.plan import ARMS, Run, checked
+from tskd_yolo.config import DEFAULTS, ConfigError
+
+pytestmark = pytest.mark.usefixtures("at_hand")
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,11 @@ from tskd_yolo.config import ConfigError
         (dict(arms="plain,plain"), "arms: one is named twice"),
         (dict(arms="plain,plain_same_time"), "arms: plain_same_time takes the time of tskd"),
         (dict(arms="plain,drd", drd=0), "drd: is 0, and the arm drd"),
+        (dict(arms="plain,without_drd", drd=0), "drd: is 0, and the arm without_drd would be tskd again"),
+        (dict(arms="plain,without_crd", drd=0, ded=0), "all are 0, and the arm without_crd"),
+        (dict(arms="plain,mine.yaml"), "arms: mine.yaml was not found"),
+        (dict(split="train"), "split: must be test or val"),
+        (dict(split="test"), "split: the data YAML names no test: split, so it cannot judge"),
         (dict(drd=0, ded=0, crd=0), "all are 0"),
         (dict(seeds=0), "seeds: must be a number from 1 on"),
         (dict(seeds="many"), "seeds: must be a number of seeds"),
@@ -29,10 +34,13 @@ from tskd_yolo.config import ConfigError
         (dict(jobs=0), "jobs: must be a whole number"),
         (dict(ray=3), "ray: must be True or False"),
         (dict(seed=3), "seed: a comparison has several"),
+        (dict(seed=0), "seed: a comparison has several"),
+        (dict(seed=[0, 1]), "seed: a comparison has several"),
         (dict(project="x"), "project: a comparison has one folder"),
         (dict(resume=True), "resume: a comparison goes on by itself"),
         (dict(arms="plain,tskd,plain_same_time", time=1), "time: plain_same_time takes the time of tskd"),
         (dict(epochs=0), "epochs: must be a whole number from 1 on"),
+        (dict(data="set.ndjson"), "data: a comparison needs a data YAML"),
         (dict(teacher="nowhere.pt"), "teacher: nowhere.pt was not found"),
         (dict(distill_model="a.pt"), "distill_model: "),
         (dict(techer="a.pt"), "techer: is not an argument"),
@@ -71,6 +79,19 @@ def test_seeds_are_a_number_or_a_list_and_arms_default_to_all(files, tmp_path):
     assert checked(values).arms == list(ARMS)
 
 
+def test_our_keys_reach_the_arms_that_distil(files, tmp_path):
+    own = {"short": {"epochs": 3, "crd": 1}}
+    plan = checked(asked(files, tmp_path / "out", drd=0.7, crd=2, arms=["plain", own]))
+    assert not {"drd", "crd", "teacher", "split"} & set(plan.common)
+    assert plan.settings_of("plain") == plan.settings_of("plain_same_time") == {}
+    assert plan.settings_of("ultralytics") == {"distill_model": str(files / "teacher.pt")}
+    assert plan.settings_of("tskd") == plan.own
+    alone, without, short = (plan.settings_of(arm) for arm in ("crd", "without_crd", "short"))
+    assert (alone["drd"], alone["ded"], alone["crd"]) == (0, 0, 2) and alone["teacher"] == plan.own["teacher"]
+    assert without == {**plan.own, "crd": 0} and short == {**plan.own, "crd": 1, "epochs": 3}
+    assert (plan.epochs("tskd"), plan.epochs("short")) == (1, 3)
+
+
 def test_plain_same_time_follows_tskd_and_pairs_come_first(files, tmp_path):
     plan = checked(asked(files, tmp_path / "out", arms="plain,plain_same_time,tskd", seeds=2))
     assert plan.chains == [
@@ -79,22 +100,17 @@ def test_plain_same_time_follows_tskd_and_pairs_come_first(files, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_changed_setting_is_refused_but_more_arms_are_not(files, tmp_path):
-    plan = checked(asked(files, tmp_path / "out"))
-    plan.out.mkdir()
-    require_same_settings(plan)
-    require_same_settings(checked(asked(files, tmp_path / "out", seeds=3, arms="plain,tskd,ded", jobs=2)))
-    with pytest.raises(ConfigError) as error:
-        require_same_settings(checked(asked(files, tmp_path / "out", epochs=2, drd=0.9)))
-    told = "\n".join(error.value.problems)
-    assert "epochs: the runs in out have 1, not 2" in told and "drd: the runs in out have" in told
-    assert len(error.value.problems) == 2 and "out=" in told
-
-
-def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
-    other = tmp_path / "teacher.pt"
-    make_detector(other, seed=8)
-    one, two = (settings(checked(asked(files, tmp_path / "out", teacher=str(f)))) for f in
-                (files / "teacher.pt", other))  # fmt: skip
-    assert [key for key in one if one[key] != two[key]] == ["teacher"]
-    assert str(tmp_path) not in json.dumps(two)
+@pytest.mark.parametrize(
+    ("common", "mine", "expected"),
+    [
+        ({}, {"variant": "paper"}, {"balance": "fixed", "drd": 1, "ded": 1, "crd": 1}),
+        ({}, {"variant": "paper", "drd": 3}, {"balance": "fixed", "drd": 3, "ded": 1, "crd": 1}),
+        ({"ded": 7}, {"variant": "paper"}, {"balance": "fixed", "drd": 1, "ded": 7, "crd": 1}),
+        ({"variant": "paper"}, {"variant": "default"}, {k: DEFAULTS[k] for k in ("balance", "drd", "ded", "crd")}),
+        ({"variant": "paper"}, {"epochs": 3}, {"balance": "fixed", "drd": 1, "ded": 1, "crd": 1}),
+    ],
+)
+def test_a_variant_of_an_arm_brings_its_settings(common, mine, expected, files, tmp_path):
+    plan = checked(asked(files, tmp_path / "out", arms=["plain", {"mine": mine}], **common))
+    settings = plan.settings_of("mine")
+    assert {key: settings[key] for key in expected} == expected

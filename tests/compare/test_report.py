@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +27,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found on this machine")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def out(tmp_path_factory):
     """A comparison of made-up runs, with class names that are an attack."""
     root = tmp_path_factory.mktemp("report")
@@ -88,6 +89,23 @@ def test_a_spreadsheet_takes_no_class_name_for_a_formula(out):
     assert not any(cell.strip('"').startswith(("=", "+", "@")) for line in lines for cell in line.split(","))
 
 
+@pytest.mark.parametrize("name", ["compare.csv", "compare.html"])
+def test_a_full_disk_leaves_the_file_that_was_there(name, out, tmp_path, monkeypatch):
+    summary = json.loads((out / "compare.json").read_text())
+    (tmp_path / name).write_text("before")
+    put = os.replace
+
+    def full(part, file):
+        if Path(file).name == name:
+            raise OSError(28, "No space left on device")
+        put(part, file)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        report.write_comparison(tmp_path, summary, curves={}, pictures=None)
+    assert (tmp_path / name).read_text() == "before" and not list(tmp_path.glob(".*"))
+
+
 def test_it_can_be_read_by_keyboard_and_by_ear(out):
     tags = Tags((out / "compare.html").read_text(encoding="utf-8")).tags
     links = [attributes for tag, attributes in tags if tag == "a"]
@@ -132,7 +150,9 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
 def test_the_verdict_stands_first_and_every_number_has_its_seeds(out):
     text = (out / "compare.html").read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text.split("<main")[1]))
-    first = words.index("tskd: helps: +5.0 points of mAP50-95 over plain (95 % interval +4.6 to +5.4, 3 seeds).")
+    told = "over plain (95 % interval +4.6 to +5.4, 3 seeds; corrected for 3 arms +4.2 to +5.8, p = 0.0012)."
+    first = words.index(f"tskd: helps: +5.0 points of mAP50-95 {told}")
+    assert "Corrected p" in words and words.count("Exploratory: ") == 2
     assert first < words.index("Missed defects at fixed false alarms") < words.index("Effect per class")
     assert "ultralytics: hurts: −4.0 points" in words and "plain_same_time: no evidence" in words
     for part in ("Curves", "The terms over time", "Size and speed", "4.2 ms", "11.9 ms", "Images where they disagree",
@@ -185,7 +205,7 @@ def chromium(folder, *arguments):
         "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-dev-shm-usage"
     )
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={folder / 'profile'}", *arguments]
-    result = subprocess.run(command, capture_output=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, timeout=120, env={**os.environ, "HOME": str(folder)})
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout
 

@@ -16,6 +16,8 @@ from tskd_yolo.compare.plan import Run
 from tskd_yolo.compare.runner import compare, time_left
 from tskd_yolo.config import ConfigError
 
+pytestmark = pytest.mark.usefixtures("at_hand")
+
 
 def test_two_comparisons_in_one_folder_are_refused(files, tmp_path):
     (tmp_path / "out").mkdir()
@@ -37,13 +39,16 @@ def test_the_time_left_is_each_arms_pace_times_what_is_left():
     spent = {Run("plain", 0): (10, 100.0), Run("tskd", 0): (5, 100.0), Run("plain_same_time", 0): (0, 0.0),
              Run("plain", 1): (0, 0.0), Run("ded", 1): (0, 0.0)}  # fmt: skip
     # plain 10 s and tskd 20 s per epoch; ded is taken as their mean, plain_same_time as tskd
-    assert time_left(spent, done=[Run("plain", 0)], epochs=10) == pytest.approx(100 + 200 + 100 + 150)
-    assert time_left({Run("plain", 0): (0, 0.0)}, done=[], epochs=10) is None
+    epochs = {"plain": 10, "tskd": 10, "plain_same_time": 10, "ded": 4}
+    assert time_left(spent, done=[Run("plain", 0)], epochs=epochs) == pytest.approx(100 + 200 + 100 + 60)
+    assert time_left({Run("plain", 0): (0, 0.0)}, done=[], epochs=epochs) is None
 
 
 def test_finished_runs_are_read_and_shown_without_training(plan, files, capsys):
     assert compare(**asked(files, plan.out, arms="plain,tskd,ultralytics", seeds=3)) == 0
-    assert "tskd: helps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tskd: helps" in said
+    assert "Judged: last.pt on the val split (the data YAML names no test: split)." in said
     for name in ("compare.json", "compare.csv", "compare.html"):
         text = re.sub(r"data:image/jpeg;base64,[\w+/=]+", "", (plan.out / name).read_text(encoding="utf-8"))
         assert str(files) not in text and str(plan.out) not in text, name

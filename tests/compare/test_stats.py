@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tskd_yolo.compare.stats import Effect, interval, paired, points, recovered, sentence
+from tskd_yolo.compare.stats import Effect, holm, interval, paired, points, probability, recovered, sentence
 
 PLAIN = {0: 0.160, 1: 0.173, 2: 0.150}
 
@@ -16,8 +16,10 @@ PLAIN = {0: 0.160, 1: 0.173, 2: 0.150}
 def test_the_interval_is_that_of_the_paired_t_test():
     treated = {0: 0.203, 1: 0.190, 2: 0.185}
     effect = paired(treated, PLAIN)
-    reference = stats.ttest_rel(list(treated.values()), list(PLAIN.values())).confidence_interval(0.95)
-    assert (effect.low, effect.high) == pytest.approx((reference.low, reference.high))
+    reference = stats.ttest_rel(list(treated.values()), list(PLAIN.values()))
+    assert (effect.low, effect.high) == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    assert effect.at(0.99) == pytest.approx(tuple(reference.confidence_interval(0.99)))
+    assert effect.p == pytest.approx(reference.pvalue)
     assert effect.mean == pytest.approx(0.095 / 3) and effect.seeds == 3
 
 
@@ -28,14 +30,14 @@ def test_two_seeds_by_hand():
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_interval_holds_the_mean_and_swapped_arms_mirror_it(pairs):
     a, b = ({i: pair[k] for i, pair in enumerate(pairs)} for k in (0, 1))
     one, other = paired(a, b), paired(b, a)
     assert one.low <= one.mean <= one.high
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-12)
     opposite = {"helps": "hurts", "hurts": "helps", "no evidence": "no evidence"}
-    assert other.verdict == opposite[one.verdict]
+    assert holm({"a": other})["a"].verdict == opposite[holm({"a": one})["a"].verdict]
 
 
 def test_only_seeds_that_both_have_are_paired():
@@ -44,12 +46,57 @@ def test_only_seeds_that_both_have_are_paired():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [(0.001, 0.03, "helps"), (-0.03, -0.001, "hurts"), (-0.01, 0.03, "no evidence"), (0.0, 0.0, "no evidence"),
-     (None, None, "no evidence")],
+    ("mean", "half", "verdict"),
+    [(0.02, 0.019, "helps"), (-0.02, 0.019, "hurts"), (0.01, 0.02, "no evidence"), (0.0, 0.0, "no evidence"),
+     (0.01, None, "no evidence")],
 )  # fmt: skip
-def test_the_verdict_is_where_the_whole_interval_lies(low, high, verdict):
-    assert Effect(0.01, low, high, 3).verdict == verdict
+def test_of_one_arm_the_verdict_is_where_the_interval_lies(mean, half, verdict):
+    effect = Effect(mean, *((None, None) if half is None else (mean - half, mean + half)), 3)
+    (found,) = holm({"arm": effect}).values()
+    assert found.verdict == verdict and found.of == 1
+    assert half is None or (found.low, found.high) == pytest.approx((effect.low, effect.high))
+
+
+def with_p(p: float, sign: int = 1, seeds: int = 5) -> Effect:
+    """An effect with this p value."""
+    mean = sign * 0.01
+    half = 0.01 / stats.t.isf(p / 2, seeds - 1) * stats.t.isf(0.025, seeds - 1)
+    return Effect(mean, mean - half, mean + half, seeds)
+
+
+def test_holm_by_hand():
+    # 4 x 0.01, 3 x 0.03, 2 x 0.04 raised to the one before it, 1 x 0.2; of six 6 x 0.01, 5 x 0.03, 4 x 0.04, 3 x 0.2
+    found = holm(
+        {"c": with_p(0.04), "a": with_p(0.01, -1), "d": with_p(0.2), "b": with_p(0.03), "none": None}, of=4 + 1
+    )
+    assert [found[k].p for k in "abcd"] == pytest.approx([0.05, 0.12, 0.12, 0.4])
+    found = holm({"c": with_p(0.04), "a": with_p(0.01, -1), "d": with_p(0.2), "b": with_p(0.03)})
+    assert list(found) == ["c", "a", "d", "b"]
+    assert [found[k].p for k in "abcd"] == pytest.approx([0.04, 0.09, 0.09, 0.2])
+    assert [found[k].verdict for k in "abcd"] == ["hurts", *["no evidence"] * 3]
+    assert [1 - found[k].confidence for k in "abcd"] == pytest.approx([0.05 / 4, *[0.05 / 3] * 3])
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 0.99), st.sampled_from([-1, 1])), min_size=1, max_size=8), st.integers(0, 10))
+@settings(max_examples=60)
+def test_corrected_interval_and_verdict_agree(effects, more):
+    found = holm({str(i): with_p(p, sign) for i, (p, sign) in enumerate(effects)}, of=len(effects) + more)
+    for i, (p, _) in enumerate(effects):
+        told = found[str(i)]
+        side = "helps" if told.low > 0 else "hurts" if told.high < 0 else "no evidence"
+        assert told.verdict == side and p - 1e-9 <= told.p <= 1 and told.of == len(effects) + more
+
+
+def test_six_arms_that_do_nothing_get_a_verdict_in_5_percent():
+    random, comparisons = np.random.default_rng(0), 1000
+    wrong = {"corrected": 0, "alone": 0}
+    for _ in range(comparisons):
+        plain, *arms = (dict(enumerate(seeds)) for seeds in random.normal(0, 0.01, (7, 5)))
+        effects = {str(i): paired(arm, plain) for i, arm in enumerate(arms)}
+        wrong["corrected"] += any(told.verdict != "no evidence" for told in holm(effects).values())
+        wrong["alone"] += any(effect.low > 0 or effect.high < 0 for effect in effects.values())
+    assert wrong["corrected"] / comparisons <= 0.06, "0.05 but for the noise of 1000 comparisons"
+    assert wrong["alone"] / comparisons > 0.15, "without the correction the simulation shows what was wrong"
 
 
 def test_the_words_name_seeds_and_interval():
@@ -59,6 +106,20 @@ def test_the_words_name_seeds_and_interval():
     assert hurts.startswith("drd: hurts: −2.0 points") and "−3.0 to −1.0, 3 seeds" in hurts
     unclear = sentence("ded", Effect(0.01, -0.01, 0.03, 3))
     assert unclear.startswith("ded: no evidence: +1.0 points") and "the interval holds 0" in unclear
+
+
+def test_the_words_name_what_the_correction_leaves():
+    effects = {"tskd": with_p(0.03), "ded": with_p(0.0001), "none": None}
+    told = {arm: sentence(arm, effects[arm], corrected) for arm, corrected in holm(effects).items()}
+    assert told["ded"] == (
+        "ded: helps: +1.0 points of mAP50-95 over plain "
+        "(95 % interval +0.8 to +1.2, 5 seeds; corrected for 3 arms +0.7 to +1.3, p < 0.001)."
+    )
+    assert told["tskd"] == (
+        "tskd: no evidence: +1.0 points of mAP50-95 over plain (95 % interval +0.2 to +1.8, 5 seeds; "
+        "corrected for 3 arms −0.1 to +2.1, p = 0.06; the corrected interval holds 0)."
+    )
+    assert [probability(p) for p in (None, 0.0004, 0.0312, 1.0)] == ["–", "< 0.001", "0.031", "1"]
 
 
 def test_one_seed_gives_no_verdict_and_says_why():

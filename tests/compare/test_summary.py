@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from tskd_yolo.compare.report import comparison_page
 from tskd_yolo.compare.summary import summarise
 
 
@@ -18,20 +19,40 @@ def test_the_summary_holds_means_paired_effects_shares_and_words(plan):
     half = 4.302653 * 0.005 / 3**0.5
     assert (effect["low"], effect["high"]) == pytest.approx((0.055 - half, 0.055 + half), abs=1e-6)
     assert tskd["recovered"] == pytest.approx(0.055 / 0.19)
-    assert tskd["verdict"].startswith("tskd: helps: +5.5 points")
+    assert tskd["verdict"].startswith("tskd: helps: +5.5 points") and "corrected for 2 arms" in tskd["verdict"]
+    assert effect["corrected"]["of"] == 2 and effect["corrected"]["p"] == pytest.approx(2 * effect["p"])
+    assert 0 < effect["corrected"]["low"] < effect["low"], "the corrected interval is wider"
     assert summary["arms"]["ultralytics"]["effect"]["mAP50-95"]["verdict"] == "no evidence"
     assert tskd["classes"][2]["AP50-95"]["effect"]["mean"] == pytest.approx(0.055)
     assert tskd["effect_on_misses"][0]["fewer"]["mean"] == pytest.approx(0.055), "fewer misses help"
     assert summary["tskd_against"]["ultralytics"]["mean"] == pytest.approx(0.055 - (-0.01 / 3))
-    assert summary["paired"] == {"weights": True, "images": True} and summary["complete"]
+    assert summary["paired"] == {"weights": True, "images": True, "files": True} and summary["complete"]
+
+
+def test_what_is_not_corrected_has_no_verdict(plan):
+    summary = summarise(plan, failed=[])
+    arm = summary["arms"]["tskd"]
+    exploratory = [arm["effect"]["mAP50"], arm["classes"][2]["AP50"]["effect"], arm["effect_on_misses"][0]["fewer"]]
+    assert all(effect["low"] > 0 and "verdict" not in effect for effect in exploratory)
+    assert "exploratory" in summary["correction"]
+    assert summary["tskd_against"]["ultralytics"]["corrected"]["of"] == 1, "a family of its own"
 
 
 def test_arms_that_did_not_start_alike_are_told(plan):
     file = plan.out / "tskd-1" / "result.json"
     row = json.loads(file.read_text())
-    row["start"]["images"] = "other"
+    row["start"] |= {"images": "other", "memory_format": "contiguous"}
     file.write_text(json.dumps(row))
-    assert summarise(plan, failed=[])["paired"] == {"weights": True, "images": False}
+    summary = summarise(plan, failed=[])
+    assert summary["paired"] == {"weights": True, "images": False, "files": True}
+    assert summary["memory_format"]["tskd"] == "channels_last, contiguous"
+    words = " ".join(comparison_page(summary, curves={}, pictures=None).split())
+    assert "saw the same first images in the same order, but NOT all in the same augmentation (hashes" in words
+    assert "NOT all train in the same memory format: plain channels_last, tskd channels_last, contiguous" in words
+    summary["settings"]["teacher_cache"] = "ram"
+    assert "with teacher_cache the arms that distil draw their own" in comparison_page(
+        summary, curves={}, pictures=None
+    )
 
 
 def test_a_seed_that_failed_is_left_out_of_the_pairs(plan):
@@ -39,3 +60,12 @@ def test_a_seed_that_failed_is_left_out_of_the_pairs(plan):
     summary = summarise(plan, failed=["tskd-1"])
     assert summary["arms"]["tskd"]["effect"]["mAP50-95"]["seeds"] == 2
     assert not summary["complete"] and summary["failed"] == ["tskd-1"]
+
+
+def test_a_term_that_was_left_out_is_told(plan):
+    file = plan.out / "tskd-1" / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"left_out": {"drd": 0.031, "ded": 1.0}}))
+    summary = summarise(plan, failed=[])
+    assert summary["left_out"] == {"tskd-1": {"drd": 0.031, "ded": 1.0}}
+    page = comparison_page(summary, curves={}, pictures=None)
+    assert "tskd-1 drd in 3.1 % of the steps, tskd-1 ded in 100 % of the steps." in page

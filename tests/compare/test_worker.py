@@ -3,60 +3,56 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import sys
 
 import pytest
+from ultralytics import utils
+from ultralytics.data import utils as data_utils
+from ultralytics.nn import tasks
 
-from tests.compare.helpers import asked
-from tests.helpers import make_detector
+from tskd_yolo import compat
 from tskd_yolo.compare import worker
-from tskd_yolo.compare.plan import checked
-from tskd_yolo.compare.worker import curves, history, settings_of
+from tskd_yolo.config import folder
 
 
-def test_our_keys_reach_arms_that_distil_and_a_term_stands_alone(files, tmp_path):
-    plan = checked(asked(files, tmp_path / "out", drd=0.7, crd=2))
-    assert not {"drd", "crd", "teacher"} & set(plan.common)
-    assert settings_of("plain", plan.own) == settings_of("plain_same_time", plan.own) == {}
-    assert settings_of("ultralytics", plan.own) == {"distill_model": str(files / "teacher.pt")}
-    assert settings_of("tskd", plan.own) == plan.own
-    alone = settings_of("crd", plan.own)
-    assert (alone["drd"], alone["ded"], alone["crd"]) == (0, 0, 2) and alone["teacher"] == plan.own["teacher"]
+def test_a_worker_finds_data_where_our_trainer_finds_it(monkeypatch):
+    """In a checkout Ultralytics would prepare a set inside it, and only the arms that distil beside it."""
+    seen = []
+    monkeypatch.setattr(utils, "DATASETS_DIR", folder("datasets"))
+    monkeypatch.setattr(data_utils, "DATASETS_DIR", folder("datasets"))
+    monkeypatch.setattr(worker, "train", lambda **job: seen.append((data_utils.DATASETS_DIR, tasks.SAFE_LOAD)))
+    monkeypatch.setattr(worker, "_end_with_the_caller", lambda: None)
+    for safe in ("1", "0"):
+        monkeypatch.setenv("ULTRALYTICS_SAFE_LOAD", safe)
+        monkeypatch.setattr(sys, "stdin", io.StringIO('{"kind": "train"}\n'))
+        worker.main()
+    assert seen == [(compat.datasets_folder(), True), (compat.datasets_folder(), False)]
 
 
-def test_the_parts_of_an_interrupted_run_are_added_up(tmp_path):
-    lines = ["epoch,time,loss", "1,10,3", "2,20,2", "2,11,2.5", "3,21,1"]
-    (tmp_path / "results.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "resumed.json").write_text('{"seconds": 20, "rows": [[1, 10], [2, 20]]}')
-    assert history(tmp_path) == (3, 41.0, True)
-    assert curves(tmp_path)["loss"] == [3, 2.5, 1], "the epoch that was repeated stands once"
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_resumed_run_is_given_its_teacher_and_trust_again(trust, tmp_path, monkeypatch):
+    resumed = []
 
+    class Student:
+        def __init__(self, file):
+            pass
 
-@pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, monkeypatch):
-    values = checked(asked(files, tmp_path / "out", epochs=3))
+        def train(self, **given):
+            resumed.append({key: given.get(key) for key in ("resume", "teacher", "trust")})
 
-    class Stop(Exception):
-        pass
-
-    def save_and_stop(trainer):
-        super(type(trainer), trainer).save_model()
-        raise Stop
-
-    for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
-        folder = tmp_path / "out" / f"{who}-0"
-        job = dict(arm=who, seed=0, folder=str(folder), model="yolo11n.yaml", common=values.common, own=values.own)
-        with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(trainer, "save_model", save_and_stop, raising=False)
-            worker.train(**job, seconds=None)
-        assert worker.progress(folder) == "interrupted"
-        row = worker.train(**job, seconds=None)
-        assert row["resumed"] and row["epochs"] == 3 and worker.progress(folder) == "trained"
-    (folder / "weights" / "last.pt").write_bytes(b"cut off")
-    assert worker.progress(folder) == worker.progress(tmp_path / "nowhere") == "nothing"
+    monkeypatch.setattr(worker, "YOLO", Student)
+    monkeypatch.setattr(worker, "progress", lambda run: "interrupted")
+    for settings in ({"teacher": "t.pt", "trust": trust, "drd": 1}, {"distill_model": "t.pt"}):
+        worker._train(0, tmp_path, "yolo11n.yaml", {}, settings, None)
+    assert resumed == [
+        {"resume": True, "teacher": "t.pt", "trust": True if trust else None},
+        {"resume": True, "teacher": None, "trust": None},
+    ]
 
 
 @pytest.mark.slow
-def test_latency_not_measured_is_a_note_and_is_tried_again(files, tmp_path, monkeypatch):
+def test_latency_not_measured_is_a_note_and_is_tried_again(files, detector, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else found(name, *a))
@@ -64,7 +60,7 @@ def test_latency_not_measured_is_a_note_and_is_tried_again(files, tmp_path, monk
     assert note["note"].startswith("not measured: onnx") and "not installed" in note["note"]
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
-    networks = {"student": str(make_detector(tmp_path / "student.pt", "yolo11n.yaml")), "teacher": files / "teacher.pt"}
+    networks = {"student": str(detector("yolo11n.yaml")), "teacher": files / "teacher.pt"}
     timed = worker.latency(folder=str(tmp_path / "latency"), networks=networks, imgsz=64)
     assert set(timed["milliseconds"]) == {"student", "teacher"} and min(timed["milliseconds"].values()) > 0
     assert not list(files.glob("*.onnx")), "nothing is left beside the user's own file"

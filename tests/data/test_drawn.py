@@ -6,14 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.helpers import tree
 from tskd_yolo.data import drawn
 from tskd_yolo.data.drawn import KINDS, NAMES, draw, prepare
 from tskd_yolo.data.neu import NEU_NAMES
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    """Every file below a folder with what is in it."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
 def test_classes_are_those_of_neu_in_the_same_order():
@@ -89,7 +85,7 @@ def test_the_set_is_the_same_every_time(tmp_path):
     assert sum(name.endswith(".png") for name in first) == sum(name.endswith(".txt") for name in first) == 9
 
 
-def test_validation_images_do_not_change_with_the_training_images(tmp_path):
+def test_validation_images_do_not_depend_on_training_images(tmp_path):
     prepare(tmp_path / "a", train=2, val=3)
     prepare(tmp_path / "b", train=5, val=3)
 

@@ -9,33 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ultralytics.cfg import get_cfg
-from ultralytics.data import build_dataloader, build_yolo_dataset
-from ultralytics.data.utils import check_det_dataset
+from ultralytics.data import build_dataloader
 
+from tests.data.helpers import equal, make, stock
 from tests.helpers import tiny_data
-from tskd_yolo.data.views import BOXES, Kept, Views, of_views
-
-STRONG = dict(mosaic=0.6, mixup=0.3, cutmix=0.3, degrees=10.0, hsv_h=0.1, fliplr=0.5, flipud=0.3, bgr=0.3)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data"))
-
-
-def stock(data: Path, **more):
-    cfg = get_cfg(overrides={"data": str(data), "imgsz": 64, **STRONG, **more})
-    content = check_det_dataset(str(data))
-    return build_yolo_dataset(cfg, content["train"], 4, content), cfg
-
-
-def make(data: Path, views: int = 2, seed: int = 0, **more) -> Views:
-    return Views(stock(data, **more)[0], views, seed)
-
-
-def equal(a: dict, b: dict) -> bool:
-    return all(torch.equal(a[k], b[k]) for k in ("img", "cls", "bboxes")) and a["im_file"] == b["im_file"]
+from tskd_yolo.data.views import BOXES, Kept, of_views
 
 
 def seen(data: Path, workers: int, epochs: int, start: int = 0, **more) -> dict[int, dict]:
@@ -60,7 +38,7 @@ def seen(data: Path, workers: int, epochs: int, start: int = 0, **more) -> dict[
     return found
 
 
-def test_a_number_is_the_same_view_over_epochs_runs_worker_counts_and_orders(data):
+def test_a_number_is_the_same_view_whoever_draws_it_and_when(data):
     alone, again, two = seen(data, 0, 4), seen(data, 0, 2), seen(data, 2, 4)
     assert len(alone) == len(again) == len(two) == 16
     assert all(equal(alone[n], again[n]) and equal(alone[n], two[n]) for n in alone)
@@ -69,13 +47,13 @@ def test_a_number_is_the_same_view_over_epochs_runs_worker_counts_and_orders(dat
     assert all(views[n]["im_file"] == views[n % 8]["im_file"] for n in range(16))
 
 
-def test_views_of_an_image_differ_and_so_do_those_of_another_seed(data):
+def test_views_of_an_image_and_of_another_seed_differ(data):
     views, other = make(data), make(data, seed=1)
     assert all(not torch.equal(views[n]["img"], views[n + 8]["img"]) for n in range(8))
     assert sum(torch.equal(views[n]["img"], other[n]["img"]) for n in range(16)) == 0
 
 
-def test_ultralytics_own_set_draws_anew_so_the_comparison_can_fail(data):
+def test_ultralytics_own_set_draws_anew(data):
     dataset, _ = stock(data)
     assert any(not torch.equal(dataset[n]["img"], dataset[n]["img"]) for n in range(8))
 
@@ -111,7 +89,7 @@ def test_without_mosaic_the_last_epochs_have_views_of_their_own(data):
     assert not torch.equal(before["img"], views[2 * 8]["img"]) and equal(views[16], views[16])
 
 
-def test_after_the_loader_began_anew_passes_go_on_at_the_given_epoch(data):
+def test_after_the_loader_began_anew_passes_go_on_at_the_epoch(data):
     loader = build_dataloader(make(data, views=8), 4, 2, shuffle=True, device="cpu")
     passes = of_views(loader)
     try:

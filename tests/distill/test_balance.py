@@ -56,7 +56,7 @@ def test_cap_and_floor_hold_and_a_dead_term_is_not_blown_up():
     assert Fixed({"crd": 0.25})("crd:one2one", gradients) == 0.25
 
 
-def test_measurements_are_smoothed_and_one_that_is_not_finite_is_passed_over():
+def test_measurements_are_smoothed_without_those_not_finite():
     meter = Meter()
     _, features, detection, terms = losses()
     first = measured(meter, features, detection, terms)["with"].term.clone()

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,39 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.test_views import make as make_views
-from tests.distill.test_distiller import NAMES, make, make_batch, make_student
-from tests.helpers import make_detector, settings, tiny_data, weights
+from tests.data.helpers import make as make_views
+from tests.distill.helpers import NAMES, make, make_batch, make_student
+from tests.helpers import make_detector, tiny_data
 from tskd_yolo.config import ConfigError
-from tskd_yolo.data.views import Views
 from tskd_yolo.distill import cache
 from tskd_yolo.distill import records as records_module
 from tskd_yolo.distill.cache import Cache, key
-from tskd_yolo.distill.features import TeacherOutputs
 from tskd_yolo.distill.records import Layout, Store, pack, unpack
-from tskd_yolo.losses.standardize import Map, standardize
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("teachers")
-    return {kind: make_detector(folder / f"{kind}.pt", f"yolo{kind}.yaml", NAMES) for kind in ("11s", "26s")}
-
-
-def records(count: int = 5, size: int = 64) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, size), dtype=np.uint8)
-
-
-def test_a_map_out_of_its_record_is_the_map_in_eight_bits():
-    features = torch.randn(4, 24, 6, 5) * torch.linspace(0.01, 30, 24).view(1, -1, 1, 1) + 3
-    kept = unpack(pack(TeacherOutputs({"neck": [features]}, {}))).maps["neck"][0]()
-    plain = standardize(features)
-    assert isinstance(kept, Map) and kept.image(kept.cells).shape == features.shape
-    assert 0 < (kept.cells - plain.cells).abs().max() < 0.03 and (kept.cells - plain.cells).abs().mean() < 0.01
-    assert kept.cells.mean(dim=(0, 1)).abs().max() < 1e-3
-    constant = TeacherOutputs({"neck": [torch.full((2, 3, 4, 4), 7.0)]}, {})
-    flat = unpack(pack(constant)).maps["neck"][0]()
-    assert flat.cells.abs().max() < 1e-3  # a map without any variation stays one
 
 
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
@@ -88,67 +57,6 @@ def test_no_more_is_kept_than_the_terms_that_are_on_read(files):
         assert {t for t, names in sizes.items() if any(name.startswith(kind) for name in names)} == {term}
 
 
-def test_a_record_is_there_when_it_was_written_whole_and_only_then(tmp_path):
-    for file in (tmp_path / "a.tskd", None):
-        store, data = Store(5, 64, file, {}), records()
-        assert store.read(2)[1] == 0 and not store.read(2)[0].any() and store.whole() == 0
-        store.write(2, data[2])
-        record, state = store.read(2)
-        assert state == 1 and (record == data[2]).all() and store.whole() == 1
-        store._put(store._start + 2 * 64 + 10, b"\x00\x01\x02")
-        record, state = store.read(2)
-        assert state == -1 and not record.any()
-        store.write(2, data[2])
-        assert store.read(2)[1] == 1 and store.read(1)[1] == 0
-
-
-def test_records_are_found_again_by_another_process_and_not_under_another_header(tmp_path):
-    file, data = tmp_path / "a.tskd", records()
-    Store(5, 64, file, {"key": "x"}).write(3, data[3])
-    again = Store(5, 64, file, {"key": "x"})
-    assert (again.read(3)[0] == data[3]).all() and again.lasting
-    assert (pickle.loads(pickle.dumps(again)).read(3)[0] == data[3]).all()
-    assert Store(5, 64, file, {"key": "y"}).whole() == 0  # made anew
-    assert not Store(5, 64, None, {}).lasting
-
-
-@pytest.mark.parametrize("damage", ["cut", "header", "empty"])
-def test_a_file_that_is_damaged_as_a_whole_is_made_anew(damage, tmp_path):
-    file = tmp_path / "a.tskd"
-    Store(5, 64, file, {}).write(3, records()[3])
-    content = file.read_bytes()
-    file.write_bytes({"cut": content[:-70], "header": b"x" + content[1:], "empty": b""}[damage])
-    store = Store(5, 64, file, {})
-    assert store.whole() == 0 and file.stat().st_size == len(content)
-    store.write(3, records()[3])
-    assert Store(5, 64, file, {}).read(3)[1] == 1
-
-
-@pytest.mark.parametrize("moment", ["record", "sum"])
-def test_a_kill_while_writing_loses_the_record_that_was_being_written(moment, tmp_path):
-    file = tmp_path / "a.tskd"
-    code = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom tests.distill.test_cache import records\n"
-        "from tskd_yolo.distill.records import Store\n"
-        "store, data = Store(5, 64, Path(sys.argv[1]), {}), records()\n"
-        "store.write(0, data[0]); store.write(1, data[1]); store.write(4, data[0])\n"
-        "put, left = store._put, [2 if sys.argv[2] == 'sum' else 1]\n"
-        "def dying(place, data):\n"
-        "    left[0] -= 1\n"
-        "    if left[0]:\n"
-        "        return put(place, data)\n"
-        "    put(place, data[: len(data) // 4])\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "store._put = dying\n"
-        "store.write(4, data[4])\n"  # over another one: both states are torn
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run([sys.executable, "-c", code, str(file), moment], env=environment, timeout=120)
-    assert run.returncode == -signal.SIGKILL
-    store = Store(5, 64, file, {})
-    assert [store.read(n)[1] for n in range(5)] == [1, 1, 0, 0, -1]
-
-
 def test_on_a_full_disk_the_teacher_is_asked_and_the_run_goes_on(caplog):
     layout = Layout({"map0.codes": torch.zeros(1, 4)})
     store = Store(3, layout.size, None, {})
@@ -181,7 +89,7 @@ def key_of(data: Path, checkpoint: Path, **more) -> str:
     return key(header, teacher=given["distiller"].teacher, dataset=dataset, args=given["args"], folder=folder)
 
 
-def test_teacher_data_augmentation_size_seed_and_views_each_change_the_key(tmp_path, files):
+def test_whatever_a_record_depends_on_changes_the_key(tmp_path, files):
     data, teacher = tiny_data(tmp_path), files["11s"]
     plain = key_of(data, teacher)
     assert plain == key_of(data, teacher)
@@ -210,9 +118,7 @@ def test_data_that_moved_with_its_cache_has_the_same_key(tmp_path, files):
     assert key_of(moved, files["11s"]) == before
 
 
-def test_too_large_for_the_limit_the_disk_or_the_memory_is_refused_with_numbers_and_a_way_out(
-    tmp_path, files, monkeypatch
-):
+def test_a_cache_too_large_for_limit_disk_or_memory_is_refused(tmp_path, files, monkeypatch):
     given = run_of(tiny_data(tmp_path), files["11s"], cache_limit=1e-6)
     (sentence,) = refused(given)
     assert "8 images in views=2" in sentence and "cache_limit is 1e-06 GB; raise it, or take fewer views" in sentence
@@ -251,128 +157,3 @@ def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, files, monkeypatch
         records_module, "_make", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
     )
     assert "Permission denied" in refused(given)[0] and "give ram" in refused(given)[0]
-
-
-# Whole runs -----------------------------------------------------------------------------------------------------------
-
-
-class Watch:
-    """What a run asked of teacher and transforms, and its loss items step by step."""
-
-    def __init__(self, trainer) -> None:
-        self.items: list[dict[str, float]] = []
-        self.asked = self.drawn = 0
-        trainer.add_callback("on_train_start", self.begin)
-        trainer.add_callback("on_train_batch_end", self.step)
-
-    def begin(self, trainer) -> None:
-        views = trainer.train_loader.dataset
-        views.draw = partial(self.draw, Views.draw, views)
-
-    def draw(self, draw, views, number):
-        self.drawn += 1
-        return draw(views, number)
-
-    def step(self, trainer) -> None:
-        self.items.append({k: float(v) for k, v in trainer.loss_items.items()})
-        self.asked = trainer.distiller.cache.computed
-
-
-def run(folder: Path, data: Path, teacher: Path, stop: int = 0, **more) -> Watch:
-    from tskd_yolo import Trainer
-
-    given = settings(folder, data, teacher=str(teacher), val=False, epochs=3, close_mosaic=0, views=2)
-    trainer = Trainer(**({**given, **more} if "resume" not in more else more))
-    watch = Watch(trainer)
-    if stop:
-        trainer.add_callback("on_fit_epoch_end", partial(stopping, epoch=stop))
-    if stop:
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
-    else:
-        trainer.train()
-    return watch
-
-
-def stopping(trainer, epoch: int) -> None:
-    if trainer.epoch + 1 == epoch:
-        raise KeyboardInterrupt
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    return make_detector(tmp_path_factory.mktemp("teacher") / "teacher.pt")
-
-
-def cache_file(folder: Path) -> Path:
-    (file,) = folder.rglob("*.tskd")
-    return file
-
-
-@pytest.mark.slow
-def test_cold_warm_and_in_memory_runs_end_alike_and_later_passes_ask_and_draw_nothing(tmp_path, teacher):
-    data = tiny_data(tmp_path)
-    cold = run(tmp_path / "cold", data, teacher, teacher_cache="disk")
-    warm = run(tmp_path / "warm", data, teacher, teacher_cache="disk")
-    memory = run(tmp_path / "memory", data, teacher, teacher_cache="ram")
-    assert [w.asked for w in (cold, warm, memory)] == [16, 0, 16] == [w.drawn for w in (cold, warm, memory)]
-    assert cold.items == warm.items == memory.items and len(cold.items) == 6
-    ends = [weights(tmp_path / name / "run" / "weights" / "last.pt") for name in ("cold", "warm", "memory")]
-    assert all(torch.equal(ends[0][k], end[k]) for end in ends[1:] for k in end)
-    other = run(tmp_path / "other", data, teacher, teacher_cache="disk", crd=1, balance="share", epochs=2)
-    assert other.asked == other.drawn == 0  # other weights find them, too
-    own = run(tmp_path / "own", data, teacher, teacher_cache="disk", model="yolo11s.yaml", epochs=1)
-    assert own.asked == own.drawn == 8  # a student that is compared on other channels of the teacher has its own
-
-
-@pytest.mark.slow
-def test_the_first_epoch_costs_what_live_distillation_gives_within_the_rounding(tmp_path, teacher, monkeypatch):
-    data = tiny_data(tmp_path)
-    kept = run(tmp_path / "kept", data, teacher, teacher_cache="ram", epochs=1)
-    monkeypatch.setattr(Cache, "__call__", lambda self, images, batch, ask: ask(images))  # the same views, live
-    live = run(tmp_path / "live", data, teacher, teacher_cache="ram", epochs=1)
-    first, same = kept.items[0], live.items[0]
-    for term in ("drd_loss", "ded_loss", "crd_loss"):
-        assert first[term] == pytest.approx(same[term], rel=1e-2) and first[term] != same[term]
-    assert {k: v for k, v in first.items() if "_loss" in k and k[:3] in ("box", "cls", "dfl")}.items() <= same.items()
-
-
-@pytest.mark.slow
-def test_damaged_records_are_made_anew_and_said_once_and_the_run_is_the_same(tmp_path, teacher, caplog):
-    data = tiny_data(tmp_path)
-    whole = run(tmp_path / "a", data, teacher, teacher_cache="disk")
-    file = cache_file(tmp_path)
-    content = bytearray(file.read_bytes())
-    size = (len(content) - mmap.PAGESIZE) // 32
-    for place in (len(content) - 17 * size - 100, len(content) - 20 * size):  # in two views of the first kind
-        content[place] ^= 255
-    file.write_bytes(content)
-    caplog.clear()
-    torn = run(tmp_path / "b", data, teacher, teacher_cache="disk")
-    assert 0 < torn.asked <= 2 and torn.items == whole.items
-    assert sum("are damaged, they" in r.message for r in caplog.records) == 1
-    assert run(tmp_path / "c", data, teacher, teacher_cache="disk").asked == 0
-
-
-@pytest.mark.slow
-def test_a_resumed_run_goes_on_with_the_records_that_are_there(tmp_path, teacher):
-    data = tiny_data(tmp_path)
-    first = run(tmp_path, data, teacher, stop=1, teacher_cache="disk")
-    assert first.asked == 8
-    last = tmp_path / "run" / "weights" / "last.pt"
-    second = run(tmp_path, data, teacher, resume=str(last))
-    assert second.asked == second.drawn == 8 and len(second.items) == 4  # the second view; the first is there
-
-
-@pytest.mark.slow
-def test_the_last_epochs_without_mosaic_have_their_own_records(tmp_path, teacher):
-    data = tiny_data(tmp_path)
-    watch = run(tmp_path, data, teacher, teacher_cache="ram", views=1, close_mosaic=2, plots=True)
-    assert watch.asked == 16  # eight with mosaic, eight without
-
-
-@pytest.mark.slow
-def test_a_run_above_the_limit_leaves_no_folder(tmp_path, teacher):
-    with pytest.raises(ConfigError, match="cache_limit"):
-        run(tmp_path, tiny_data(tmp_path), teacher, teacher_cache="disk", cache_limit=1e-6)
-    assert not (tmp_path / "run").exists()

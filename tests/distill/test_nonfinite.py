@@ -82,7 +82,7 @@ def test_good_bad_good_steps_give_gradient_none_and_gradient():
     assert guard.collect() == (2, 5)
 
 
-def test_with_a_loss_scaler_an_overflowing_gradient_is_left_to_it():
+def test_an_overflowing_gradient_is_left_to_a_loss_scaler():
     x = torch.ones(2, requires_grad=True)
     guard = Guard()
     guard.scaled = True

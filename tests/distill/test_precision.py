@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.distill.test_distiller import files, make, make_batch, make_student  # noqa: F401, files is a fixture
+from tests.distill.helpers import make, make_batch, make_student
 from tskd_yolo.distill.features import StudentOutputs
 from tskd_yolo.losses import Response
 
@@ -49,7 +49,7 @@ def tensors(outputs: StudentOutputs) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("settings", [{}, dict(graph="trained"), dict(variant="paper")], ids=str)
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
-def test_no_op_of_ours_runs_in_lower_precision(model, kind, settings, files):  # noqa: F811
+def test_no_op_of_ours_runs_in_lower_precision(model, kind, settings, files):
     student, batch = make_student(model), make_batch()
     distiller = make(student, files[kind], **settings)
     distiller.teacher.cast(torch.bfloat16)
@@ -78,7 +78,7 @@ def test_the_list_sees_what_it_looks_for():
 
 @pytest.mark.parametrize("settings", [{}, dict(variant="paper")], ids=str)
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
-def test_gradients_inside_autocast_are_those_of_the_float32_run(model, kind, settings, files):  # noqa: F811
+def test_gradients_inside_autocast_are_those_of_the_float32_run(model, kind, settings, files):
     """The student's tensors are bfloat16 values cast up: what differs is what happens inside."""
     student, batch = make_student(model), make_batch()
     distiller = make(student, files[kind], **settings)

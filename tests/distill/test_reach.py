@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.distill.test_distiller import files, make, make_batch, make_student, step  # noqa: F401, files is a fixture
+from tests.distill.helpers import make, make_batch, make_student, step
 
 
 def frozen(student, layers) -> None:
@@ -13,7 +13,7 @@ def frozen(student, layers) -> None:
         student.model[layer].requires_grad_(False)
 
 
-def test_with_all_but_the_head_frozen_only_responses_teach(files):  # noqa: F811
+def test_with_all_but_the_head_frozen_only_responses_teach(files):
     student, batch = make_student(), make_batch()
     distiller = make(student, files["11s"], balance="share")
     before = {name: value.clone() for name, value in student.state_dict().items()}
@@ -27,7 +27,7 @@ def test_with_all_but_the_head_frozen_only_responses_teach(files):  # noqa: F811
     assert columns["share/crd(towers)"] == pytest.approx(1, abs=0.02)  # what was asked for, measured where it reaches
 
 
-def test_where_only_last_layers_learn_shares_are_measured_at_outputs(files):  # noqa: F811
+def test_where_only_last_layers_learn_shares_are_of_outputs(files):
     student, batch = make_student(), make_batch()
     distiller = make(student, files["11s"], balance="share", drd=0, ded=0)
     student.requires_grad_(False)
@@ -40,7 +40,7 @@ def test_where_only_last_layers_learn_shares_are_measured_at_outputs(files):  # 
     assert student.model[-1].cv3[0][-1].weight.grad.any()
 
 
-def test_with_everything_frozen_nothing_is_left(files):  # noqa: F811
+def test_with_everything_frozen_nothing_is_left(files):
     student = make_student()
     distiller = make(student, files["11s"])
     student.requires_grad_(False)

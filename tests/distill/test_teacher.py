@@ -9,14 +9,15 @@ import pytest
 import torch
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel, yaml_model_load
 
+from tests.distill.helpers import NAMES
+from tests.distill.helpers import load as loaded
 from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import ENTRY_STAGE
-from tskd_yolo.distill.matching import family, mismatches
+from tskd_yolo.distill.matching import mismatches
 from tskd_yolo.distill.teacher import Teacher, load
 from tskd_yolo.losses.crd import renormalize
 
-NAMES = "crack", "pit", "scale"
 KINDS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
 
 
@@ -24,10 +25,9 @@ def named(names) -> dict[int, str]:
     return dict(enumerate(names))
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("teachers")
-    return {kind: make_detector(folder / f"{kind}.pt", kind, NAMES) for kind in KINDS}
+@pytest.fixture(scope="session")
+def files(detector) -> dict[str, Path]:
+    return {kind: detector(kind, NAMES) for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def student() -> DetectionModel:
 
 
 def frozen(file: Path, student, names=NAMES, responses=True) -> Teacher:
-    return Teacher(load(file), like=student, names=named(names), responses=responses)
+    return Teacher(loaded(file), like=student, names=named(names), responses=responses)
 
 
 def raw(model: DetectionModel, images: torch.Tensor) -> dict:
@@ -51,9 +51,9 @@ def joined(levels: dict, branch: str, what: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_folded_teacher_says_what_the_plain_model_says_on_every_branch(kind, files, student):
+def test_the_folded_teacher_gives_the_plain_models_outputs(kind, files, student):
     images = torch.rand(2, 3, 64, 64)
-    plain = raw(load(files[kind]), images)
+    plain = raw(loaded(files[kind]), images)
     levels = frozen(files[kind], student)(images)
     assert list(levels[8].responses) == list(plain)
     for branch, outputs in plain.items():
@@ -82,18 +82,18 @@ def test_a_pass_that_fails_leaves_no_hook(files, student):
     assert not any(m._forward_hooks for m in teacher.model.modules())
 
 
-def test_its_size_is_counted_and_its_copy_for_validation_decodes_boxes(files, student):
-    plain = load(files["yolo11n.yaml"])
+def test_its_size_is_counted_and_its_detector_decodes_boxes(files, student):
+    plain = loaded(files["yolo11n.yaml"])
     count = sum(p.numel() for p in plain.parameters())
     teacher = frozen(files["yolo11n.yaml"], student)
-    assert teacher.params == count and teacher.name == "yolo11n.yaml.pt"
+    assert teacher.params == count and teacher.name == files["yolo11n.yaml"].name
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(teacher.detector()(images)[0], plain.eval()(images)[0], rtol=1e-3, atol=1e-3)
     assert teacher.head.training and not teacher.detector().model[-1].training
 
 
-def test_it_runs_in_the_dtype_it_is_cast_to_whatever_the_images_are(files, student):
+def test_it_runs_in_the_dtype_it_is_cast_to(files, student):
     teacher = frozen(files["yolo11n.yaml"], student)
     teacher.cast(torch.bfloat16)
     levels = teacher(torch.rand(1, 3, 64, 64))
@@ -105,7 +105,7 @@ def test_it_runs_in_the_dtype_it_is_cast_to_whatever_the_images_are(files, stude
 
 
 @pytest.mark.parametrize("kind", ["yolo11n.yaml", "yolo26n.yaml"])
-def test_a_teacher_with_its_classes_in_another_order_gives_the_same_logits_permuted(kind, files, student):
+def test_a_teacher_of_another_class_order_gives_permuted_logits(kind, files, student):
     images, order = torch.rand(2, 3, 64, 64), [2, 0, 1]  # no permutation that is its own inverse
     ours = [NAMES[i] for i in order]
     straight, turned = frozen(files[kind], student), frozen(files[kind], student, names=ours)
@@ -179,66 +179,18 @@ def test_a_classifier_is_named_as_one(tmp_path):
 
 def test_a_detector_is_loaded_in_float32_with_its_names_and_path(files):
     model = load(str(files["yolo11n.yaml"]))
-    assert model.names == named(NAMES) and Path(model.pt_path).name == "yolo11n.yaml.pt"
+    assert model.names == named(NAMES) and Path(model.pt_path) == files["yolo11n.yaml"]
     assert all(p.dtype == torch.float32 and p.device.type == "cpu" for p in model.parameters())
 
 
-@pytest.mark.parametrize("width", "nsmlx")
-@pytest.mark.parametrize(
-    ("stem", "name"), [("yolov8", "YOLOv8"), ("yolo11", "YOLO11"), ("yolo12", "YOLO12"), ("yolo26", "YOLO26")]
-)
-def test_every_width_of_a_family_is_recognised(stem, name, width):
-    assert family(yaml_model_load(f"{stem}{width}.yaml")) == name
-
-
-@pytest.mark.parametrize(
-    "model", "yolov8n-p2 yolov8n-p6 yolov8n-ghost yolov5n yolov10n yolo11n-seg yolo26n-p2 yolo11n-cls rtdetr-l".split()
-)
-def test_other_architectures_belong_to_no_family(model):
-    assert family(yaml_model_load(f"{model}.yaml")) is None
-
-
-def test_the_family_is_read_from_what_a_built_model_carries(files):
-    for kind, name in zip(KINDS, ("YOLOv8", "YOLO11", "YOLO26")):
-        assert family(load(files[kind]).yaml) == name
-
-
-def unlike(files, names=NAMES, model="yolo11n.yaml") -> list[str]:
-    return mismatches(student_yaml=yaml_model_load(model), teacher=load(files["yolo11n.yaml"]), names=named(names))
-
-
-def test_a_teacher_that_fits_has_no_mismatch_in_any_class_order(files):
-    assert unlike(files) == []
-    assert unlike(files, names=NAMES[::-1]) == []
-    assert unlike(files, names=[n.upper() for n in NAMES]) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (dict(model="yolov8n.yaml"), ["YOLO11", "YOLOv8", "one family"]),
-        (dict(model="yolo11n-seg.yaml"), ["model:", "not a plain"]),
-        (dict(names=("crack", "pit", "rust")), ["3 classes", "crack, pit, scale", "crack, pit, rust"]),
-        (dict(names=("crack", "pit")), ["3 classes", "has 2"]),
-        (dict(names=("crack", "pit", "pit")), ["crack, pit, pit"]),
-        (dict(names=[f"c{i}" for i in range(80)]), ["has 80", "c5, ..."]),
-    ],
-    ids=["family", "segmentation", "list", "count", "doubled", "many"],
-)
-def test_each_mismatch_is_one_sentence(change, words, files):
-    (sentence,) = unlike(files, **change)
-    assert all(word in sentence for word in words) and sentence.endswith(".") and "\n" not in sentence
-
-
-def test_mismatches_are_told_together(files):
-    assert len(unlike(files, names=("a", "b"), model="yolo26n.yaml")) == 2
+TWICE = "Pit", "crack", "pit"
 
 
 def test_two_classes_of_one_name_on_both_sides_keep_both_outputs(tmp_path, student):
     """Names that are equal but for case match as multisets; each output must then be used once."""
-    file = make_detector(tmp_path / "teacher.pt", "yolo11n.yaml", ("Pit", "crack", "pit"))
-    assert unlike({"yolo11n.yaml": file}, names=("Pit", "crack", "pit")) == []
+    file = make_detector(tmp_path / "teacher.pt", "yolo11n.yaml", TWICE)
+    assert mismatches(student_yaml=yaml_model_load("yolo11n.yaml"), teacher=load(file), names=named(TWICE)) == []
     plain, images = load(file), torch.rand(1, 3, 64, 64)
     scores = raw(copy.deepcopy(plain), images)["one2many"]["scores"]
-    said = joined(frozen(file, student, names=("Pit", "crack", "pit"))(images), "one2many", "scores")
+    said = joined(frozen(file, student, names=TWICE)(images), "one2many", "scores")
     torch.testing.assert_close(said, scores, rtol=1e-4, atol=1e-4)

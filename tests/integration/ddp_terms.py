@@ -6,8 +6,6 @@ over processes either.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +66,12 @@ def found(checkpoint: str, model: str, graph: str, batch: dict[str, torch.Tensor
     return {"terms": {name: float(term.detach()) for name, term in terms.items()}, "gradients": gradients}
 
 
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
+def measure(folder: Path, *arguments: str) -> None:
+    """What :func:`found` finds over all processes, into ``terms<K>.pt``."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    result = found(*sys.argv[1:4], part(whole_batch(), rank, size))
+    result = found(*arguments, part(whole_batch(), rank, size))
     for gradient in result["gradients"].values():
         if gradient is not None:
             dist.all_reduce(gradient)
             gradient /= size
-    torch.save(result, Path(os.environ["OUT"]) / f"terms{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(result, folder / f"terms{rank}.pt")

@@ -1,12 +1,12 @@
-"""One process of a distributed run on CPUs, for tests: the engine itself distributes over accelerators only.
+"""One process of distributed runs on CPUs, for tests: the engine itself distributes over accelerators only.
 
-Started by torchrun with the run's arguments as JSON; writes what its rank holds at the end to ``rank<K>.pt``.
+Started by torchrun with a list of jobs as JSON, which its group does one after the other. A job trains, and writes what
+its rank holds at the end to ``rank<K>.pt`` in its folder, or has ``terms`` measured (see ``ddp_terms``).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.integration import ddp_terms
 from tskd_yolo import Trainer
 from tskd_yolo.train import summary
 
@@ -27,12 +28,15 @@ class CpuParallel(torch.nn.parallel.DistributedDataParallel):
 
 class GlooTrainer(Trainer):
     def _setup_ddp(self) -> None:
-        dist.init_process_group("gloo")
-        self._agree_on_folder()
+        self._agree_on_folder()  # the group is there already
 
     def final_eval(self) -> None:
         self.learned_at_the_end = self.distiller.learned.state_dict()
         self.computed = self.distiller.cache.computed if self.distiller.cache else None
+
+
+class Stop(Exception):
+    """Ends a run after an epoch, as a kill would."""
 
 
 def unvalidated(*_: Any, **__: Any) -> dict[str, float]:
@@ -40,11 +44,7 @@ def unvalidated(*_: Any, **__: Any) -> dict[str, float]:
     return {"metrics/mAP50(B)": 0.0, "metrics/mAP50-95(B)": 0.0}
 
 
-def main() -> None:
-    arguments = json.loads(sys.argv[1])
-    out, stop_after = arguments.pop("out", None), arguments.pop("stop_after", None)
-    torch.nn.parallel.DistributedDataParallel = CpuParallel  # type: ignore[misc]
-    summary.validate = unvalidated
+def train(folder: Path, arguments: dict[str, Any], stop_after: int | None = None) -> None:
     trainer = GlooTrainer(**arguments)
     terms: list[dict[str, float]] = []
     begun: dict[str, Any] = {}
@@ -52,8 +52,11 @@ def main() -> None:
     trainer.add_callback("on_train_batch_end", lambda t: terms.append({k: float(v) for k, v in t.loss_items.items()}))
     if stop_after:
         trainer.add_callback("on_fit_epoch_end", lambda t: stop(t, stop_after))
+        try:
+            trainer.train()
+        except Stop:
+            return
     trainer.train()
-    rank = int(os.environ["RANK"])
     state = {
         "learned": trainer.learned_at_the_end,
         "student": trainer.model.module.state_dict(),
@@ -64,15 +67,27 @@ def main() -> None:
         "world_size": trainer.world_size,
         "save_dir": str(trainer.save_dir),
     }
-    torch.save(state, Path(out or arguments["project"]) / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(state, folder / f"rank{dist.get_rank()}.pt")
 
 
 def stop(trainer: Any, epoch: int) -> None:
     if trainer.epoch + 1 == epoch:
         dist.barrier()  # the first process has saved
-        print("stopped as asked", flush=True)
-        os._exit(1)
+        raise Stop
+
+
+def main() -> None:
+    torch.nn.parallel.DistributedDataParallel = CpuParallel  # type: ignore[misc]
+    summary.validate = unvalidated
+    dist.init_process_group("gloo")
+    for job in json.loads(sys.argv[1]):
+        folder = Path(job.pop("folder"))
+        if "terms" in job:
+            ddp_terms.measure(folder, *job["terms"])
+        else:
+            train(folder, **job)
+        dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tskd_yolo
-from tests.helpers import make_detector, rows, settings, tiny_data
+from tests.helpers import rows, settings
 from tskd_yolo.config import folder
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def put_before(file: Path, mark: str, text: str) -> None:
     file.write_text(before + text + found + after, encoding="utf-8")
 
 
-def test_a_fourth_loss_is_a_file_a_key_and_an_entry(tmp_path):
+def test_a_fourth_loss_is_a_file_a_key_and_an_entry(tmp_path, data, teacher):
     package = tmp_path / "copy" / "tskd_yolo"
     shutil.copytree(Path(tskd_yolo.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("cfg", "datasets"):
@@ -44,7 +44,7 @@ def test_a_fourth_loss_is_a_file_a_key_and_an_entry(tmp_path):
     put_before(package / "cfg" / "default.yaml", "balance:", KEY)
     put_before(package / "distill" / "terms.py", "# Sources of maps", "from tskd_yolo.losses.hint import Hint\n\n")
     put_before(package / "distill" / "terms.py", '        "crd": [ResponseTerm(', ENTRY)
-    values = settings(tmp_path, tiny_data(tmp_path), teacher=make_detector(tmp_path / "teacher.pt"), ded=0)
+    values = settings(tmp_path, data, teacher=teacher, ded=0)
     command = [sys.executable, "-m", "tskd_yolo", "train", *(f"{key}={value}" for key, value in values.items())]
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)

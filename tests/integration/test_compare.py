@@ -12,27 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.compare.helpers import asked, make_files, words
+from tests.compare.helpers import asked, words
 from tests.helpers import finished_run, finished_teacher
 from tskd_yolo.cli import main
+from tskd_yolo.compare import worker
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.runner import compare
-from tskd_yolo.compare.worker import progress
+from tskd_yolo.compare.runs import progress
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> Path:
-    return make_files(tmp_path_factory.mktemp("compare"))
-
-
-def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path):
+def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path, in_process):
     out = tmp_path / "out"
     assert compare(**asked(files, out, arms="plain,ultralytics,tskd,plain_same_time,ded", jobs=2)) == 0
     report = json.loads((out / "compare.json").read_text())
-    assert report["paired"] == {"weights": True, "images": True} and report["complete"]
+    assert report["paired"] == {"weights": True, "images": True, "files": True} and report["complete"]
+    assert len(set(report["memory_format"].values())) == 1 and len(report["memory_format"]) == 5
     rows = {arm: a["rows"][0] for arm, a in report["arms"].items()}
     assert all(0 < row["seconds"] and row["last"]["images"] == 4 and row["best"] for row in rows.values())
     terms = {arm: report["curves"][arm]["0"].get("train/drd_loss") for arm in rows}
@@ -46,7 +43,7 @@ def test_arms_of_a_seed_start_alike_and_train_for_tskds_time(files, tmp_path):
 
 def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(files, tmp_path):
     out = tmp_path / "out"
-    values = asked(files, out, epochs=6, arms="plain")
+    values = asked(files, out, epochs=5, arms="plain")
     finished_teacher(checked(values), 0.3)
     command = [sys.executable, "-m", "tskd_yolo", *words(values)]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
@@ -59,12 +56,12 @@ def test_a_killed_comparison_takes_its_runs_with_it_and_goes_on(files, tmp_path)
     before = (run / "results.csv").read_text()
     time.sleep(3)
     assert (run / "results.csv").read_text() == before, "the run goes on without its comparison"
-    assert 1 <= len(before.splitlines()) - 1 < 6
+    assert 1 <= len(before.splitlines()) - 1 < 5
     assert compare(**values) == 0
     report = json.loads((out / "compare.json").read_text())
     assert report["resumed"] == ["plain-0"] and report["complete"]
-    assert report["curves"]["plain"]["0"]["epoch"] == list(range(1, 7))
-    assert report["arms"]["plain"]["rows"][0]["epochs"] == 6 and report["paired"]["weights"]
+    assert report["curves"]["plain"]["0"]["epoch"] == list(range(1, 6))
+    assert report["arms"]["plain"]["rows"][0]["epochs"] == 5 and report["paired"]["weights"]
     stamps = {f: f.stat().st_mtime_ns for f in out.glob("*/weights/*.pt")}
     assert compare(**values) == 0
     assert stamps == {f: f.stat().st_mtime_ns for f in out.glob("*/weights/*.pt")}, "a finished run was repeated"
@@ -85,6 +82,30 @@ def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(files, tmp_path, 
     assert "these runs failed: tskd-0" in (out / "compare.html").read_text()
 
 
+def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, monkeypatch):
+    values = checked(asked(files, tmp_path / "out", epochs=2))
+
+    class Stop(Exception):
+        pass
+
+    def save_and_stop(trainer):
+        super(type(trainer), trainer).save_model()
+        raise Stop
+
+    for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
+        run = tmp_path / "out" / f"{who}-0"
+        job = dict(arm=who, seed=0, folder=str(run), model="yolo11n.yaml", common=values.common,
+                   settings=values.settings_of(who), judged=["val", "last"])  # fmt: skip
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            patch.setattr(trainer, "save_model", save_and_stop, raising=False)
+            worker.train(**job, seconds=None)
+        assert progress(run) == "interrupted"
+        row = worker.train(**job, seconds=None)
+        assert row["resumed"] and row["epochs"] == 2 and progress(run) == "trained"
+    (run / "weights" / "last.pt").write_bytes(b"cut off")
+    assert progress(run) == progress(tmp_path / "nowhere") == "nothing"
+
+
 def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -92,4 +113,4 @@ def test_ray_spreads_the_runs(files, tmp_path, monkeypatch):
     finished_teacher(checked(values), 0.3)
     assert compare(**values) == 0
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert report["complete"] and report["paired"] == {"weights": True, "images": True}
+    assert report["complete"] and report["paired"] == {"weights": True, "images": True, "files": True}

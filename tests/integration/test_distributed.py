@@ -1,4 +1,7 @@
-"""Several processes, on CPUs: adapters start equal, their gradients are averaged, and they stay equal."""
+"""Several processes, on CPUs: adapters start equal, their gradients are averaged, and they stay equal.
+
+A launch takes longer than a run, so each serves many tests: its processes do several jobs, one after the other.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,98 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import make_detector, rows, settings, tiny_data
+from tests.helpers import rows, settings, tiny_data
+from tests.integration.ddp_terms import found, whole_batch
 
 pytestmark = pytest.mark.slow
-LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+MEMORY = Path("/dev/shm")
+PAIRS = {2: ("yolo11n.yaml", "yolo11s.yaml"), 3: ("yolo26n.yaml", "yolo26s.yaml")}
+"""Student and teacher whose terms so many processes measure."""
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    return make_detector(tmp_path_factory.mktemp("teacher") / "teacher.pt")
-
-
-def launch(options: list[str], arguments: dict[str, Any]) -> subprocess.Popen:
-    command = [*LAUNCH, *options, "-m", "tests.integration.ddp_worker", json.dumps(arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+def launch(options: list[str], jobs: list[dict[str, Any]]) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tests.integration.ddp_worker"]
+    return subprocess.Popen(
+        [*command, json.dumps(jobs)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
+    )
 
 
 def finish(*launches: subprocess.Popen) -> None:
-    said = [run.communicate(timeout=300)[0] for run in launches]
+    said = [run.communicate(timeout=600)[0] for run in launches]
     assert all(run.returncode == 0 for run in launches), said[0][-4000:]
+
+
+def job(folder: Path, data: Path, teacher: Path, stop_after: int | None = None, **more: Any) -> dict[str, Any]:
+    """A run that writes into ``folder``, which is made."""
+    folder.mkdir(exist_ok=True)
+    arguments = settings(folder, data, teacher=str(teacher), val=False, **more)
+    return {"folder": str(folder), "arguments": arguments, "stop_after": stop_after}
+
+
+@pytest.fixture(scope="session")
+def twelve(tmp_path_factory) -> Path:
+    """Twelve images: as many for each of two processes as for each of three."""
+    return tiny_data(tmp_path_factory.mktemp("twelve"), train=12)
+
+
+def common(count: int, root: Path, data: Path, teacher: Path, detector: Any) -> list[dict[str, Any]]:
+    """The jobs of two processes and of three."""
+    model, large = PAIRS[count]
+    (root / "terms").mkdir()
+    return [
+        job(root / "equal", data, teacher, graph="trained", batch=2 * count, nbs=2 * count),
+        {"folder": str(root / "terms"), "terms": [str(detector(large)), model, "fixed"]},
+    ]
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory, twelve, teacher, detector) -> Path:
+    """The folder of what two processes of one launch did."""
+    root = tmp_path_factory.mktemp("two")
+    before = set(MEMORY.glob("tskd-*"))
+    empty = tiny_data(root / "empty", train=4)
+    for label in sorted((root / "empty" / "set" / "labels" / "train").glob("*.txt"))[1:]:
+        label.write_text("")  # one image of four has boxes: one process of two sees none in a step
+    jobs = common(2, root, twelve, teacher, detector)
+    jobs += [job(root / "boxless", empty, teacher, mosaic=0.0, epochs=2)]
+    jobs += [job(root / "stopped", twelve, teacher, graph="trained", epochs=2, stop_after=1)]
+    for where in ("disk", "ram"):
+        cached = tiny_data(root / f"data-{where}")
+        given = dict(teacher_cache=where, views=2, close_mosaic=0)
+        jobs += [job(root / where, cached, teacher, epochs=3, **given)]
+        jobs += [job(root / f"{where}-again", cached, teacher, epochs=2, ded=1.0, **given)]
+    finish(launch(["--standalone", "--nproc_per_node", "2"], jobs))
+    left = set(MEMORY.glob("tskd-*")) - before
+    (root / "left").write_text("\n".join(map(str, left)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def three(tmp_path_factory, twelve, teacher, detector) -> Path:
+    """The same of three processes."""
+    root = tmp_path_factory.mktemp("three")
+    finish(launch(["--standalone", "--nproc_per_node", "3"], common(3, root, twelve, teacher, detector)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def joined(tmp_path_factory, twelve, teacher, two) -> Path:
+    """Two launches of one process each: a run, and another one that they resume."""
+    root = tmp_path_factory.mktemp("joined")
+    (root / "run").mkdir()  # so the folder's name is counted up, which only one of the processes does
+    last = two / "stopped" / "run" / "weights" / "last.pt"
+    jobs = [job(root, twelve, teacher, exist_ok=False)]
+    jobs += [{"folder": str(two / "stopped"), "arguments": {"resume": str(last)}}]
+    saved = torch.load(last.parent / "tskd_last.pt")["states"][0]["learned"]
+    torch.save(saved, root / "saved.pt")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    finish(*(launch([*options, "--node_rank", str(node)], jobs) for node in (0, 1)))
+    return root
 
 
 def ranks_of(folder: Path, count: int) -> list[dict[str, Any]]:
@@ -52,82 +127,67 @@ def check_terms(ranks: list[dict[str, Any]]) -> None:
     assert all(ranks[0]["terms"] != other["terms"] for other in ranks[1:])  # each saw its own share of the batch
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_processes_hold_equal_students_and_adapters_after_training(count, tmp_path, teacher):
-    data = tiny_data(tmp_path, train=12)
-    arguments = settings(
-        tmp_path, data, teacher=str(teacher), graph="trained", val=False, batch=2 * count, nbs=2 * count
-    )
-    finish(launch(["--standalone", "--nproc_per_node", str(count)], arguments))
-    check_terms(ranks_of(tmp_path, count))
+@pytest.mark.parametrize("count", PAIRS)
+def test_processes_hold_equal_students_and_adapters_at_the_end(count, request):
+    check_terms(ranks_of(request.getfixturevalue({2: "two", 3: "three"}[count]) / "equal", count))
 
 
-def test_two_launches_of_one_process_form_one_group_and_one_run(tmp_path, teacher):
-    data = tiny_data(tmp_path)
-    arguments = settings(tmp_path, data, teacher=str(teacher), val=False, exist_ok=False)
-    (tmp_path / "run").mkdir()  # so the folder's name is counted up, which only one of the processes does
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    finish(*(launch([*common, "--node_rank", str(node)], arguments) for node in (0, 1)))
-    ranks = ranks_of(tmp_path, 2)
-    check_terms(ranks)
-    assert [rank["world_size"] for rank in ranks] == [2, 2]
-    assert {rank["save_dir"] for rank in ranks} == {str(tmp_path / "run-2")}
-    assert (tmp_path / "run-2" / "weights" / "last.pt").exists() and not list((tmp_path / "run").iterdir())
+@pytest.mark.parametrize("count", PAIRS)
+def test_processes_find_what_one_finds_on_the_whole_batch(count, detector, request):
+    folder = request.getfixturevalue({2: "two", 3: "three"}[count]) / "terms"
+    model, large = PAIRS[count]
+    alone = found(str(detector(large)), model, "fixed", whole_batch())
+    ranks = [torch.load(folder / f"terms{rank}.pt") for rank in range(count)]
+    for name, value in alone["terms"].items():
+        assert sum(rank["terms"][name] for rank in ranks) / count == pytest.approx(value, rel=1e-4), name
+    present = {name: gradient for name, gradient in alone["gradients"].items() if gradient is not None}
+    largest = max(gradient.norm() for gradient in present.values())
+    for name, gradient in alone["gradients"].items():
+        other = ranks[0]["gradients"][name]
+        assert (gradient is None) == (other is None), name
+        if gradient is not None:  # a bias before a standardisation has none but that of rounding
+            assert (gradient - other).norm() <= 1e-3 * gradient.norm() + 1e-4 * largest, (name, largest)
 
 
-def test_a_process_without_boxes_does_not_stop_the_others(tmp_path, teacher):
-    data = tiny_data(tmp_path, train=4)
-    for label in sorted((tmp_path / "set" / "labels" / "train").glob("*.txt"))[1:]:
-        label.write_text("")  # one image of four has boxes: one process of two sees none in a step
-    arguments = settings(tmp_path, data, teacher=str(teacher), val=False, mosaic=0.0, epochs=2)
-    finish(launch(["--standalone", "--nproc_per_node", "2"], arguments))
-    ranks = ranks_of(tmp_path, 2)
+def test_a_process_without_boxes_does_not_stop_the_others(two):
+    ranks = ranks_of(two / "boxless", 2)
     assert all(value == value for rank in ranks for step in rank["terms"] for value in step.values())
 
 
-def test_a_distributed_run_resumes_with_its_adapters_on_every_process(tmp_path, teacher):
-    data = tiny_data(tmp_path)
-    arguments = settings(tmp_path, data, teacher=str(teacher), graph="trained", val=False, epochs=2)
-    first = launch(["--standalone", "--nproc_per_node", "2"], {**arguments, "stop_after": 1})
-    assert "stopped as asked" in first.communicate(timeout=300)[0]
-    last = tmp_path / "run" / "weights" / "last.pt"
-    saved = torch.load(last.parent / "tskd_last.pt")["states"][0]["learned"]
-    finish(launch(["--standalone", "--nproc_per_node", "2"], {"resume": str(last), "out": str(tmp_path)}))
-    ranks = ranks_of(tmp_path, 2)
-    for rank in ranks:
+def test_two_launches_of_one_process_form_one_group_and_one_run(joined):
+    ranks = ranks_of(joined, 2)
+    check_terms(ranks)
+    assert [rank["world_size"] for rank in ranks] == [2, 2]
+    assert {rank["save_dir"] for rank in ranks} == {str(joined / "run-2")}
+    assert (joined / "run-2" / "weights" / "last.pt").exists() and not list((joined / "run").iterdir())
+
+
+def test_a_distributed_run_resumes_with_adapters_everywhere(two, joined):
+    saved = torch.load(joined / "saved.pt")
+    for rank in ranks_of(two / "stopped", 2):
         assert rank["start_epoch"] == 1
         assert all(torch.equal(rank["begun"][k], saved[k]) for k in saved)
-    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2]
+    assert [row["epoch"] for row in rows(two / "stopped")] == [1, 2]
 
 
 @pytest.mark.parametrize("where", ["disk", "ram"])
-def test_processes_share_what_the_teacher_says(where, tmp_path, teacher):
-    data = tiny_data(tmp_path)
-    arguments = settings(tmp_path, data, teacher=str(teacher), val=False, epochs=4, teacher_cache=where, views=2)
-    arguments["close_mosaic"] = 0
-    finish(launch(["--standalone", "--nproc_per_node", "2"], arguments))
-    first = ranks_of(tmp_path, 2)
+def test_processes_share_what_the_teacher_says(where, two):
+    first = ranks_of(two / where, 2)
     check_terms(first)
     assert sum(rank["computed"] for rank in first) == 2 * 8  # each view of each image once, by either of them
-    assert not list(Path("/dev/shm").glob("tskd-*")) or where == "disk"
-    finish(launch(["--standalone", "--nproc_per_node", "2"], {**arguments, "ded": 1.0}))
-    assert sum(rank["computed"] for rank in ranks_of(tmp_path, 2)) == (0 if where == "disk" else 2 * 8)
+    assert not (two / "left").read_text() or where == "disk"
+    assert sum(rank["computed"] for rank in ranks_of(two / f"{where}-again", 2)) == (0 if where == "disk" else 2 * 8)
 
 
-def test_more_processes_than_named_devices_are_refused(tmp_path, teacher):
-    data = tiny_data(tmp_path)
-    command = [*LAUNCH, "--standalone", "--nproc_per_node", "2", "-m", "tskd_yolo", "train", "device=0"]
-    words = settings(tmp_path, data, teacher=str(teacher))
-    words.pop("device")
-    command += [f"{key}={value}" for key, value in words.items()]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+def test_more_processes_than_named_devices_are_refused(few, teacher, tmp_path):
+    words = settings(tmp_path, few, teacher=str(teacher), device=0)
+    command = [sys.executable, "-m", "tskd_yolo", "train", *(f"{key}={value}" for key, value in words.items())]
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}  # as torchrun says it
+    result = subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, **group}, timeout=300)
     assert result.returncode != 0 and "device: " in result.stderr and not (tmp_path / "run").exists()
 
 
-def test_the_file_that_ultralytics_launches_rebuilds_the_same_trainer(tmp_path, teacher):
+def test_the_file_that_ultralytics_launches_rebuilds_the_trainer(few, teacher, tmp_path, no_end):
     """What ``device=0,1`` does, short of devices: the parent writes a file, every worker builds a trainer from it."""
     from ultralytics.utils import DEFAULT_CFG_DICT
     from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
@@ -135,7 +195,7 @@ def test_the_file_that_ultralytics_launches_rebuilds_the_same_trainer(tmp_path, 
 
     from tskd_yolo import Trainer
 
-    arguments = settings(tmp_path, tiny_data(tmp_path), teacher=str(teacher), drd=0.125, graph="trained")
+    arguments = settings(tmp_path, few, teacher=str(teacher), drd=0.125, graph="trained")
     parent = Trainer(**arguments)
     file = generate_ddp_file(parent)
     try:
@@ -149,29 +209,3 @@ def test_the_file_that_ultralytics_launches_rebuilds_the_same_trainer(tmp_path, 
     worker.model = state["model"]
     worker.train()
     assert len(rows(tmp_path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("model", "large", "count"), [("yolo11n.yaml", "yolo11s.yaml", 2), ("yolo26n.yaml", "yolo26s.yaml", 3)]
-)
-def test_processes_find_the_terms_and_gradients_of_one_process_on_the_whole_batch(model, large, count, tmp_path):
-    from tests.integration.ddp_terms import found, whole_batch
-
-    checkpoint = make_detector(tmp_path / "teacher.pt", large)
-    command = [*LAUNCH, "--standalone", "--nproc_per_node", str(count), "-m", "tests.integration.ddp_terms"]
-    run = subprocess.run(
-        [*command, str(checkpoint), model, "fixed"],
-        capture_output=True, text=True, env={**ENVIRONMENT, "OUT": str(tmp_path)}, timeout=300,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    alone = found(str(checkpoint), model, "fixed", whole_batch())
-    ranks = [torch.load(tmp_path / f"terms{rank}.pt") for rank in range(count)]
-    for name, value in alone["terms"].items():
-        assert sum(rank["terms"][name] for rank in ranks) / count == pytest.approx(value, rel=1e-4), name
-    present = {name: gradient for name, gradient in alone["gradients"].items() if gradient is not None}
-    largest = max(gradient.norm() for gradient in present.values())
-    for name, gradient in alone["gradients"].items():
-        other = ranks[0]["gradients"][name]
-        assert (gradient is None) == (other is None), name
-        if gradient is not None:  # a bias before a standardisation has none but that of rounding
-            assert (gradient - other).norm() <= 1e-3 * gradient.norm() + 1e-4 * largest, (name, largest)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers import make_detector, rows, settings, tiny_data
+from tests.helpers import rows, settings
 from tskd_yolo import ConfigError, Trainer
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def given(tmp_path_factory) -> dict:
-    folder = tmp_path_factory.mktemp("freeze")
-    return {"data": tiny_data(folder), "teacher": str(make_detector(folder / "teacher.pt"))}
+@pytest.fixture
+def given(data, teacher, no_end) -> dict:
+    return {"data": data, "teacher": str(teacher)}
 
 
 def test_training_the_head_alone_goes_on_with_responses(tmp_path, given, caplog):

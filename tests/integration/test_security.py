@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
+import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,9 +17,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ultralytics import YOLO
+from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tests.helpers import make_detector, settings, tiny_data
-from tskd_yolo import ConfigError
+from tests.helpers import make_detector, scanned_data, settings, tiny_data
+from tskd_yolo import ConfigError, compat, load
 from tskd_yolo.cli import main
 
 
@@ -48,11 +53,14 @@ ATTACKS = {
 
 
 @pytest.fixture(scope="session")
-def good(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("good")
-    make_detector(folder / "teacher.pt", "yolo11n.yaml")
-    tiny_data(folder, train=4, val=2)
-    return folder
+def good(shared) -> Path:
+    """A folder with ``teacher.pt`` and ``tiny.yaml`` that nothing is wrong with."""
+
+    def make(folder: Path) -> None:
+        scanned_data(folder, train=4, val=2)
+        make_detector(folder / "teacher.pt", "yolo11n.yaml")
+
+    return shared("good", make)
 
 
 @pytest.fixture
@@ -172,9 +180,7 @@ def test_an_activation_that_is_code_is_refused(good, tmp_path, nothing_ran, caps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "val"])
-def test_the_labels_that_travel_with_a_data_set_are_read_anew_where_their_cache_is_a_program(
-    mode, good, tmp_path, nothing_ran
-):
+def test_a_label_cache_that_is_a_program_is_made_anew(mode, good, tmp_path, nothing_ran, no_end):
     data = tiny_data(tmp_path, train=4, val=2)
     for split in ("train", "val"):
         np.save(cache := tmp_path / "set" / "labels" / split, ATTACKS["a command"][0](nothing_ran), allow_pickle=True)
@@ -187,64 +193,7 @@ def test_the_labels_that_travel_with_a_data_set_are_read_anew_where_their_cache_
     assert delegated(main, [mode, *(f"{key}={value}" for key, value in values.items())]) == 0
 
 
-def test_an_own_label_cache_is_read_as_it_was_written(good):
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.data.utils import check_det_dataset, load_dataset_cache_file
-
-    from tskd_yolo import compat
-
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-    file = good / "set" / "labels" / "train.cache"
-    ours, theirs = compat.read_cache(file), load_dataset_cache_file(file)
-    assert ours.keys() == theirs.keys() and ours["hash"] == theirs["hash"] and len(ours["labels"]) == 4
-    for a, b in zip(ours["labels"], theirs["labels"], strict=True):
-        assert all(np.array_equal(a[key], b[key]) for key in ("cls", "bboxes")) and a["im_file"] == b["im_file"]
-
-
-def test_a_label_cache_that_another_run_has_just_removed_stops_nobody(good, monkeypatch):
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.data.utils import check_det_dataset
-
-    from tskd_yolo import compat
-
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    file = good / "set" / "labels" / "train.cache"
-    file.write_bytes(b"stale")
-    monkeypatch.setattr(Path, "exists", lambda self, real=Path.exists: self.name == file.name or real(self))
-
-    def scan() -> None:
-        YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-        assert len(compat.read_cache(file)["labels"]) == 4
-        file.unlink()
-
-    with compat.guarded():
-        scan()
-        scan()
-    with pytest.raises(FileNotFoundError, match="train.cache"):  # as the engine does it
-        scan()
-
-
-def test_labels_that_cannot_be_kept_are_read_all_the_same(good, monkeypatch, caplog):
-    from ultralytics.data.dataset import YOLODataset
-    from ultralytics.data.utils import check_det_dataset
-
-    from tskd_yolo import compat, files
-
-    def full(path: Path, data: bytes) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files, "replace", full)
-    data = check_det_dataset(str(good / "tiny.yaml"))
-    with compat.guarded():
-        found = YOLODataset(img_path=data["train"], data=data, imgsz=64, augment=False)
-    assert len(found.labels) == 4 and not (good / "set" / "labels" / "train.cache").exists()
-    assert "train.cache cannot be written (No space left on device): the next run reads all labels again" in caplog.text
-
-
-def test_a_class_of_ones_own_is_loaded_where_it_is_trusted_and_only_there(good, tmp_path):
-    from tskd_yolo import compat
-
+def test_a_class_of_ones_own_is_loaded_only_where_it_is_trusted(tmp_path):
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
     content["model"].own = Harmless()
     torch.save(content, tmp_path / "own.pt")
@@ -258,13 +207,273 @@ def test_a_class_of_ones_own_is_loaded_where_it_is_trusted_and_only_there(good, 
 
 
 @pytest.mark.slow
-def test_a_run_distils_from_a_trusted_file(good, tmp_path, capsys):
+def test_a_run_distils_from_a_trusted_file(good, tmp_path, capsys, no_end):
     content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
     content["model"].yaml["own"] = Harmless()
     torch.save(content, tmp_path / "own.pt")
     values = settings(tmp_path / "runs", good / "tiny.yaml", teacher=tmp_path / "own.pt")
     assert "Harmless" in run(capsys, "train", **values)
-    assert main(["train", *(f"{key}={value}" for key, value in values.items()), "trust=True"]) == 0
+    words = [f"{key}={value}" for key, value in values.items()]
+    assert main(["train", *words, "trust=True"]) == 0
+
+    # Its files do not trust for whoever repeats it.
+    record = tmp_path / "runs" / "run" / "args.yaml"
+    assert "trust" not in yaml.safe_load(record.read_text(encoding="utf-8"))
+    assert "asks for tests.integration.test_security.Harmless" in run(capsys, "train", cfg=record)
+    before = {file: file.read_bytes() for file in record.parent.rglob("*") if file.is_file()}
+    assert main(["train", f"cfg={record}", "trust=True"]) == 0
+    assert before == {file: file.read_bytes() for file in record.parent.rglob("*") if file.is_file()}
+    assert (tmp_path / "runs" / "run-2" / "weights" / "last.pt").is_file()
+
+
+@pytest.mark.slow
+def test_whoever_goes_on_with_a_trusted_run_trusts_anew(good, tmp_path, capsys, no_end):
+    from tskd_yolo import Trainer
+
+    def stop(trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
+    content["model"].yaml["own"] = Harmless()
+    torch.save(content, tmp_path / "own.pt")
+    values = settings(tmp_path / "runs", good / "tiny.yaml", teacher=tmp_path / "own.pt", epochs=2, trust=True)
+    trainer = Trainer(**values)
+    trainer.add_callback("on_model_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert "trust" not in torch.load(trainer.last, weights_only=False)["train_args"]
+    assert "Harmless" in run(capsys, "train", "resume", model=trainer.last)
+    assert main(["train", "resume", f"model={trainer.last}", "trust=True"]) == 0
+
+
+def test_the_processes_of_a_run_are_told_that_it_is_trusted(good, tmp_path, monkeypatch):
+    from ultralytics.engine.trainer import BaseTrainer
+
+    from tskd_yolo import Trainer
+
+    given = settings(tmp_path / "runs", good / "tiny.yaml", teacher=good / "teacher.pt", trust=True)
+    trainer, handed_on = Trainer(**given), {}
+    trainer.ddp = True
+    monkeypatch.setattr(BaseTrainer, "train", lambda self: handed_on.update(vars(self.args)))
+    trainer.train()
+    worker = Trainer(cfg={**DEFAULT_CFG_DICT, "save_dir": ""}, overrides=handed_on)
+    assert worker.config.trust is True
+    assert "trust" not in yaml.safe_load((worker.save_dir / "args.yaml").read_text(encoding="utf-8"))
+
+
+# Who may trust --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asking(good, tmp_path, nothing_ran) -> dict[str, Any]:
+    """A run whose teacher is a stranger's."""
+    file = stranger(tmp_path / "stranger.pt", ATTACKS["a command"][0](nothing_ran))
+    return settings(tmp_path / "runs", good / "tiny.yaml", teacher=file)
+
+
+def recipe(file: Path, **content: Any) -> Path:
+    file.write_text(yaml.safe_dump({key: str(v) if isinstance(v, Path) else v for key, v in content.items()}))
+    return file
+
+
+TRUSTED_BY_A_FILE = r"trust: the file \S+ says trust=True, which no file can give; take it out"
+
+
+@pytest.mark.parametrize("mode", ["train", "compare", "val"])
+def test_a_settings_file_cannot_trust(mode, asking, tmp_path, capsys):
+    file = recipe(tmp_path / "recipe.yaml", **asking, trust=True)
+    more = {"model": asking["teacher"]} if mode == "val" else {"teacher": asking["teacher"]}
+    assert re.search(TRUSTED_BY_A_FILE, delegated(run, capsys, mode, cfg=file, **more))
+
+
+def test_ultralytics_own_modes_know_no_trust_in_a_file(asking, tmp_path, capsys):
+    file = recipe(tmp_path / "recipe.yaml", trust=True)
+    delegated(run, capsys, "predict", cfg=file, model=asking["teacher"], source=tmp_path)
+
+
+def test_a_file_given_from_python_cannot_trust(asking, tmp_path):
+    from tskd_yolo import Trainer
+
+    file = recipe(tmp_path / "args.yaml", **asking, trust=True)
+    with pytest.raises(ConfigError, match=TRUSTED_BY_A_FILE):
+        Trainer(cfg=str(file))
+    with pytest.raises(ConfigError, match=TRUSTED_BY_A_FILE):
+        YOLO("yolo11n.yaml").train(trainer=Trainer, cfg=str(file))
+    with pytest.raises(ConfigError, match="trust: cfg= says trust=True"):
+        Trainer(cfg={**DEFAULT_CFG_DICT, **asking, "trust": True})
+
+
+def checkpoint_of_a_run(folder: Path, **arguments: Any) -> Path:
+    """last.pt of a run that was interrupted."""
+    (folder / "weights").mkdir(parents=True)
+    file = folder / "weights" / "last.pt"
+    content = torch.load(make_detector(file, "yolo11n.yaml"), weights_only=False)
+    torch.save({**content, "epoch": 0, "train_args": {"task": "detect", **arguments}}, file)
+    return file
+
+
+def test_the_checkpoint_of_a_run_that_goes_on_cannot_trust(asking, tmp_path, capsys):
+    last = checkpoint_of_a_run(tmp_path / "run", **asking, trust=True)
+    said = run(capsys, "train", "resume", model=last)
+    assert f"trust: the checkpoint {last} says trust=True, which no file can give; give trust=True on the" in said
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+def test_a_data_set_cannot_trust(mode, asking, good, tmp_path, nothing_ran, capsys):
+    content = yaml.safe_load((good / "tiny.yaml").read_text(encoding="utf-8"))
+    code = f"open({str(nothing_ran)!r}, 'w')"
+    data = recipe(tmp_path / "data.yaml", **{**content, "val": "gone"}, trust=True, download=code)
+    given = {**asking, "teacher": good / "teacher.pt", "data": data}
+    if mode == "val":
+        given = {"model": good / "teacher.pt", "data": data}
+    assert f"trust: the data set {data} says trust=True, which no file can give" in delegated(
+        run, capsys, mode, **given
+    )
+
+
+# Code in data YAMLs ---------------------------------------------------------------------------------------------------
+
+
+def with_code(folder: Path, code: str, name: str = "data.yaml") -> Path:
+    """A data set whose images are missing, and which says how to get them."""
+    return recipe(folder / name, path=folder, train="gone", val="gone", names=["a"], download=code)
+
+
+CODE = {"python": "import pathlib; pathlib.Path({mark!r}).touch()", "a shell": "bash -c touch$IFS{mark}"}
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("mode", ["train", "val", "compare"])
+def test_code_that_travels_with_a_data_set_is_not_run(code, mode, good, tmp_path, nothing_ran, capsys):
+    data = with_code(tmp_path, CODE[code].format(mark=str(nothing_ran)))
+    values = {**settings(tmp_path / "runs", data), "teacher": good / "teacher.pt"}
+    if mode == "val":
+        values = {"model": good / "teacher.pt", "data": data}
+    elif mode == "compare":
+        values = {"model": "yolo11n.yaml", "teacher": good / "teacher.pt", "data": data, "out": tmp_path / "out"}
+    said = delegated(run, capsys, mode, **values)
+    assert f"data: {data} would prepare its images by code of its own (download:), which is not run" in said
+
+
+def test_a_run_that_goes_on_does_not_run_code_of_its_data_either(good, tmp_path, nothing_ran, capsys):
+    data = with_code(tmp_path, CODE["python"].format(mark=str(nothing_ran)))
+    arguments = settings(tmp_path, data, teacher=str(good / "teacher.pt"))
+    said = run(capsys, "train", "resume", model=checkpoint_of_a_run(tmp_path / "run", **arguments))
+    assert "would prepare its images by code of its own" in said
+
+
+def test_a_name_that_we_ship_does_not_vouch_for_other_code(tmp_path, nothing_ran):
+    data = with_code(tmp_path, CODE["python"].format(mark=str(nothing_ran)), name="demo.yaml")
+    with compat.guarded(), pytest.raises(ConfigError, match="code of its own"):
+        check_det_dataset(str(data))
+
+
+def test_code_of_a_data_set_is_run_where_it_is_trusted(tmp_path):
+    code = "from tskd_yolo.data.drawn import prepare; prepare(yaml['path'], train=1, val=1)"
+    data = recipe(tmp_path / "data.yaml", path=tmp_path / "s", train="images", val="images", names=["a"], download=code)
+    with compat.guarded(trust=True):
+        check_det_dataset(str(data))
+    assert (tmp_path / "s" / "images").is_dir()
+
+
+def test_an_archive_is_still_fetched(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("ultralytics.data.utils.safe_download", lambda url, **_: fetched.append(url))
+    with compat.guarded():
+        check_det_dataset(str(with_code(tmp_path, "https://example.org/set.zip")))
+    assert fetched == ["https://example.org/set.zip"]
+
+
+# YOLO(FILE) -----------------------------------------------------------------------------------------------------------
+
+
+BEFORE = "import tskd_yolo, sys\nfrom ultralytics import YOLO\nYOLO(sys.argv[1])"
+AFTER = "from ultralytics import YOLO\nimport tskd_yolo, sys\nYOLO(sys.argv[1])"
+LOADED = "from ultralytics import YOLO\nimport tskd_yolo, sys\ntskd_yolo.load(sys.argv[1])"
+WAYS = {  # code, environment, whether the stranger's command runs
+    "before": (BEFORE, {}, False),
+    "before, off": (BEFORE, {"ULTRALYTICS_SAFE_LOAD": "0"}, True),  # as asked
+    "after": (AFTER, {}, True),  # as docs/guides/security.md says
+    "after, on": (AFTER, {"ULTRALYTICS_SAFE_LOAD": "1"}, False),
+    "load": (LOADED, {}, False),
+    "load, off": (LOADED, {"ULTRALYTICS_SAFE_LOAD": "0"}, False),
+}
+IN_FORKS = """
+import json, os, sys, traceback
+import torch  # takes most of the time, and knows nothing of Ultralytics
+for name, (code, environment, file) in json.loads(sys.argv[1]).items():
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    assert not {"ultralytics", "tskd_yolo"} & set(sys.modules)
+    os.environ.update(environment)
+    sys.argv[1:] = [file]
+    try:
+        exec(code)
+    except Exception:
+        traceback.print_exc()
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="session")
+def marks(tmp_path_factory) -> dict[str, Path]:
+    """Where each way leaves a mark if the command runs: in new processes, as Ultralytics reads its switch once."""
+    folder, cases = tmp_path_factory.mktemp("ways"), {}
+    for number, (name, (code, environment, _)) in enumerate(WAYS.items()):
+        file = stranger(folder / f"{number}.pt", ATTACKS["a command"][0](folder / name.replace(" ", "_")))
+        cases[name] = code, environment, str(file)
+    clean = {key: value for key, value in os.environ.items() if key != "ULTRALYTICS_SAFE_LOAD"}
+    subprocess.run(
+        [sys.executable, "-c", IN_FORKS, json.dumps(cases)], check=True, capture_output=True,
+        env={**clean, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    return {name: folder / name.replace(" ", "_") for name in WAYS}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_known_of_yolo_and_load_holds(way, marks):
+    assert marks[way].exists() is WAYS[way][2]
+
+
+def test_load_names_what_a_stranger_asks_for(tmp_path, nothing_ran):
+    build, name = ATTACKS["a command"]
+    with pytest.raises(ConfigError, match=f"model: .*stranger.pt asks for {name}, .*trust=True"):
+        load(stranger(tmp_path / "stranger.pt", build(nothing_ran)))
+    with pytest.raises(ConfigError, match="model: nowhere.pt was not found"):
+        load("nowhere.pt")
+    with pytest.raises(ConfigError, match="model: nowhere.yaml "):
+        load("nowhere.yaml")
+
+
+def test_load_gives_what_yolo_gives(good):
+    assert type(load(good / "teacher.pt")) is type(load("yolo11n.yaml")) is YOLO
+    assert len(load(good / "teacher.pt").names) == 6
+
+
+def test_load_trusts_where_it_is_told_to(tmp_path):
+    content = torch.load(make_detector(tmp_path / "own.pt", "yolo11n.yaml"), weights_only=False)
+    content["model"].own = Harmless()
+    torch.save(content, tmp_path / "own.pt")
+    with pytest.raises(ConfigError, match="asks for "):
+        load(tmp_path / "own.pt")
+    assert type(load(tmp_path / "own.pt", trust=True).model.own) is Harmless
+
+
+def test_an_activation_in_a_students_checkpoint_is_no_code(good, tmp_path, nothing_ran, monkeypatch):
+    """YOLO.train has the student built between the trainer's making and its training."""
+    from ultralytics.nn import tasks
+
+    from tskd_yolo import Trainer
+
+    content = torch.load(make_detector(tmp_path / "student.pt", "yolo11n.yaml"), weights_only=False)
+    content["model"].yaml["activation"] = f"open({str(nothing_ran)!r}, 'w') and torch.nn.SiLU()"
+    torch.save(content, tmp_path / "student.pt")
+    monkeypatch.setattr(tasks, "SAFE_LOAD", False)  # as where Ultralytics was imported first
+    student = load(tmp_path / "student.pt")
+    values = settings(tmp_path / "runs", good / "tiny.yaml", teacher=good / "teacher.pt")
+    with pytest.raises(TypeError, match="unsupported activation"):
+        student.train(trainer=Trainer, **{key: value for key, value in values.items() if key != "model"})
 
 
 @pytest.mark.parametrize("words", [["train"], ["train", "resume"], ["val"], ["predict"]], ids=" ".join)
@@ -303,6 +512,7 @@ def test_nothing_is_installed_whatever_is_missing(good, tmp_path, monkeypatch, c
         image.write_bytes(b"no image")
     values = settings(tmp_path / "runs", data, teacher=good / "teacher.pt")
     assert "data: the train images could not be read" in run(capsys, "train", **values)
-    said = delegated(run, capsys, "export", model=good / "teacher.pt", format="ncnn", imgsz=64, device="cpu")
+    model = shutil.copy(good / "teacher.pt", tmp_path)  # what is exported lies beside it
+    said = delegated(run, capsys, "export", model=model, format="ncnn", imgsz=64, device="cpu")
     assert "is not installed; install it with pip" in said
     assert not any("install" in str(command) for command in asked)  # devices may be asked for

@@ -10,7 +10,7 @@ import torch
 import yaml
 from ultralytics.nn.tasks import yaml_model_load
 
-from tests.helpers import make_detector, settings, tiny_data
+from tests.helpers import settings
 from tskd_yolo import Trainer
 
 pytestmark = pytest.mark.slow
@@ -25,10 +25,10 @@ def narrow(file: Path) -> Path:
     return file
 
 
-def test_a_side_file_of_the_first_version_is_restored(tmp_path):
-    teacher = make_detector(tmp_path / "teacher.pt", "yolo11n.yaml")
+def test_a_side_file_of_the_first_version_is_restored(tmp_path, data, detector, no_end):
+    teacher = detector("yolo11n.yaml")
     given = dict(model=str(narrow(tmp_path / "yolo11n-narrow.yaml")), teacher=str(teacher), epochs=2)
-    trainer = Trainer(**settings(tmp_path, tiny_data(tmp_path), **given))
+    trainer = Trainer(**settings(tmp_path, data, **given))
 
     def interrupt(_) -> None:
         raise KeyboardInterrupt

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,33 +13,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from ultralytics import YOLO
+from ultralytics import YOLO, utils
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import v8DetectionLoss
 
-from tests.helpers import logged, make_detector, rows, same, settings, tiny_data, weights
-from tskd_yolo import Trainer, compat
+from tests.helpers import logged, rows, same, settings, trained, weights, without_end
+from tskd_yolo import Trainer, compat, hashing
 from tskd_yolo.cli import main
+from tskd_yolo.train import summary
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    return make_detector(tmp_path_factory.mktemp("teacher") / "teacher.pt")
-
-
-def trained(folder: Path, data: Path, **more: Any) -> Trainer:
-    """Runs the trainer to its end and returns it."""
-    trainer = Trainer(**settings(folder, data, **more))
-    trainer.train()
-    return trainer
 
 
 def last(folder: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +42,7 @@ class Finished(NamedTuple):
     trainer: Trainer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory, data, teacher) -> Finished:
     """Two epochs with everything on."""
     folder = tmp_path_factory.mktemp("finished")
@@ -142,7 +127,7 @@ def test_user_callbacks_see_a_plain_student_between_steps(finished):
 # The same as plain training -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stock(tmp_path_factory, data) -> dict[str, torch.Tensor]:
     """The weights of two epochs with Ultralytics' own trainer."""
     folder = tmp_path_factory.mktemp("stock")
@@ -153,15 +138,17 @@ def stock(tmp_path_factory, data) -> dict[str, torch.Tensor]:
 def test_with_all_weights_zero_it_is_plain_training_to_the_bit(tmp_path, data, teacher, stock):
     trained(tmp_path / "ours", data, epochs=2, teacher=str(teacher), drd=0, ded=0, crd=0)
     assert same(stock, last(tmp_path / "ours"))
-    trained(tmp_path / "distilled", data, epochs=2, teacher=str(teacher), drd=0, ded=0, crd=1e-3)
+    with without_end():
+        trained(tmp_path / "distilled", data, epochs=2, teacher=str(teacher), drd=0, ded=0, crd=1e-3)
     assert not same(stock, last(tmp_path / "distilled"))  # the comparison can fail
 
 
-def test_random_numbers_stay_those_of_plain_training(tmp_path, data, teacher, stock):
+def test_random_numbers_stay_those_of_plain_training(tmp_path, data, teacher, stock, monkeypatch, caplog, no_end):
     """Teacher, adapters, graph units and teacher validation are all there: only their gradient is lost in rounding."""
+    monkeypatch.setattr(hashing, "USER_CONFIG_DIR", tmp_path / "settings")  # where no score is kept yet
     weightless = dict(balance="fixed", drd=1e-30, ded=1e-30, crd=1e-30)
     trained(tmp_path, data, epochs=2, teacher=str(teacher), channels_last=False, **weightless)
-    assert same(stock, last(tmp_path))
+    assert same(stock, last(tmp_path)) and "is validated, once" in caplog.text
 
 
 # Memory format --------------------------------------------------------------------------------------------------------
@@ -176,7 +163,7 @@ class Layout(NamedTuple):
     wanted: bool | None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def layout(tmp_path_factory, data, teacher):
     """Trains once where channels_last ``pays``, or not, with ``channels_last=wanted``."""
     runs: dict[Any, Layout] = {}
@@ -221,7 +208,7 @@ def test_the_memory_format_changes_nothing_but_rounding(layout):
 # Ways to start --------------------------------------------------------------------------------------------------------
 
 
-def test_python_yolo_train_and_command_line_are_the_same_run(tmp_path, data, teacher):
+def test_python_yolo_train_and_command_line_are_the_same_run(tmp_path, data, teacher, no_end):
     trained(tmp_path / "a", data, teacher=str(teacher))
     YOLO("yolo11n.yaml").train(trainer=Trainer, **settings(tmp_path / "b", data, teacher=str(teacher)))
     arguments = settings(tmp_path / "c", data, teacher=str(teacher))
@@ -230,8 +217,8 @@ def test_python_yolo_train_and_command_line_are_the_same_run(tmp_path, data, tea
     assert same(results[0], results[1]) and same(results[1], results[2])
 
 
-def test_a_student_from_a_checkpoint_starts_from_its_weights(tmp_path, data, teacher):
-    student = make_detector(tmp_path / "student.pt", "yolo11n.yaml", seed=11)
+def test_a_student_from_a_checkpoint_starts_from_its_weights(tmp_path, data, teacher, detector, no_end):
+    student = detector("yolo11n.yaml", seed=11)
     seen = {}
     trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), model=str(student)))
     trainer.add_callback("on_train_start", lambda t: seen.update(first=t.model.model[0].conv.weight.detach().clone()))
@@ -239,7 +226,7 @@ def test_a_student_from_a_checkpoint_starts_from_its_weights(tmp_path, data, tea
     assert torch.equal(seen["first"], weights(student)["model.0.conv.weight"])
 
 
-def test_a_bare_official_name_is_fetched_like_a_model(tmp_path, data, teacher, monkeypatch):
+def test_a_bare_official_name_is_fetched_like_a_model(tmp_path, data, teacher, monkeypatch, no_end):
     from ultralytics.utils import downloads
 
     asked = []
@@ -256,7 +243,7 @@ def test_a_bare_official_name_is_fetched_like_a_model(tmp_path, data, teacher, m
     assert asked and trainer.args.teacher == str(teacher)
 
 
-def test_an_interrupted_run_resumes_with_its_adapters(tmp_path, data, teacher):
+def test_an_interrupted_run_resumes_with_its_adapters(tmp_path, data, teacher, no_end):
     class Stop(Exception):
         pass
 
@@ -293,7 +280,7 @@ def test_an_interrupted_run_resumes_with_its_adapters(tmp_path, data, teacher):
 
 
 @pytest.mark.parametrize("balance", ["fixed", "share"])
-def test_shares_are_columns_and_the_first_epoch_check_is_said(balance, tmp_path, data, teacher, caplog):
+def test_shares_are_columns_and_the_first_epoch_check_is_said(balance, tmp_path, data, teacher, caplog, no_end):
     trained(tmp_path, data, teacher=str(teacher), balance=balance, drd=0.125, ded=0.25, crd=0.5, epochs=2, val=False)
     first, second = rows(tmp_path)
     for term, share in (("drd(neck)", 0.125), ("ded(stride16)", 0.25), ("crd(neck)", 0.5)):
@@ -306,27 +293,29 @@ def test_shares_are_columns_and_the_first_epoch_check_is_said(balance, tmp_path,
     assert caplog.text.count("first-epoch check passed: every term reaches the student on 1 process(es)") == 1
 
 
-def test_tensorboard_receives_the_three_terms(tmp_path, data, teacher):
+def test_a_second_run_shows_the_teachers_score_unvalidated(tmp_path, data, teacher, monkeypatch, caplog, no_end):
+    monkeypatch.setattr(hashing, "USER_CONFIG_DIR", tmp_path / "settings")
+    validated, inner = [], summary.validate
+    for name in ("first", "second"):
+        monkeypatch.setattr(
+            summary, "validate", lambda *args, name=name, **more: validated.append(name) or inner(*args, **more)
+        )
+        caplog.clear()
+        trained(tmp_path, data, teacher=str(teacher), val=False, name=name)
+        words = "is validated, once" if name == "first" else "was validated on these images before"
+        assert words in caplog.text
+    assert validated == ["first"]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:The input to trace is already")
+def test_tensorboard_receives_the_three_terms(tmp_path, data, teacher, monkeypatch, no_end):
     pytest.importorskip("tensorboard")
-    code = (
-        "import sys\n"
-        "from ultralytics import settings\n"
-        "settings.update(tensorboard=True)\n"
-        "from tskd_yolo.cli import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
-    environment["YOLO_CONFIG_DIR"] = str(tmp_path / "config")
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    (tmp_path / "config" / "Ultralytics").mkdir(parents=True)
-    for font in Path(os.environ["YOLO_CONFIG_DIR"], "Ultralytics").glob("*.ttf"):
-        (tmp_path / "config" / "Ultralytics" / font.name).write_bytes(font.read_bytes())
-    arguments = [f"{k}={v}" for k, v in settings(tmp_path, data, teacher=str(teacher)).items()]
-    result = subprocess.run(
-        [sys.executable, "-c", code, "train", *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
+    import ultralytics.utils.callbacks.tensorboard as callbacks
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    monkeypatch.setitem(utils.SETTINGS, "tensorboard", True)
+    monkeypatch.setattr(utils, "TESTS_RUNNING", False)  # in tests the integration switches itself off on import
+    monkeypatch.setattr(callbacks, "callbacks", runpy.run_path(callbacks.__file__)["callbacks"])
+    trained(tmp_path, data, teacher=str(teacher))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert {"train/drd_loss", "train/ded_loss", "train/crd_loss"} <= set(events.Tags()["scalars"])

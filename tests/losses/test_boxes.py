@@ -26,7 +26,7 @@ def random_boxes(count: int, images: int, seed: int) -> Boxes:
 
 
 @pytest.mark.parametrize("grid", [(12, 16), (6, 4), (1, 1)])
-def test_what_boxes_cover_of_each_cell_is_what_counting_pixels_gives(grid):
+def test_what_boxes_cover_of_a_cell_is_its_count_of_pixels(grid):
     boxes = random_boxes(9, 4, seed=1)
     boxes = boxes._replace(xyxy=boxes.xyxy.round())
     expected = torch.zeros(4, *grid)
@@ -48,7 +48,7 @@ def test_what_is_covered_of_sampled_cells_is_that_of_these_cells(grid):
             assert torch.equal(sampled, whole[:, ::step, ::step])
 
 
-def test_a_defect_smaller_than_a_cell_is_felt_by_the_part_it_covers():
+def test_a_defect_smaller_than_a_cell_counts_by_its_part():
     found = covered(make([[64, 48, 68, 52]], [0], 1), 3, 4).foreground  # cells of 32 x 32 pixels
     assert found.count_nonzero() == 1 and float(found[0, 1, 2]) == pytest.approx(16 / 32**2)
 
@@ -73,7 +73,7 @@ def test_slots_hold_every_box_of_an_image_that_has_no_more():
 
 
 @pytest.mark.parametrize("count", [4, 9, 100, 1300])
-def test_of_more_boxes_an_even_share_is_kept_and_no_random_number_is_used(count):
+def test_of_more_boxes_an_even_share_is_kept_without_chance(count):
     before = torch.get_rng_state()
     boxes = make([[i, 0, i + 1, 1] for i in range(count)] + [[7, 7, 8, 8]], [0] * count + [1], 2, (9999, 9999))
     found, valid = slots(boxes, 4)

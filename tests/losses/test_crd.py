@@ -108,7 +108,7 @@ def test_the_parts_are_the_formula_location_by_location():
     ("part", "reached"),
     [("cross_class", "class_features"), ("cross_box", "box_features"), ("own_class", "scores"), ("own_box", "boxes")],
 )
-def test_each_part_reaches_its_own_tensor_of_every_level_and_no_other(part, reached, scene):
+def test_each_part_reaches_its_own_tensor_of_every_level_only(part, reached, scene):
     loss, student = CRD(scene.widths), leaves(scene.student)
     loss.terms(**scene.outputs(student=student))[part].backward()
     alone = [getattr(s, reached).grad for s in student]
@@ -124,7 +124,7 @@ def test_each_part_reaches_its_own_tensor_of_every_level_and_no_other(part, reac
 
 @pytest.mark.parametrize("hidden", [True, False])
 @pytest.mark.parametrize("bins", [1, 8])
-def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there(bins, hidden):
+def test_every_part_falls_to_zero_on_the_way_to_the_teacher(bins, hidden):
     scene = Scene(bins=bins, hidden=hidden)
     if bins == 1:  # the cross response must say what the teacher says, distances included
         for tail in scene.tails:
@@ -151,7 +151,7 @@ class Affine(nn.Module):
 
 
 @pytest.mark.parametrize("hidden", [True, False])
-def test_gradient_reaches_student_and_adapters_and_never_the_teacher_or_its_tails(hidden):
+def test_gradient_reaches_student_and_adapters_but_no_teacher(hidden):
     scene = Scene(c_student=8, hidden=hidden)
     loss, student, teacher = CRD(scene.widths), leaves(scene.student), leaves(scene.teacher)
     loss(**scene.outputs(student=student, teacher=teacher)).backward()
@@ -161,7 +161,7 @@ def test_gradient_reaches_student_and_adapters_and_never_the_teacher_or_its_tail
     assert all(p.grad is None for tail in scene.tails for part in tail for p in part.parameters())
 
 
-def test_an_adapter_exists_only_between_unlike_widths_and_has_no_bias_unless_asked():
+def test_an_adapter_is_only_between_unlike_widths_without_bias():
     assert isinstance(adapter(8, 8), nn.Identity)
     assert adapter(8, 16).weight.shape == (16, 8, 1, 1) and adapter(8, 16).bias is None
     assert adapter(8, 16, bias=True).bias is not None
@@ -176,14 +176,14 @@ def mean_terms(**shape) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("shape", [dict(c=64), dict(grid=40), dict(n=8)], ids=str)
-def test_unrelated_responses_give_the_same_value_at_any_width_size_and_batch(shape):
+def test_unrelated_responses_give_one_value_at_any_size(shape):
     base, other = mean_terms(), mean_terms(**shape)
     for part in PARTS:
         assert other[part] == pytest.approx(base[part], rel=0.15)
 
 
 @pytest.mark.parametrize("factor", [1e-2, 300.0])
-def test_scaling_or_shifting_the_students_tower_activations_changes_nothing(factor, scene):
+def test_scaling_or_shifting_tower_activations_changes_nothing(factor, scene):
     loss = CRD(scene.widths)
     moved = [
         s._replace(box_features=s.box_features * factor - factor, class_features=s.class_features * factor + 3 * factor)
@@ -197,7 +197,7 @@ def test_scaling_or_shifting_the_students_tower_activations_changes_nothing(fact
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("bins", [1, 8])
 @pytest.mark.parametrize("hidden", [True, False])
-def test_large_half_precision_tensors_inside_autocast_do_not_overflow(dtype, bins, hidden):
+def test_large_half_precision_tensors_in_autocast_stay_finite(dtype, bins, hidden):
     scene = Scene(c_student=8, bins=bins, hidden=hidden)
     student = leaves([Response(*((t * 300).to(dtype) for t in s)) for s in scene.student])
     teacher = [Response(*(t.to(dtype) for t in r)) for r in scene.teacher]
@@ -211,7 +211,7 @@ def test_large_half_precision_tensors_inside_autocast_do_not_overflow(dtype, bin
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
-def test_a_teacher_that_sees_only_background_gives_a_small_finite_loss(scene):
+def test_a_teacher_that_sees_only_background_gives_a_small_loss(scene):
     silent = [t._replace(scores=torch.full_like(t.scores, -20.0)) for t in scene.teacher]
     student = leaves(scene.student)
     terms = CRD(scene.widths).terms(**scene.outputs(student=student, teacher=silent))
@@ -249,7 +249,7 @@ def test_quality_focal_of_two_scores_by_hand():
     assert float(value) == pytest.approx(math.log(2) / 4 + (math.log(4 / 3) + math.log(4)) / 8, rel=1e-6)
 
 
-def test_quality_focal_is_zero_where_scores_agree_and_pulls_towards_the_teacher():
+def test_quality_focal_is_zero_at_and_falls_towards_the_teacher():
     logits = torch.tensor([[-2.0, 3.0, 2.0]], requires_grad=True)
     value = quality_focal(logits, torch.tensor([[-2.0, 1.0, 5.0]]))
     value.backward()
@@ -279,7 +279,7 @@ def test_box_distance_of_plain_distances_is_torchvisions_giou():
     torch.testing.assert_close(box_distance(student, teacher)[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_overlap_of_distributions_is_the_giou_of_their_expected_distances():
+def test_overlap_of_distributions_is_giou_of_expected_distances():
     student, teacher = torch.randn(2, 4 * 8, 5), torch.randn(2, 4 * 8, 5)
     bins = torch.arange(8.0)
     for n in range(2):
@@ -288,7 +288,7 @@ def test_overlap_of_distributions_is_the_giou_of_their_expected_distances():
         torch.testing.assert_close(overlap(student, teacher)[n], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_box_distance_of_degenerate_boxes_is_finite_and_zero_for_equal_ones():
+def test_box_distance_of_degenerate_boxes_is_finite():
     sides = torch.tensor([[1.0, 2, 3, 4], [0, 0, 0, 0], [-3, -3, 1, 1], [1e4, 1e4, 1e4, 1e4]]).T.unsqueeze(0)
     sides.requires_grad_()
     distance = box_distance(sides, torch.ones(1, 4, 4))
@@ -299,7 +299,7 @@ def test_box_distance_of_degenerate_boxes_is_finite_and_zero_for_equal_ones():
 
 @pytest.mark.parametrize("c_student", [5, 8])
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 1)])
-def test_a_linear_tail_in_one_matrix_says_what_the_layers_say_one_after_the_other(c_student, shape):
+def test_a_linear_tail_in_one_matrix_is_its_layers_in_turn(c_student, shape):
     n, *size = shape
     tail = nn.Sequential(nn.Conv2d(8, 6, 1)).requires_grad_(False)
     change, teacher = adapter(c_student, 8), torch.randn(n, 8, *size) * 3 + 2
@@ -313,7 +313,7 @@ def test_a_linear_tail_in_one_matrix_says_what_the_layers_say_one_after_the_othe
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_of_the_teachers_activations_a_linear_tail_reads_their_statistics_only():
+def test_of_the_teacher_a_linear_tail_reads_statistics_only():
     tail = nn.Sequential(nn.Conv2d(12, 5, 1))
     student, teacher = torch.randn(2, 12, 5, 4), torch.randn(2, 12, 5, 4) * 3 + 1
     same = nn.Identity()
@@ -321,7 +321,7 @@ def test_of_the_teachers_activations_a_linear_tail_reads_their_statistics_only()
 
 
 @pytest.mark.parametrize("width", [9, 16])
-def test_a_tail_of_more_layers_says_what_they_say_one_after_the_other_and_reads_statistics_only(width):
+def test_a_tail_of_several_layers_is_its_layers_in_turn(width):
     scene = Scene(hidden=True)
     theirs, tail = scene.teacher[0].box_features, scene.tails[0].box
     change, student = adapter(width, 16), (torch.randn(len(theirs), width, *theirs.shape[2:]) * 2 - 1).requires_grad_()
@@ -333,7 +333,7 @@ def test_a_tail_of_more_layers_says_what_they_say_one_after_the_other_and_reads_
     assert not torch.allclose(found[0][0], through(tail[-1:], change, student, theirs))
 
 
-def test_renormalized_activations_have_the_teachers_statistics_per_channel():
+def test_renormalized_activations_have_the_teachers_statistics():
     student, teacher = torch.randn(3, 5, 6, 7) * 4 + 1, torch.randn(3, 5, 6, 7) * torch.arange(1.0, 6).view(5, 1, 1) - 2
     out = renormalize(student, teacher)
     for moment in (lambda x: x.mean(dim=(0, 2, 3)), lambda x: x.std(dim=(0, 2, 3))):
@@ -342,7 +342,7 @@ def test_renormalized_activations_have_the_teachers_statistics_per_channel():
     assert torch.equal(*(x.sign() for x in centred))  # only rescaled
 
 
-def test_renormalize_of_dead_channels_and_of_single_values_is_finite_with_a_finite_gradient():
+def test_renormalize_of_dead_channels_or_single_values_is_finite():
     for shape in ((2, 3, 4, 4), (1, 3, 1, 1)):
         student = torch.full(shape, 2.0, requires_grad=True)
         out = renormalize(student, torch.randn(shape))

@@ -57,7 +57,7 @@ def test_foreground_and_background_are_the_formula_cell_by_cell():
         assert float(terms[name]) == pytest.approx(value, rel=1e-4)
 
 
-def test_an_error_inside_the_box_is_foreground_and_one_outside_is_background():
+def test_an_error_inside_a_box_is_foreground_outside_background():
     where = masks(Boxes(torch.tensor([[40.0, 40, 79, 79]]), torch.tensor([0]), 1, SIZE), 20, 20)
     teacher = pair(n=1)["teacher"]
     inside = where.foreground.gt(0).unsqueeze(1)
@@ -80,7 +80,7 @@ def test_each_part_pulls_at_the_student_through_the_total(part):
     torch.testing.assert_close(gradients["total"], sum(gradients[p] for p in PARTS))
 
 
-def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there():
+def test_every_part_falls_to_zero_on_the_way_to_the_teacher():
     maps, where = pair(), regions()
     values = []
     for alpha in (0, 0.5, 0.9, 1):
@@ -92,7 +92,7 @@ def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there():
         assert d == pytest.approx(0, abs=1e-6)
 
 
-def test_gradient_reaches_student_and_adapter_and_never_the_teacher():
+def test_gradient_reaches_student_and_adapter_but_no_teacher():
     adapter = torch.nn.Conv2d(8, 16, 1, bias=False)
     student, teacher = torch.randn(2, 8, 20, 20, requires_grad=True), torch.randn(2, 16, 20, 20, requires_grad=True)
     total(student=adapter(student), teacher=teacher, masks=regions()).backward()
@@ -109,7 +109,7 @@ def mean_loss(repeats: int = 3, count: int = 12, **shape: int) -> dict[str, floa
 
 
 @pytest.mark.parametrize("shape", [dict(c=64), dict(h=40, w=40), dict(n=8), dict(count=40)], ids=str)
-def test_unrelated_features_give_the_same_value_at_any_width_size_batch_and_number_of_boxes(shape):
+def test_unrelated_features_give_one_value_at_any_size(shape):
     base, other = mean_loss(), mean_loss(**shape)
     for part in PARTS:
         assert other[part] == pytest.approx(base[part], rel=0.1)
@@ -117,7 +117,7 @@ def test_unrelated_features_give_the_same_value_at_any_width_size_batch_and_numb
 
 
 @pytest.mark.parametrize("factor", [1e-2, 300.0])
-def test_scaling_or_shifting_the_students_features_changes_nothing(factor):
+def test_scaling_or_shifting_student_features_changes_nothing(factor):
     maps, where = pair(), regions()
     moved = maps["student"] * factor + factor * torch.randn(16).view(1, 16, 1, 1)
     before, after = (DED().terms(student=s, teacher=maps["teacher"], masks=where) for s in (maps["student"], moved))
@@ -134,7 +134,7 @@ def test_scaling_the_teachers_features_changes_nothing(factor):
         assert float(after[part]) == pytest.approx(float(before[part]), rel=1e-3)
 
 
-def test_the_structural_prior_does_not_take_an_opposite_map_for_a_like_one():
+def test_the_structural_prior_tells_opposite_maps_from_like_ones():
     maps, where = pair(), regions()
     smooth = torch.nn.functional.avg_pool2d(maps["teacher"], 5, 1, 2)
     opposite, unrelated, same = (
@@ -145,7 +145,7 @@ def test_the_structural_prior_does_not_take_an_opposite_map_for_a_like_one():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_large_half_precision_features_inside_autocast_do_not_overflow(dtype):
+def test_large_half_precision_features_in_autocast_stay_finite(dtype):
     maps = {name: (value * 300).to(dtype) for name, value in pair().items()}
     student = maps["student"].requires_grad_()
     with torch.autocast("cpu", dtype):
@@ -154,7 +154,7 @@ def test_large_half_precision_features_inside_autocast_do_not_overflow(dtype):
     assert value.dtype == torch.float32 and value.isfinite() and student.grad.isfinite().all()
 
 
-def test_without_a_box_the_foreground_is_exactly_zero_with_a_zero_gradient():
+def test_without_a_box_the_foreground_and_its_gradient_are_zero():
     maps = pair()
     student = maps["student"].requires_grad_()
     terms = DED().terms(student=student, teacher=maps["teacher"], masks=regions(count=0))
@@ -167,8 +167,8 @@ def test_without_a_box_the_foreground_is_exactly_zero_with_a_zero_gradient():
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_defect_of_one_cell_is_foreground_of_that_cell(step):
-    """At every position, also where the maps are read at every second cell only: 4 px cells of a 32 px image."""
-    side, pixels = 8, 4
+    """At every position, also where the maps are read at every second cell only: 4 px cells of a 16 px image."""
+    side, pixels = 4, 4
     teacher = standardize(torch.randn(1, 4, side, side), spatial_step=step)
     for y in range(0, side, step):
         for x in range(0, side, step):
@@ -245,13 +245,13 @@ def test_ssim_is_what_an_explicit_window_gives(grid):
 
 
 @pytest.mark.parametrize("step", [2, 3])
-def test_windows_apart_are_those_of_the_dense_grid_at_every_so_many_cells(step):
+def test_windows_apart_are_those_of_the_dense_grid_at_a_stride(step):
     a = torch.randn(1, 1, 13, 17, dtype=torch.float64)
     dense, apart = (_blur(a, s).view(-1, w) for s, w in ((1, 13), (step, ceil_div(13, step))))
     torch.testing.assert_close(apart, dense[::step, ::step])
 
 
-def test_the_structural_prior_reads_an_even_share_of_the_channels():
+def test_the_structural_prior_reads_evenly_spaced_channels():
     c = 3 * CHANNELS
     maps, where = pair(c=c), regions()
     s, t = (reference.standardize(m)[:, ::3] for m in (maps["student"], maps["teacher"]))
@@ -259,7 +259,7 @@ def test_the_structural_prior_reads_an_even_share_of_the_channels():
     torch.testing.assert_close(DED().terms(**maps, masks=where)["structure"], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_ssim_is_one_for_identical_maps_and_symmetric_and_negative_for_inverted_contrast():
+def test_ssim_is_one_for_equals_and_negative_for_inverses():
     a, b = torch.randn(2, 3, 20, 20), torch.randn(2, 3, 20, 20)
     assert float(ssim(a, a)) == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(ssim(a, b), ssim(b, a))

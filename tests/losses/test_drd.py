@@ -70,7 +70,7 @@ def test_each_part_pulls_at_the_student_through_the_total(part):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there(trained):
+def test_every_part_falls_to_zero_on_the_way_to_the_teacher(trained):
     loss, maps, boxes = DRD(16, trained=trained), pair(), random_boxes(6, 2)
     values = []
     for alpha in (0, 0.5, 0.9, 1):
@@ -82,7 +82,7 @@ def test_every_part_falls_on_the_way_to_the_teacher_and_is_zero_there(trained):
         assert d == pytest.approx(0, abs=1e-6)
 
 
-def test_gradient_reaches_student_and_adapter_and_never_the_teacher():
+def test_gradient_reaches_student_and_adapter_but_no_teacher():
     adapter = torch.nn.Conv2d(8, 16, 1, bias=False)
     student, teacher = torch.randn(2, 8, 10, 10, requires_grad=True), torch.randn(2, 16, 10, 10, requires_grad=True)
     DRD(16)(student=adapter(student), teacher=teacher, boxes=random_boxes(4, 2)).backward()
@@ -101,7 +101,7 @@ def mean_loss(part: str, repeats: int = 4, count: int = 12, **shape: int) -> flo
 
 @pytest.mark.parametrize("part", ["pixel", "instance"])
 @pytest.mark.parametrize("shape", [dict(c=64), dict(h=40, w=40), dict(n=8), dict(count=60)], ids=str)
-def test_unrelated_features_give_the_same_value_at_any_width_size_batch_and_number_of_boxes(part, shape):
+def test_unrelated_features_give_one_value_at_any_size(part, shape):
     base, other = mean_loss(part), mean_loss(part, **shape)
     assert other == pytest.approx(base, rel=0.2)
     assert 1 < base < 2.1  # 2 (1 - correlation), and the reasoning shares some of what both say of any map
@@ -109,7 +109,7 @@ def test_unrelated_features_give_the_same_value_at_any_width_size_batch_and_numb
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
 @pytest.mark.parametrize("factor", [1e-2, 300.0])
-def test_scaling_or_shifting_one_networks_features_changes_nothing(who, factor):
+def test_scaling_or_shifting_features_changes_nothing(who, factor):
     loss, maps, boxes = DRD(16), pair(), random_boxes(5, 2)
     moved = {**maps, who: maps[who] * factor + factor * torch.randn(16).view(1, 16, 1, 1)}
     for part, value in loss.terms(**maps, boxes=boxes).items():
@@ -118,7 +118,7 @@ def test_scaling_or_shifting_one_networks_features_changes_nothing(who, factor):
 
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_large_half_precision_features_inside_autocast_do_not_overflow(dtype, trained):
+def test_large_half_precision_features_in_autocast_stay_finite(dtype, trained):
     maps = {name: (value * 300).to(dtype) for name, value in pair(h=40, w=40).items()}
     student = maps["student"].requires_grad_()
     with torch.autocast("cpu", dtype):
@@ -127,7 +127,7 @@ def test_large_half_precision_features_inside_autocast_do_not_overflow(dtype, tr
     assert value.dtype == torch.float32 and value.isfinite() and student.grad.isfinite().all()
 
 
-def test_without_a_box_the_instance_part_is_exactly_zero_with_a_zero_gradient():
+def test_without_a_box_instance_part_and_gradient_are_zero():
     loss, maps = DRD(16), pair()
     student = maps["student"].requires_grad_()
     terms = loss.terms(student=student, teacher=maps["teacher"], boxes=random_boxes(0, 2))
@@ -145,7 +145,7 @@ def test_a_level_of_two_pixels_without_a_box_stays_finite(trained):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_level_of_a_single_pixel_in_a_batch_of_one_stays_finite(trained):
+def test_a_single_pixel_in_a_batch_of_one_stays_finite(trained):
     """The last batch of an epoch may hold one image, and 32 pixels at stride 32 are one cell."""
     maps = pair(n=1, h=1, w=1)
     student = maps["student"].requires_grad_()
@@ -162,7 +162,7 @@ def test_one_instance_per_image_is_compared_by_what_it_is(count):
     assert 0 < value < 4 and student.grad.isfinite().all() and student.grad.any()
 
 
-def test_the_instance_part_feels_the_other_instances_of_its_image():
+def test_the_instance_part_feels_the_others_of_its_image():
     """Moving one instance's box changes what its neighbour relations, so relations take part and not only contents."""
     loss, maps, boxes = DRD(16), pair(), random_boxes(3, 1)
     apart = boxes._replace(image=torch.tensor([0, 0, 1]), images=2)
@@ -198,7 +198,7 @@ def test_the_instance_part_is_its_formula_with_roi_align():
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-7)
 
 
-def test_of_a_crowded_image_as_many_instances_are_compared_as_there_are_slots():
+def test_of_a_crowded_image_as_many_as_slots_are_compared():
     loss, maps, boxes = DRD(16), pair(n=4), random_boxes(1300, 4)
     kept = boxes._replace(xyxy=slots(boxes, INSTANCES)[0].xyxy, image=torch.arange(4).repeat_interleave(INSTANCES))
     values = [loss.terms(**maps, boxes=b)["instance"] for b in (boxes, kept)]
@@ -214,7 +214,7 @@ def test_no_part_of_it_waits_for_the_device():
         student.grad[student.grad > 0].sum()  # the test can fail
 
 
-def test_a_trained_unit_learns_by_its_objective_and_never_by_the_loss():
+def test_a_trained_unit_learns_by_its_objective_not_by_the_loss():
     loss, maps, boxes = DRD(16, trained=True), pair(), random_boxes(4, 2)
     student = maps["student"].requires_grad_()
     value = loss(student=student, teacher=maps["teacher"], boxes=boxes)

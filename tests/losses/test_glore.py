@@ -31,7 +31,7 @@ def test_neighbours_are_what_a_loop_over_pairs_gives():
     torch.testing.assert_close(neighbours(nodes, VALID), reference_neighbours(nodes, VALID), rtol=1e-4, atol=1e-5)
 
 
-def test_changing_one_images_instances_leaves_another_images_answers_unchanged():
+def test_instances_of_one_image_change_nothing_in_another():
     nodes, valid = torch.randn(2, 3, 4, 9), torch.ones(2, 3)
     before = neighbours(nodes, valid)
     nodes[1] = torch.randn(3, 4, 9) * 50
@@ -39,7 +39,7 @@ def test_changing_one_images_instances_leaves_another_images_answers_unchanged()
     assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
-def test_an_instance_alone_in_its_image_hears_nothing_and_one_of_two_hears_the_other():
+def test_an_instance_is_mixed_with_the_others_of_its_image_only():
     nodes = torch.randn(3, 4, 5, 9)
     mixed = neighbours(nodes, VALID)
     assert not mixed[1, 0].any()
@@ -54,7 +54,7 @@ def test_instances_of_zeros_and_of_huge_values_stay_finite():
     assert mixed.isfinite().all() and nodes.grad.isfinite().all()
 
 
-def test_a_fixed_unit_has_no_parameters_but_saves_and_restores_its_weights():
+def test_a_fixed_unit_saves_and_restores_weights_as_buffers():
     first, second = GraphUnit(8, nodes=4, states=6), GraphUnit(8, nodes=4, states=6)
     features = torch.randn(2, 8, 5, 5)
     assert not list(first.parameters())
@@ -94,7 +94,7 @@ def test_relation_is_the_formula_it_says():
     torch.testing.assert_close(unit.relation(features), reference_relation(unit, features), rtol=1e-4, atol=1e-5)
 
 
-def test_relation_gradient_reaches_the_features_and_never_the_units_own_weights():
+def test_relation_gradient_reaches_features_and_no_unit():
     unit = GraphUnit(8, nodes=4, states=6, trained=True)
     features = torch.randn(2, 8, 5, 5, requires_grad=True)
     unit(features).square().sum().backward()
@@ -104,7 +104,7 @@ def test_relation_gradient_reaches_the_features_and_never_the_units_own_weights(
     assert unit.state_weight.grad.abs().sum() > 0
 
 
-def test_the_reconstruction_gradient_reaches_every_weight_of_a_trained_unit():
+def test_reconstruction_gradient_reaches_every_weight_of_a_unit():
     unit = GraphUnit(8, nodes=4, states=6, trained=True)
     unit.reconstruction(torch.randn(2, 8, 5, 5)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in unit.parameters())

@@ -18,7 +18,7 @@ def test_it_is_the_squared_difference_of_standardised_maps():
     assert Hint()(student=maps["teacher"], teacher=maps["teacher"], boxes=random_boxes(0, 2)).item() == pytest.approx(0)
 
 
-def test_boxes_make_no_difference_and_gradient_reaches_student_and_adapter_alone():
+def test_boxes_change_nothing_and_only_student_and_adapter_learn():
     maps, adapter = pair(), torch.nn.Parameter(torch.randn(16, 8))
     student, teacher = torch.randn(2, 8, 20, 20, requires_grad=True), maps["teacher"].requires_grad_()
     values = [

@@ -65,14 +65,14 @@ def test_more_boxes_than_one_slice_give_the_same_masks(monkeypatch):
             assert torch.equal(a, b)
 
 
-def test_the_smallest_of_overlapping_boxes_gives_the_weight_whatever_their_order():
+def test_the_smallest_of_overlapping_boxes_gives_the_weight():
     rows = [[0, 0, 120, 88], [40, 40, 52, 44], [32, 32, 80, 60]]
     weights = [masks(make([rows[i] for i in order], [0] * 3, 1), 12, 16) for order in ([0, 1, 2], [2, 1, 0])]
     assert torch.equal(*(w.foreground for w in weights))
     assert weights[0].foreground[0, 5, 5] == pytest.approx(1 / 6)  # columns 5 .. 7, rows 5 .. 6
 
 
-def test_a_box_beyond_the_grid_covers_nothing_and_one_across_its_edge_what_is_inside():
+def test_a_box_covers_only_what_is_inside_the_grid():
     outside = masks(make([[500, 500, 600, 600], [-90, -90, -50, -50]], [0, 0], 1), 12, 16)
     assert not outside.foreground.any()
     across = masks(make([[-16, -16, 15, 15]], [0], 1), 12, 16).foreground[0]
@@ -80,7 +80,7 @@ def test_a_box_beyond_the_grid_covers_nothing_and_one_across_its_edge_what_is_in
     assert across[0, 0] == pytest.approx(1 / 25)  # the weight of the whole box
 
 
-def test_background_sums_to_one_per_image_and_to_zero_where_boxes_cover_everything():
+def test_background_sums_to_one_or_zero_where_all_is_covered():
     found = masks(make([[-10, -10, 200, 200], [8, 8, 20, 20]], [0, 1], 3), 12, 16)
     torch.testing.assert_close(found.background.sum(dim=(1, 2)), torch.tensor([0.0, 1.0, 1.0]))
     assert not found.foreground[2].any() and (found.background[2] == 1 / 192).all()
@@ -104,7 +104,7 @@ def test_both_attentions_have_mean_one_per_image(scale):
     torch.testing.assert_close(channel_attention(features).mean(dim=1), torch.ones(3))
 
 
-def test_attention_of_a_constant_map_is_one_everywhere_and_an_active_cell_or_channel_gets_more():
+def test_attention_of_a_constant_map_is_one_more_where_active():
     features = torch.ones(1, 4, 3, 3)
     torch.testing.assert_close(spatial_attention(features), torch.ones(1, 3, 3))
     torch.testing.assert_close(channel_attention(features), torch.ones(1, 4))
@@ -117,7 +117,7 @@ def test_attention_of_a_constant_map_is_one_everywhere_and_an_active_cell_or_cha
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_boxes_in_half_precision_give_float32_masks_of_the_same_cells(dtype):
+def test_boxes_in_half_precision_give_the_same_float32_masks(dtype):
     boxes = make([[8, 16, 40, 48], [64, 0, 128, 96]], [0, 1], 2)
     half = boxes._replace(xyxy=boxes.xyxy.to(dtype), image=boxes.image.to(dtype))
     for a, b in zip(masks(half, 12, 16), masks(boxes, 12, 16)):
@@ -131,7 +131,7 @@ def test_attention_of_half_precision_maps_is_finite(dtype):
         assert attention.isfinite().all()
 
 
-def test_crops_of_a_constant_map_are_constant_and_belong_to_their_image():
+def test_crops_of_a_constant_map_are_those_of_their_image():
     features = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 2, 12, 16).contiguous()
     cut = crops(features, make([[8, 8, 40, 40], [60, 20, 90, 80], [0, 0, 30, 90]], [2, 0, 1], 3), 3)
     assert cut.shape == (3, 2, 3, 3)

@@ -73,7 +73,7 @@ def test_foreground_and_background_masks_are_the_releases(golden, boxes):
     assert_close(ours.background, golden["mask_bg"])
 
 
-def test_foreground_background_and_structure_losses_are_the_releases(golden, boxes):
+def test_foreground_background_and_structure_are_the_releases(golden, boxes):
     terms = paper.ded_terms(
         student=golden["student"], teacher=golden["teacher"], masks=paper.masks(boxes, *golden["teacher"].shape[2:])
     )

@@ -75,7 +75,7 @@ def test_the_two_factors_multiply_to_the_units_relation(learn):
     torch.testing.assert_close((nodes @ project).unflatten(2, (4, 5)), unit.relation(full), rtol=1e-4, atol=1e-5)
 
 
-def test_the_relation_error_of_factors_is_that_of_the_maps_they_stand_for():
+def test_the_relation_error_of_factors_is_that_of_their_maps():
     maps = random_pair(n=3, c=8, h=5, w=6)
     student = maps["student"].double().requires_grad_()
     unit = GraphUnit(8, nodes=4, states=6).double()

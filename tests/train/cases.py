@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from tests.helpers import NAMES, settings, tiny_data
+from tskd_yolo import config
 
 REFUSE, WARN, WORKS = "refuse", "warn", "works"
 
@@ -124,16 +125,20 @@ def blanks(folder: Path) -> Path:
     return tiny_data(inner, train=4, val=2)
 
 
-PREPARED = "from tskd_yolo.data.drawn import prepare\nprepare(yaml['path'])\n"
+def demo_at(place: Path, folder: Path) -> Path:
+    """The data set demo.yaml, which prepares itself, to be prepared in another place."""
+    content = yaml.safe_load((config.folder("datasets") / "demo.yaml").read_text(encoding="utf-8"))
+    (folder / "demo.yaml").write_text(yaml.safe_dump({**content, "path": str(place)}), encoding="utf-8")
+    return folder / "demo.yaml"
 
 
 def prepared_below_a_file(folder: Path) -> Path:
     (folder / "file").touch()
-    return edited(path=str(folder / "file" / "set"), download=PREPARED)(folder)
+    return demo_at(folder / "file" / "set", folder)
 
 
 def read_only(folder: Path) -> Path:
-    file = edited(path=str(folder / "locked" / "set"), download=PREPARED)(folder)
+    file = demo_at(folder / "locked" / "set", folder)
     (folder / "locked").mkdir(mode=0o500)
     if os.access(folder / "locked", os.W_OK):
         pytest.skip("this user may write anywhere")

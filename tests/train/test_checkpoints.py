@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from ultralytics.engine import trainer as engine
 
-from tests.helpers import make_detector
 from tskd_yolo import ConfigError, compat, files
 from tskd_yolo.train import checkpoints
 from tskd_yolo.train.checkpoints import PREVIOUS, SIDE_FILE, RunError, SideFile
@@ -31,11 +31,21 @@ def state(value: float, width: int = 2) -> dict:
     return {"learned": torch.full((width,), value)}
 
 
-def checkpoint(file: Path, epoch: int = 1, **arguments) -> Path:
-    """What last.pt holds in the middle of a run."""
-    content = torch.load(make_detector(file, "yolo11n.yaml"), weights_only=False)
-    torch.save({**content, "epoch": epoch, "train_args": {"teacher": "a.pt", "epochs": 3, **arguments}}, file)
-    return file
+@pytest.fixture(scope="session")
+def content(detector) -> dict:
+    """What a checkpoint holds besides its run."""
+    return torch.load(detector("yolo11n.yaml"), weights_only=False)
+
+
+@pytest.fixture
+def checkpoint(content) -> Callable[..., Path]:
+    """Writes what last.pt holds in the middle of a run."""
+
+    def write(file: Path, epoch: int = 1, **arguments) -> Path:
+        torch.save({**content, "epoch": epoch, "train_args": {"teacher": "a.pt", "epochs": 3, **arguments}}, file)
+        return file
+
+    return write
 
 
 @pytest.fixture
@@ -112,7 +122,7 @@ def test_a_state_of_another_width_names_the_teacher(last):
 
 
 @pytest.mark.parametrize(("epoch", "complete"), [(1, False), (2, True)])
-def test_the_checkpoint_is_found_in_the_folder_where_it_is_now(epoch, complete, last, monkeypatch):
+def test_the_checkpoint_is_found_in_the_folder_where_it_is_now(epoch, complete, checkpoint, last, monkeypatch):
     checkpoint(last, epoch, save_dir="/elsewhere/run")
     monkeypatch.chdir(last.parent)
     overrides = {"resume": True, "model": "last.pt"}
@@ -120,7 +130,7 @@ def test_the_checkpoint_is_found_in_the_folder_where_it_is_now(epoch, complete, 
     assert overrides == {"resume": str(last), "model": "last.pt", "save_dir": str(last.parents[1])}
 
 
-def test_of_a_torn_checkpoint_the_one_before_is_taken(last, caplog):
+def test_of_a_torn_checkpoint_the_one_before_is_taken(last, checkpoint, caplog):
     checkpoint(last.with_name(PREVIOUS), epoch=0)
     last.write_bytes(b"torn")
     found, content = checkpoints.resumable(str(last))
@@ -128,14 +138,14 @@ def test_of_a_torn_checkpoint_the_one_before_is_taken(last, caplog):
     assert "The checkpoint before it, of epoch 1, is used" in caplog.text
 
 
-def test_a_torn_best_checkpoint_is_told_before_the_run_goes_on(last):
+def test_a_torn_best_checkpoint_is_told_before_the_run_goes_on(last, checkpoint):
     checkpoint(last)
     last.with_name("best.pt").write_bytes(b"torn")
     with pytest.raises(ConfigError, match="best.pt: .*, or remove it"):
         checkpoints.resumable(str(last))
 
 
-def test_last_is_stripped_at_the_very_end_and_nothing_else_left(last):
+def test_last_is_stripped_at_the_very_end_and_nothing_else_left(last, checkpoint):
     best = checkpoint(last.with_name("best.pt"))
     checkpoint(last)
     for name in (SIDE_FILE, PREVIOUS):

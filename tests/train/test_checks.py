@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ultralytics.cfg import smart_value
 
-from tests.helpers import tiny_data
 from tests.train.cases import CASES, REFUSE, arguments, of, without_labels, words
 from tests.train.model_files import files_in
 from tskd_yolo import ConfigError
@@ -21,11 +19,6 @@ from tskd_yolo.cli import main
 @pytest.fixture(scope="session")
 def file(tmp_path_factory) -> Callable[[Any], Any]:
     return files_in(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("tiny"), train=4, val=2)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +44,10 @@ def teacher_at_hand(case, file, good_teacher, monkeypatch) -> None:
 
 
 @pytest.fixture
-def values(case, file, tiny, tmp_path_factory, tmp_path, monkeypatch) -> dict[str, Any]:
+def values(case, file, few, tmp_path_factory, tmp_path, monkeypatch) -> dict[str, Any]:
     """A run's arguments with those of the case, to be given in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    data = case.data(tmp_path_factory.mktemp("data")) if case.data else tiny
+    data = case.data(tmp_path_factory.mktemp("data")) if case.data else few
     return arguments(case, folder=tmp_path, data=data, place=file)
 
 

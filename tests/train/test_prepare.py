@@ -28,7 +28,7 @@ def test_only_on_a_cpu_the_layout_is_ours(device, asked, pays, taken, monkeypatc
     assert prepare.in_channels_last(SimpleNamespace(channels_last=asked), torch.device(device)) is taken
 
 
-def test_the_students_parameters_keep_their_names_beside_the_adapters():
+def test_student_parameters_keep_their_names_beside_adapters():
     student, learned = nn.Module(), nn.ModuleDict({"neck": nn.Linear(2, 2)})
     student.model = nn.Sequential(nn.Linear(2, 2))
     names = dict(prepare.with_adapters(student, learned).named_parameters())

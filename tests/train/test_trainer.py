@@ -8,11 +8,10 @@ import cloudpickle
 import pytest
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG_DICT, IterableSimpleNamespace
+from ultralytics.utils.callbacks import get_default_callbacks
 
 import tskd_yolo
-from tskd_yolo.config import DEFAULTS
-from tskd_yolo.train.engine import engine_arguments
+from tskd_yolo.train import hooks
 from tskd_yolo.train.trainer import DistillationMixin, ResumableMixin, Trainer
 
 OWN = {
@@ -28,20 +27,32 @@ def test_the_mixins_fill_hook_points_of_the_installed_engine(mixin):
     assert filled and not missing, f"this Ultralytics does not call {missing}"
 
 
+def test_every_hook_point_is_expected_to_be_called_or_exempt():
+    filled = {
+        name for mixin in (DistillationMixin, ResumableMixin) for name, value in vars(mixin).items() if callable(value)
+    }
+    events = {name for name in hooks.EXPECTED if name.startswith("on_")}
+    assert {*hooks.EXPECTED, *hooks.EXEMPT} - events == filled - OWN - {"__init__"}
+    assert not hooks.EXPECTED.keys() & hooks.EXEMPT.keys() and events <= get_default_callbacks().keys()
+
+
+def test_a_hook_point_notes_that_it_was_called():
+    trainer = object.__new__(Trainer)
+    trainer.loss_names = ()
+    trainer.label_loss_items()
+    assert trainer.hooks_called == {"label_loss_items"}
+    assert Trainer.label_loss_items.__doc__.startswith("Our terms exist in training only")
+
+
 def test_the_engine_comes_after_the_mixins():
     assert Trainer.__mro__[:4] == (Trainer, DistillationMixin, ResumableMixin, DetectionTrainer)
 
 
-def test_the_class_is_pickled_by_reference_and_named_as_loggers_ask():
+def test_the_class_is_pickled_by_reference():
     assert tskd_yolo.Trainer is Trainer and "Trainer" in Trainer.__name__  # or the engine's loggers leave it out
     for library in (pickle, cloudpickle):
         pickled = library.dumps(Trainer)
         assert pickle.loads(pickled) is Trainer and len(pickled) < 100
-
-
-def test_the_engines_validator_is_given_the_engines_keys_only():
-    args = IterableSimpleNamespace(**DEFAULT_CFG_DICT, **DEFAULTS)
-    assert vars(engine_arguments(args)) == DEFAULT_CFG_DICT and set(DEFAULTS) <= set(vars(args))
 
 
 def test_val_columns_are_those_of_the_detection_loss():

@@ -1,13 +1,13 @@
 """Charts as inline SVG: readable without colour, without a script, and in a column of 360 pixels.
 
-Every series has a colour (class ``s0`` ... ``s7``, defined by the page for its light and dark scheme) and a dash.
-All text is escaped.
+Every series has a colour (class ``s0`` ... ``s7``, defined by the page for its light and dark scheme) and a dash. From
+the ninth on colours come again, with other dashes and with bars that are not filled. All text is escaped.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -42,7 +42,15 @@ class Bar(NamedTuple):
     high: float | None = None
 
 
-def lines(label: str, series: Sequence[Series], *, x_label: str, y_label: str, log_x: bool = False) -> Markup:
+def lines(
+    label: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    whole_x: bool = True,
+) -> Markup:
     """Curves: thin lines for runs, a thick one for their mean over the x that all of them have.
 
     Args:
@@ -50,6 +58,7 @@ def lines(label: str, series: Sequence[Series], *, x_label: str, y_label: str, l
         series: The families of lines.
         x_label, y_label: What stands at the axes.
         log_x: Whether x is logarithmic.
+        whole_x: Whether only whole numbers are marked on x, as of epochs.
     """
     families = [(s.style, [_finite(run) for run in s.runs]) for s in series]
     points = [point for _, runs in families for run in runs for point in run]
@@ -59,12 +68,12 @@ def lines(label: str, series: Sequence[Series], *, x_label: str, y_label: str, l
     place_x = _Scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=log_x)
     y_ticks = ticks(min(ys), max(ys))
     place_y = _Scale(min(y_ticks[0], *ys), max(y_ticks[-1], *ys), HEIGHT - BOTTOM, TOP)
-    parts = [_grid(place_x, place_y, _ticks_x(xs, log_x), y_ticks, x_label, y_label)]
+    parts = [_grid(place_x, place_y, _ticks_x(xs, log_x, whole_x), y_ticks, x_label, y_label)]
     for style, runs in families:
         if len(runs) > 1:
-            parts += [_path(run, place_x, place_y, f"s{style} thin", style) for run in runs]
+            parts += [_path(run, place_x, place_y, f"{_colour(style)} thin", style) for run in runs]
             runs = [mean_line(runs)]
-        parts += [_path(run, place_x, place_y, f"s{style}", style) for run in runs]
+        parts += [_path(run, place_x, place_y, _colour(style), style) for run in runs]
     return _svg(label, HEIGHT, parts)
 
 
@@ -103,10 +112,10 @@ def _bar_scale(drawn: Sequence[Bar], most: float) -> tuple[list[float], _Scale]:
     return marks, _Scale(min(marks[0], *values), max(marks[-1], *values), 12, WIDTH - 12)
 
 
-def _bar(bar: Bar, place: _Scale, y: int, most: float) -> Markup:
+def _bar(bar: Bar, place: Callable[[float], float], y: int, most: float) -> Markup:
     start, end = sorted((place(0), place(bar.value)))
-    parts = Markup('<rect class="s{}" x="{}" y="{}" width="{}" height="9"/>').format(
-        bar.style, _px(start), y, _px(max(end - start, 0.5))
+    parts = Markup('<rect class="{}" x="{}" y="{}" width="{}" height="9"/>').format(
+        _colour(bar.style) + (" again" if bar.style >= COLOURS else ""), _px(start), y, _px(max(end - start, 0.5))
     )
     if bar.low is not None and bar.high is not None:
         left, right = place(max(bar.low, -most)), place(min(bar.high, most))
@@ -118,15 +127,22 @@ def _bar(bar: Bar, place: _Scale, y: int, most: float) -> Markup:
     return parts
 
 
-def legend(names: Sequence[tuple[str, int]]) -> Markup:
-    """Name, colour and dash of every series."""
-    entry = Markup(
-        '<li><svg width="34" height="12" aria-hidden="true">'
-        '<path class="s{0}" d="M1 6H33" stroke-dasharray="{1}"/></svg>{2}</li>'
-    )
-    return Markup('<ul class="legend">{}</ul>').format(
-        Markup("").join(entry.format(index, DASHES[index % COLOURS], name) for name, index in names)
-    )
+def legend(names: Sequence[tuple[str, int]], *, filled: bool = False) -> Markup:
+    """Name of every series with its colour, and its dash or, where it is ``filled``, its bar."""
+    entry = Markup('<li><svg width="34" height="12" aria-hidden="true">{}</svg>{}</li>')
+    line = Markup('<path class="{}" d="M1 6H33" stroke-dasharray="{}"/>')
+    marks = [_bar(Bar(style, 30), lambda v: v + 2, 1, 0) if filled else line.format(_colour(style), _dash(style))
+             for _, style in names]  # fmt: skip
+    items = [entry.format(mark, name) for mark, (name, _) in zip(marks, names)]
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
+
+
+def _colour(style: int) -> str:
+    return f"s{style % COLOURS}"
+
+
+def _dash(style: int) -> str:
+    return DASHES[(style + style // COLOURS) % COLOURS]
 
 
 def mean_line(runs: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
@@ -167,11 +183,12 @@ def _finite(run: Run) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in zip(*run) if math.isfinite(x) and math.isfinite(y)]
 
 
-def _ticks_x(xs: Sequence[float], log: bool) -> list[float]:
+def _ticks_x(xs: Sequence[float], log: bool, whole: bool) -> list[float]:
     if log:
         first, last = math.ceil(math.log10(min(xs)) - 1e-9), math.floor(math.log10(max(xs)) + 1e-9)
         return [10.0**i for i in range(first, last + 1)]
-    return [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs) and t == int(t)]  # epochs are whole
+    inside = [t for t in ticks(min(xs), max(xs)) if min(xs) <= t <= max(xs)]
+    return [t for t in inside if t == int(t)] if whole else inside
 
 
 def _grid(
@@ -194,7 +211,7 @@ def _path(run: Sequence[tuple[float, float]], x: _Scale, y: _Scale, kind: str, i
     if len(run) == 1:
         return Markup('<circle class="{}" cx="{}" cy="{}" r="3"/>').format(kind, _px(x(run[0][0])), _px(y(run[0][1])))
     way = "L".join(f"{_px(x(a))} {_px(y(b))}" for a, b in run)
-    return Markup('<path class="{}" stroke-dasharray="{}" d="M{}"/>').format(kind, DASHES[index % COLOURS], way)
+    return Markup('<path class="{}" stroke-dasharray="{}" d="M{}"/>').format(kind, _dash(index), way)
 
 
 def _px(value: float) -> str:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-import ultralytics
 from ultralytics.utils import DEFAULT_CFG_DICT
-from ultralytics.utils.checks import check_file
 
-from tskd_yolo import __version__, config
-from tskd_yolo.config import TERMS, ConfigError
-from tskd_yolo.files import write_json
+from tskd_yolo import compat, config
+from tskd_yolo.compare.arms import ARMS, overrides_of, read, settings_of, wrong_arms
+from tskd_yolo.compare.splits import Judging, judging
+from tskd_yolo.config import ConfigError
 from tskd_yolo.train.checks import check
 
-ARMS = "plain", "plain_same_time", "ultralytics", "tskd", *TERMS
-KEYS: dict[str, Any] = {"arms": ",".join(ARMS), "seeds": 5, "jobs": 1, "ray": False, "out": "runs/compare"}
-"""The arguments of ``compare`` besides those of training, with their defaults."""
-_IRRELEVANT = frozenset(
-    "project name exist_ok save_dir mode task seed verbose plots device cache cfg resume trust".split()
-)
+KEYS: dict[str, Any] = {
+    "arms": ",".join(ARMS),
+    "seeds": 5,
+    "split": None,
+    "jobs": 1,
+    "ray": False,
+    "out": "runs/compare",
+}
+"""The arguments of ``compare`` besides those of training, with their defaults; ``split`` judges, and never trains."""
+_KNOWN = {**DEFAULT_CFG_DICT, **config.DEFAULTS}
 _REFUSED = {
     "seed": "seed: a comparison has several; write seeds=5 or seeds=[0,3].",
     "project": "project: a comparison has one folder; write out=FOLDER.",
@@ -47,10 +47,12 @@ class Run(NamedTuple):
 class Plan(NamedTuple):
     """A checked comparison.
 
-    ``common`` goes to every arm, ``own`` (our keys, and ``teacher``) to those that distil.
+    ``common`` goes to every arm, ``own`` (our keys, and ``teacher``) to those that distil, with what ``own_arms`` has
+    for arms of the user's own.
     """
 
     arms: list[str]
+    own_arms: dict[str, dict[str, Any]]
     seeds: list[int]
     jobs: int
     ray: bool
@@ -58,6 +60,7 @@ class Plan(NamedTuple):
     model: str
     common: dict[str, Any]
     own: dict[str, Any]
+    judged: Judging
 
     @property
     def runs(self) -> list[Run]:
@@ -88,6 +91,14 @@ class Plan(NamedTuple):
         """A training argument of every arm; Ultralytics' default where none is given."""
         return self.common.get(key, DEFAULT_CFG_DICT[key])
 
+    def settings_of(self, arm: str) -> dict[str, Any]:
+        """What an arm is trained with besides ``common``."""
+        return settings_of(arm, self.own, self.own_arms)
+
+    def epochs(self, arm: str) -> int:
+        """How long an arm trains; plain training for tskd's time has no number of its own."""
+        return self.settings_of(arm).get("epochs", self.argument("epochs"))
+
 
 def checked(values: Mapping[str, Any]) -> Plan:
     """The comparison that is asked for.
@@ -99,20 +110,27 @@ def checked(values: Mapping[str, Any]) -> Plan:
         ConfigError: Naming everything that is wrong; nothing is written.
     """
     asked = {**KEYS, **{k: v for k, v in values.items() if k in KEYS}}
-    training = config.with_variant({k: v for k, v in values.items() if k not in KEYS})
-    config.resolve(training)
-    problems = [text for key, text in _REFUSED.items() if training.pop(key, None) not in {None, False, ""}]
-    arms = [arm.strip() for arm in _listed(asked["arms"])]
-    problems += _wrong_seeds(asked["seeds"]) + _wrong_arms(arms) + _idle_arms(arms, {**config.DEFAULTS, **training})
+    given = {k: v for k, v in values.items() if k not in KEYS}
+    config.resolve(given)
+    problems = [text for key, text in _REFUSED.items() if _given(given.pop(key, None))]
+    training = config.with_variant(given)
+    arms, own_arms = read(asked["arms"], problems)
+    own_arms = {arm: _resolved(settings, given, training) for arm, settings in own_arms.items()}
+    problems += _wrong_seeds(asked["seeds"]) + wrong_arms(arms, own_arms, {**_KNOWN, **training})
     problems += _wrong_keys(asked) + _wrong_training(training, arms)
+    if not problems:
+        problems += _wrong_settings(training, own_arms)
     if problems:
         raise ConfigError(problems)
     for key in ("data", "model", "teacher"):
         training[key] = _absolute(training[key])
+    with compat.guarded(trust=training.get("trust") is True):
+        judged = judging(training["data"], asked["split"])
     theirs = {k: v for k, v in training.items() if k not in {"model", "task", "mode", *config.DEFAULTS}}
     ours = {k: v for k, v in training.items() if k in config.DEFAULTS}
     return Plan(
         arms=arms,
+        own_arms={arm: _with_teacher(settings) for arm, settings in own_arms.items()},
         seeds=_seeds(asked["seeds"]),
         jobs=asked["jobs"],
         ray=asked["ray"],
@@ -120,11 +138,13 @@ def checked(values: Mapping[str, Any]) -> Plan:
         model=training["model"],
         common={"plots": False, **theirs},
         own={**config.DEFAULTS, **ours},
+        judged=judged,
     )
 
 
-def _listed(value: Any) -> list[str]:
-    return [str(v) for v in value] if isinstance(value, (list, tuple)) else str(value).strip("[]()").split(",")
+def _given(value: Any) -> bool:
+    """Whether an argument says anything: 0 does, and a list."""
+    return value is not None and value is not False and value != ""
 
 
 def _seeds(value: Any) -> list[int]:
@@ -134,6 +154,25 @@ def _seeds(value: Any) -> list[int]:
 
 def _folder(value: Any) -> Path:
     return Path(str(value)).resolve()
+
+
+def _resolved(settings: Any, given: Mapping[str, Any], training: Mapping[str, Any]) -> Any:
+    """The settings of an arm of the user's own, with what else a ``variant`` among them changes.
+
+    Args:
+        settings: What the user gave for this arm; what is no mapping is left to be refused.
+        given: What the user gave for all arms.
+        training: The same over the settings of its variant.
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    mine, common = {**_KNOWN, **config.with_variant({**given, **settings})}, {**_KNOWN, **training}
+    return {**settings, **{k: v for k, v in mine.items() if k not in settings and v != common.get(k)}}
+
+
+def _with_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an arm of the user's own; a teacher of its own by its absolute path."""
+    return {key: _absolute(value) if key == "teacher" else value for key, value in settings.items()}
 
 
 def _absolute(file: Any) -> str:
@@ -158,29 +197,6 @@ def _wrong_seeds(value: Any) -> list[str]:
     return []
 
 
-def _wrong_arms(arms: Sequence[str]) -> list[str]:
-    problems = [f"arms: {arm} is none; choose from {', '.join(ARMS)}." for arm in arms if arm not in ARMS]
-    if len(set(arms)) < len(arms):
-        problems.append("arms: one is named twice; name each once.")
-    if "plain" not in arms:
-        problems.append("arms: plain is missing, and every other arm is compared with it; add it.")
-    if "plain_same_time" in arms and "tskd" not in arms:
-        problems.append("arms: plain_same_time takes the time of tskd, which is missing; add tskd.")
-    return problems
-
-
-def _idle_arms(arms: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    """Arms that would train as plain does, because their terms weigh nothing."""
-    problems = [
-        f"{arm}: is 0, and the arm {arm} would distil nothing; give it a weight or drop the arm."
-        for arm in arms
-        if arm in TERMS and values[arm] == 0
-    ]
-    if "tskd" in arms and all(values[term] == 0 for term in TERMS):
-        problems.append("drd, ded, crd: all are 0, and the arm tskd would distil nothing; give one a weight.")
-    return problems
-
-
 def _wrong_keys(asked: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``jobs``, ``ray`` and ``out``."""
     problems = []
@@ -200,51 +216,25 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     """What the trainer finds wrong; the teacher is wanted by every comparison."""
     problems = []
     try:
-        check({**DEFAULT_CFG_DICT, **config.DEFAULTS}, training)
+        check(_KNOWN, training)
     except ConfigError as error:
         problems += error.problems
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
     if isinstance(epochs, int) and epochs < 1:
         problems.append(f"epochs: must be a whole number from 1 on, got {epochs}.")
+    if str(training.get("data")).startswith("ul://") or str(training.get("data")).endswith(".ndjson"):
+        problems.append(f"data: a comparison needs a data YAML with its files on disk, got {training['data']!r}.")
     if training.get("time") and "plain_same_time" in arms:
         problems.append("time: plain_same_time takes the time of tskd; drop this arm, or drop time=.")
     return problems
 
 
-# What decides the result ----------------------------------------------------------------------------------------------
-
-
-def settings(plan: Plan) -> dict[str, Any]:
-    """What decides the result of a run, its versions and the contents of its files included; no path."""
-    chosen = {**DEFAULT_CFG_DICT, **plan.common, **{k: v for k, v in plan.own.items() if k != "teacher"}}
-    content = {k: _named(v) for k, v in chosen.items() if k not in _IRRELEVANT and k not in {"data", "model"}}
-    files = {"data": check_file(plan.common["data"]), "model": plan.model, "teacher": plan.own["teacher"]}
-    named = {key: _named(file) for key, file in files.items()}
-    versions = {"tskd-yolo": __version__, "ultralytics": ultralytics.__version__, "torch": torch.__version__}
-    return json.loads(json.dumps({**named, **content, **versions}, default=str))
-
-
-def _named(value: Any) -> Any:
-    """A file by its name and the fingerprint of its content; anything else as it is."""
-    if not isinstance(value, str) or not Path(value).is_file():
-        return value
-    return f"{Path(value).name} (sha256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]})"
-
-
-def require_same_settings(plan: Plan) -> None:
-    """Writes the settings into a new comparison's folder; refuses to mix runs of different settings in an older one.
-
-    Raises:
-        ConfigError: Naming every setting that the runs in the folder do not have.
-    """
-    file, now = plan.out / "settings.json", settings(plan)
-    if not file.exists():
-        write_json(file, now)
-        return
-    before = json.loads(file.read_text(encoding="utf-8"))
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if keys:
-        raise ConfigError(
-            [f"{key}: the runs in {plan.out.name} have {before.get(key)!r}, not {now.get(key)!r}; "
-             f"take the old value, or another folder with out=." for key in keys]
-        )  # fmt: skip
+def _wrong_settings(training: Mapping[str, Any], own_arms: Mapping[str, Any]) -> list[str]:
+    """What the trainer finds wrong with the settings of each arm of the user's own."""
+    problems = []
+    for arm in own_arms:
+        try:
+            check(_KNOWN, {**training, **overrides_of(arm, own_arms)})
+        except ConfigError as error:
+            problems += [f"arms: {arm}: {problem}" for problem in error.problems]
+    return problems

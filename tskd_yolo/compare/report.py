@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +21,10 @@ from tskd_yolo import __version__
 from tskd_yolo.compare import charts
 from tskd_yolo.compare.images import EACH_WAY, Picture, Pictures, missed
 from tskd_yolo.compare.metrics import DRAWN_AT, FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
-from tskd_yolo.compare.stats import Effect, interval, points
+from tskd_yolo.compare.stats import Corrected, Effect, interval, points, probability
+from tskd_yolo.compare.timing import mean_over_minutes
 from tskd_yolo.config import DEFAULTS, TERMS
-from tskd_yolo.files import write_json
+from tskd_yolo.files import replace, write_json
 
 Curves = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
 """Columns of results.csv by arm and seed."""
@@ -48,7 +50,7 @@ def write_comparison(
     write_json(files[0], {**summary, "curves": _finite(curves), "pictures": shown})
     _write_csv(files[1], summary)
     page = comparison_page(summary, curves=curves, pictures=pictures)
-    files[2].write_text(page, encoding="utf-8")
+    replace(files[2], page.encode("utf-8"))
     return files
 
 
@@ -63,10 +65,11 @@ def comparison_page(summary: dict[str, Any], *, curves: Curves, pictures: Pictur
         alarms=FALSE_ALARMS,
         settings={k: v for k, v in summary["settings"].items() if k not in known or known[k] != v},
         legend_arms=charts.legend(list(arms.items())),
-        legend_effect=charts.legend(others),
+        legend_effect=charts.legend(others, filled=True),
         legend_terms=charts.legend([(term, index + 1) for index, term in enumerate(TERMS)]),
         class_charts=_class_charts(summary["arms"], others),
         curve_charts=_curve_charts(curves, arms),
+        minutes_chart=_minutes_chart(curves, arms),
         term_charts=_term_charts(curves),
         pictures=pictures,
         tile=lambda picture, index, who: tile(picture, index, who, pictures.names if pictures else {}),
@@ -86,12 +89,14 @@ def _page(template: str, **values: Any) -> str:
         points=points,
         gain=lambda e: "–" if e is None else points(_effect(e).mean, sign=True),
         span=lambda e: interval(None if e is None else _effect(e)),
+        corrected=lambda e: "–" if e is None else interval(Corrected(**e["corrected"], verdict=e["verdict"])),
+        p=lambda e: "–" if e is None else probability(e["corrected"]["p"]),
         css=lambda verdict: verdict if verdict in {"helps", "hurts"} else "open",
         first_word=lambda text: str(text).split(" (sha256")[0],
         number=charts.number,
         percent=lambda v: "–" if v is None else f"{100 * v:.0f} %".replace("-", "−"),
+        decimal=lambda v, digits=0, unit=1: "–" if v is None else f"{v / unit:.{digits}f}",
         signed=lambda n: f"{n:+d}".replace("-", "−"),
-        mean=lambda values, digits, unit=1: f"{np.mean(v) / unit:.{digits}f}" if (v := list(values)) else "–",
     )
     return environment.get_template(template).render(
         version=__version__, each_way=EACH_WAY, drawn_at=DRAWN_AT, **values
@@ -131,6 +136,14 @@ def _curve_charts(curves: Curves, arms: Mapping[str, int]) -> list[tuple[str, Ma
             label = f"{title} over epochs, arms {', '.join(s.name for s in series)}"
             found.append((title, charts.lines(label, series, x_label="epoch", y_label="")))
     return found
+
+
+def _minutes_chart(curves: Curves, arms: Mapping[str, int]) -> Markup:
+    """mAP50-95 on the validation images over minutes, a mean line for every arm."""
+    means = {arm: mean_over_minutes(seeds) for arm, seeds in curves.items()}
+    series = [charts.Series(arm, arms[arm], [mean]) for arm, mean in means.items() if mean[0]]
+    label = f"mAP50-95 on the validation images over minutes of training, arms {', '.join(s.name for s in series)}"
+    return charts.lines(label, series, x_label="minutes of training", y_label="", whole_x=False)
 
 
 def _term_charts(curves: Curves) -> list[tuple[str, Markup]]:
@@ -216,22 +229,28 @@ def _finite(curves: Curves) -> dict[str, Any]:
 
 def _write_csv(file: Path, summary: Mapping[str, Any]) -> None:
     """One line per run and checkpoint: figures as shares of 1."""
-    rows = [(arm, row, which) for arm, a in summary["arms"].items() for row in a["rows"] for which in ("last", "best")]
-    lines = [_csv_line(arm, row["seed"], which, row[which], row) for arm, row, which in rows if row[which]]
+    split = summary["judged"]["split"]
+    rows = [(arm, row, which) for arm, a in summary["arms"].items() for row in a["rows"] for which in ("best", "last")]
+    lines = [_csv_line(arm, row["seed"], which, split, row[which], row) for arm, row, which in rows if row[which]]
     if summary["teacher"]:
-        lines.append(_csv_line("teacher", "", "", summary["teacher"]["last"], {}))
-    with open(file, "w", encoding="utf-8", newline="") as output:
-        writer = csv.DictWriter(output, fieldnames=list(dict.fromkeys(key for line in lines for key in line)))
-        writer.writeheader()
-        writer.writerows(lines)
+        lines.append(_csv_line("teacher", "", "", split, summary["teacher"]["last"], {}))
+    output = io.StringIO(newline="")
+    writer = csv.DictWriter(output, fieldnames=list(dict.fromkeys(key for line in lines for key in line)))
+    writer.writeheader()
+    writer.writerows(lines)
+    replace(file, output.getvalue().encode("utf-8"))
 
 
-def _csv_line(arm: str, seed: Any, which: str, figures: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    line = {"arm": arm, "seed": seed, "weights": which, "mAP50-95": figures["mAP50-95"], "mAP50": figures["mAP50"]}
+def _csv_line(
+    arm: str, seed: Any, which: str, split: str, figures: Mapping[str, Any], row: Mapping[str, Any]
+) -> dict[str, Any]:
+    line = {"arm": arm, "seed": seed, "weights": which, "split": split}
+    line |= {key: figures[key] for key in ("mAP50-95", "mAP50")}
     line |= {f"missed at {m['false_alarms']:g} false alarms per image": m["miss"] for m in figures["misses"]}
     for key in ("AP50-95", "AP50"):
         line |= {f"{key} {entry['name']}": entry[key] for entry in figures["classes"]}
-    return {**line, "epochs": row.get("epochs", ""), "seconds": row.get("seconds", "")}
+    line |= {key: row.get(key, "") for key in ("epochs", "seconds", "process_seconds")}
+    return {**line, "time to plain's accuracy": row.get("to_plain", "")}
 
 
 # One checkpoint -------------------------------------------------------------------------------------------------------
@@ -284,7 +303,7 @@ def write_validation(validator: Judge, *, size: tuple[int, float] | None) -> tup
     pictures = missed(seen(images), folder=Path(validator.data["path"]), names=names)
     files = validator.save_dir / "report.json", validator.save_dir / "report.html"
     write_json(files[0], summary)
-    files[1].write_text(validation_page(summary, images, pictures), encoding="utf-8")
+    replace(files[1], validation_page(summary, images, pictures).encode("utf-8"))
     return files
 
 

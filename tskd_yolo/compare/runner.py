@@ -19,10 +19,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from ultralytics.utils.checks import check_file
 
-from tskd_yolo.compare import report
-from tskd_yolo.compare.plan import Plan, Run, checked, require_same_settings
+from tskd_yolo import compat
+from tskd_yolo.compare import record, report
+from tskd_yolo.compare.plan import Plan, Run, checked
+from tskd_yolo.compare.runs import history, result_of
 from tskd_yolo.compare.summary import all_curves, pictures, summarise
-from tskd_yolo.compare.worker import history, result_of
 from tskd_yolo.config import ConfigError
 
 TOLD_EVERY = 60.0
@@ -44,22 +45,29 @@ def compare(**values: Any) -> int:
     plan = checked(values)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(plan.out / ".lock", timeout=0):
+        with FileLock(plan.out / ".lock", timeout=0), compat.guarded(trust=plan.own["trust"]):
             return _compare(plan)
     except Timeout:
         raise ConfigError([f"out: another comparison is at work in {plan.out}; wait for it or stop it."]) from None
 
 
 def _compare(plan: Plan) -> int:
-    require_same_settings(plan)
+    record.begin(plan)
     failed = _run_all(plan)
     summary = summarise(plan, failed)
     files = report.write_comparison(plan.out, summary, curves=all_curves(plan), pictures=pictures(plan))
-    print("\n" + "\n".join(summary["verdicts"]))
+    print("\n" + "\n".join([*summary["verdicts"], _judged(plan)]))
     print("\n" + "\n".join(str(file) for file in files), flush=True)
+    for name, terms in summary["left_out"].items():
+        print(f"{name}: {', '.join(terms)} was left out of steps; the page says how often.", file=sys.stderr)
     for name in failed:
         print(f"{name} failed; its log is {plan.log(name)}. The same command tries it again.", file=sys.stderr)
     return len(failed)
+
+
+def _judged(plan: Plan) -> str:
+    split, weights, why = plan.judged
+    return f"Judged: {weights}.pt on the {split} split{f' ({why})' if why else ''}."
 
 
 # What is left to do ---------------------------------------------------------------------------------------------------
@@ -76,8 +84,8 @@ def _run_all(plan: Plan) -> list[str]:
 def _judge_teacher(plan: Plan) -> list[str]:
     if result_of(plan.folder("teacher")) is not None:
         return []
-    done = order(plan, "teacher", {"kind": "teacher", "common": plan.common, "own": plan.own})
-    return [] if done else ["teacher"]
+    job = {"kind": "teacher", "common": plan.common, "own": plan.own, "split": plan.judged.split}
+    return [] if order(plan, "teacher", job) else ["teacher"]
 
 
 def _measure_latency(plan: Plan) -> list[str]:
@@ -104,7 +112,8 @@ def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
             "seed": run.seed,
             "model": plan.model,
             "common": plan.common,
-            "own": plan.own,
+            "settings": plan.settings_of(run.arm),
+            "judged": [plan.judged.split, plan.judged.weights],
             "seconds": result_of(plan.folder(Run("tskd", run.seed)))["seconds"] if same_time else None,
         }
         if not order(plan, run, job):
@@ -219,16 +228,18 @@ class _Progress:
     def tell(self) -> None:
         """Prints one line."""
         plan = self.plan
-        spent = {run: history(plan.folder(run))[:2] for run in plan.runs}
+        spent = {run: (epochs, taken.wall) for run in plan.runs for epochs, taken, _ in [history(plan.folder(run))]}
         done = [run for run in plan.runs if result_of(plan.folder(run)) is not None]
         working = [f"{run} epoch {spent[run][0]}" for run in self.left if run not in done and spent[run][0]]
-        seconds = time_left(spent, done=done, epochs=plan.argument("epochs"))
+        seconds = time_left(spent, done=done, epochs={arm: plan.epochs(arm) for arm in plan.arms})
         rest = f", about {_duration(seconds / plan.jobs)} left" if seconds else ""
         begun = f"; begun: {', '.join(working)}" if working else ""
         print(f"{len(done)} of {len(plan.runs)} runs done{rest}{begun}", flush=True)
 
 
-def time_left(spent: Mapping[Run, tuple[int, float]], *, done: Sequence[Run], epochs: int) -> float | None:
+def time_left(
+    spent: Mapping[Run, tuple[int, float]], *, done: Sequence[Run], epochs: Mapping[str, int]
+) -> float | None:
     """Seconds of training still to do, one run at a time; None before the first epoch of all.
 
     A run is taken to need what its arm needs per epoch in other seeds, or else the mean of all arms; plain training
@@ -237,7 +248,7 @@ def time_left(spent: Mapping[Run, tuple[int, float]], *, done: Sequence[Run], ep
     Args:
         spent: Epochs and seconds of every run so far.
         done: The finished runs.
-        epochs: Epochs of a run.
+        epochs: Epochs of a run of each arm.
     """
     paces: dict[str, list[float]] = {}
     for run, (count, seconds) in spent.items():
@@ -247,7 +258,9 @@ def time_left(spent: Mapping[Run, tuple[int, float]], *, done: Sequence[Run], ep
         return None
     pace = {arm: sum(v) / len(v) for arm, v in paces.items()}
     usual = sum(pace.values()) / len(pace)
-    need = {run: epochs * pace.get("tskd" if run.arm == "plain_same_time" else run.arm, usual) for run in spent}
+    need = {
+        run: epochs[run.arm] * pace.get("tskd" if run.arm == "plain_same_time" else run.arm, usual) for run in spent
+    }
     return sum(max(need[run] - spent[run][1], 0.0) for run in spent if run not in done)
 
 

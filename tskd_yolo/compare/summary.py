@@ -5,23 +5,28 @@ from __future__ import annotations
 import functools
 import json
 import operator
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tskd_yolo.compare import images
+from tskd_yolo.compare import images, record
+from tskd_yolo.compare.arms import STOCK, described
 from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.plan import Plan, Run
-from tskd_yolo.compare.stats import paired, recovered, sentence
-from tskd_yolo.compare.worker import curves, result_of
-from tskd_yolo.config import TERMS
+from tskd_yolo.compare.runs import curves, result_of
+from tskd_yolo.compare.stats import Corrected, Effect, holm, paired, recovered, sentence
+from tskd_yolo.compare.timing import Columns, summary_of_time
 
 METRIC = "mAP50-95"
-"""The metric that decides the verdicts, of the last weights."""
+"""The metric that decides the verdicts."""
+WEIGHTS = "best", "last"
+KEYS = METRIC, "mAP50"
+
+CORRECTION = (
+    "Holm over the arms, for the verdicts; in tskd_against over its own rows. effect_on_misses, classes and every "
+    "other metric are exploratory: not corrected, and without a verdict."
+)
+"""What is corrected and what is not."""
 
 Rows = Mapping[int, Any]
 """What the finished runs of one arm left, by seed."""
@@ -30,23 +35,35 @@ Rows = Mapping[int, Any]
 def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
     """Everything that the finished runs say, as JSON takes it; no path and no host."""
     results = {arm: _finished(plan, arm) for arm in plan.arms}
+    finished = {str(Run(arm, seed)): row for arm, rows in results.items() for seed, row in rows.items()}
     teacher = result_of(plan.folder("teacher"))
-    arms = {arm: _summary_of_arm(arm, results, teacher) for arm in plan.arms}
+    lines = all_curves(plan)
+    arms = {arm: _summary_of_arm(arm, plan, results, lines, teacher) for arm in plan.arms}
+    seeds = record.changed_seeds(plan)
+    _judge_arms(
+        arms, results, plan.judged.weights,
+        of=len(record.arms_ever(plan)) - 1, note=f" {seeds.capitalize()}." if seeds else "",
+    )  # fmt: skip
     return {
         "verdicts": [arms[arm]["verdict"] for arm in plan.arms if arm != "plain"],
         "metric": METRIC,
+        "judged": plan.judged._asdict(),
+        "correction": CORRECTION,
         "settings": json.loads((plan.out / "settings.json").read_text(encoding="utf-8")),
         "seeds": plan.seeds,
+        "plan": {"asked": record.plans(plan.out), "changed": seeds, "arms": record.arms_ever(plan)},
         "failed": list(failed),
-        "hardware": _hardware(),
+        "hardware": _hardware(plan, results),
         "jobs": plan.jobs,
         "teacher": teacher,
         "student": _student(plan, results),
         "latency": result_of(plan.folder("latency")),
         "paired": _pairing(results),
-        "resumed": [str(Run(arm, seed)) for arm, rows in results.items() for seed, r in rows.items() if r["resumed"]],
+        "memory_format": _memory_formats(results),
+        "resumed": [name for name, row in finished.items() if row["resumed"]],
+        "left_out": {name: row["left_out"] for name, row in finished.items() if row["left_out"]},
         "arms": arms,
-        "tskd_against": _tskd_against(results),
+        "tskd_against": _tskd_against(results, plan.judged.weights),
         "complete": len(results["plain"]) == len(plan.seeds) and not failed,
     }
 
@@ -61,7 +78,8 @@ def pictures(plan: Plan) -> images.Pictures | None:
 
     None where no distilled arm shares a finished seed with plain training, or the teacher was not judged.
     """
-    arm = next((a for a in ("tskd", *TERMS, "ultralytics", "plain_same_time") if _finished(plan, a)), None)
+    order = sorted((arm for arm in plan.arms if arm != "plain"), key=lambda arm: (arm != "tskd", arm in STOCK))
+    arm = next((arm for arm in order if _finished(plan, arm)), None)
     if arm is None or result_of(plan.folder("teacher")) is None:
         return None
     seeds = [seed for seed in _finished(plan, arm) if seed in _finished(plan, "plain")]
@@ -87,28 +105,54 @@ def _finished(plan: Plan, arm: str) -> dict[int, Any]:
 # One arm --------------------------------------------------------------------------------------------------------------
 
 
-def _summary_of_arm(arm: str, results: Mapping[str, Rows], teacher: Any) -> dict[str, Any]:
-    """One arm: its rows, means and effects over plain training."""
-    rows, plain = results[arm], results["plain"]
-    values, base = _by_seed(rows, METRIC), _by_seed(plain, METRIC)
-    keys = METRIC, "mAP50"
+def _summary_of_arm(
+    arm: str, plan: Plan, results: Mapping[str, Rows], lines: Mapping[str, Mapping[int, Columns]], teacher: Any
+) -> dict[str, Any]:
+    """One arm: how it was trained, its rows, means, effects over plain training, and times."""
+    rows, plain, weights = results[arm], results["plain"], plan.judged.weights
+    values, base = _by_seed(rows, weights, METRIC), _by_seed(plain, weights, METRIC)
+    effects = {
+        which: {key: _effect(_by_seed(rows, which, key), _by_seed(plain, which, key)) for key in KEYS}
+        for which in WEIGHTS
+    }
+    times = summary_of_time(rows, lines[arm], lines["plain"])
     return {
-        "rows": list(rows.values()),
+        "trained": described(arm),
+        "settings": record.told(plan, arm),
+        "rows": [{**row, "to_plain": times["to_plain"]["seeds"].get(str(seed))} for seed, row in rows.items()],
         "mean": {
-            which: {key: _mean_over_seeds([r[which][key] for r in rows.values() if r[which]]) for key in keys}
-            for which in ("last", "best")
+            which: {key: _mean_over_seeds([*_by_seed(rows, which, key).values()]) for key in KEYS} for which in WEIGHTS
         },
-        "effect": {key: _effect(_by_seed(rows, key), _by_seed(plain, key)) for key in keys},
-        "effect_on_misses": _effect_on_misses(rows, plain),
-        "classes": _classes(rows, plain),
+        "effect": dict(effects[weights]),
+        "effects": effects,
+        "effect_on_misses": _effect_on_misses(rows, plain, weights),
+        "classes": _classes(rows, plain, weights),
         "recovered": recovered(values, base, teacher["last"][METRIC]) if teacher else None,
-        "verdict": sentence(arm, paired(values, base), METRIC),
+        "time": times,
     }
 
 
-def _by_seed(rows: Rows, *path: Any) -> dict[int, float]:
-    """A figure of the last weights by seed, found by its keys; a seed that has none is left out."""
-    figures = {seed: functools.reduce(operator.getitem, path, row["last"]) for seed, row in rows.items()}
+def _judge_arms(arms: dict[str, Any], results: Mapping[str, Rows], weights: str, *, of: int, note: str) -> None:
+    """Puts the verdict of every arm, corrected over ``of`` arms, into its summary, with a note behind it."""
+    values = {arm: _by_seed(rows, weights, METRIC) for arm, rows in results.items()}
+    effects = {arm: paired(values[arm], values["plain"]) for arm in arms if arm != "plain"}
+    for arm, corrected in holm(effects, of).items():
+        arms[arm]["effect"][METRIC] = _judged(effects[arm], corrected)
+        arms[arm]["verdict"] = sentence(arm, effects[arm], corrected, METRIC) + note
+
+
+def _judged(effect: Effect | None, corrected: Corrected) -> dict[str, Any] | None:
+    """An effect as JSON takes it, with what the correction left of it."""
+    if effect is None:
+        return None
+    row = corrected.row()
+    return {**effect.row(), "verdict": row.pop("verdict"), "corrected": row}
+
+
+def _by_seed(rows: Rows, weights: str, *path: Any) -> dict[int, float]:
+    """A figure of the best or last weights by seed, found by its keys; a seed that has none is left out."""
+    found = {seed: row[weights] for seed, row in rows.items() if row[weights]}
+    figures = {seed: functools.reduce(operator.getitem, path, figures) for seed, figures in found.items()}
     return {seed: figure for seed, figure in figures.items() if figure is not None}
 
 
@@ -121,32 +165,32 @@ def _effect(treated: Mapping[int, float], plain: Mapping[int, float]) -> dict[st
     return effect.row() if effect else None
 
 
-def _effect_on_misses(rows: Rows, plain: Rows) -> list[dict[str, Any]]:
+def _effect_on_misses(rows: Rows, plain: Rows, weights: str) -> list[dict[str, Any]]:
     """Per number of false alarms: the mean miss rate, and the paired difference; there, less is better."""
     effects = []
-    for place, entry in enumerate(_some(rows, "misses")):
-        mine, base = (_by_seed(who, "misses", place, "miss") for who in (rows, plain))
+    for place, entry in enumerate(_some(rows, weights, "misses")):
+        mine, base = (_by_seed(who, weights, "misses", place, "miss") for who in (rows, plain))
         fewer = _effect(base, mine)  # turned round, so that above 0 helps
         miss = _mean_over_seeds(list(mine.values()))
         effects.append({"false_alarms": entry["false_alarms"], "miss": miss, "fewer": fewer})
     return effects
 
 
-def _classes(rows: Rows, plain: Rows) -> list[dict[str, Any]]:
+def _classes(rows: Rows, plain: Rows, weights: str) -> list[dict[str, Any]]:
     """Per class: means, and the paired difference to plain training, for both metrics."""
     classes = []
-    for place, entry in enumerate(_some(rows, "classes")):
+    for place, entry in enumerate(_some(rows, weights, "classes")):
         row = {"name": entry["name"], "truths": entry["truths"]}
         for key in ("AP50-95", "AP50"):
-            mine, base = (_by_seed(who, "classes", place, key) for who in (rows, plain))
+            mine, base = (_by_seed(who, weights, "classes", place, key) for who in (rows, plain))
             row[key] = {"mean": _mean_over_seeds(list(mine.values())), "effect": _effect(mine, base)}
         classes.append(row)
     return classes
 
 
-def _some(rows: Rows, key: str) -> list[Any]:
+def _some(rows: Rows, weights: str, key: str) -> list[Any]:
     """A list of any finished run: all runs have its entries in the same order."""
-    return next((row["last"][key] for row in rows.values()), [])
+    return next((row[weights][key] for row in rows.values() if row[weights]), [])
 
 
 # All arms -------------------------------------------------------------------------------------------------------------
@@ -158,18 +202,23 @@ def _student(plan: Plan, results: Mapping[str, Rows]) -> dict[str, Any] | None:
     return row and {"name": Path(plan.model).name, **{key: row[key] for key in ("parameters", "GFLOPs")}}
 
 
-def _tskd_against(results: Mapping[str, Rows]) -> dict[str, Any]:
-    """The effect of tskd over every other arm but plain training."""
+def _tskd_against(results: Mapping[str, Rows], weights: str) -> dict[str, Any]:
+    """The effect of tskd over every other arm but plain training, corrected over these."""
     if "tskd" not in results:
         return {}
-    tskd = _by_seed(results["tskd"], METRIC)
-    return {arm: _effect(tskd, _by_seed(rows, METRIC)) for arm, rows in results.items() if arm not in {"tskd", "plain"}}
+    tskd = _by_seed(results["tskd"], weights, METRIC)
+    others = {arm: rows for arm, rows in results.items() if arm not in {"tskd", "plain"}}
+    effects = {arm: paired(tskd, _by_seed(rows, weights, METRIC)) for arm, rows in others.items()}
+    return {arm: _judged(effects[arm], corrected) for arm, corrected in holm(effects).items()}
 
 
 def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
-    """Whether the arms of each seed started from the same weights and the same images; None where none can be seen."""
+    """Whether the arms of each seed started alike; None where no run wrote it down.
+
+    ``weights``: of the student. ``images``: as the student saw them, augmented. ``files``: these images' names.
+    """
     pairing: dict[str, bool | None] = {}
-    for what in ("weights", "images"):
+    for what in ("weights", "images", "files"):
         per_seed: dict[int, set[str]] = {}
         for rows in results.values():
             for seed, row in rows.items():
@@ -179,8 +228,15 @@ def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
     return pairing
 
 
-def _hardware() -> str:
-    """What the figures were made on, without the machine's name."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {os.cpu_count()} cores)"
+def _memory_formats(results: Mapping[str, Rows]) -> dict[str, str]:
+    """In which memory format each arm trained."""
+    found = {
+        arm: {row["start"]["memory_format"] for row in rows.values() if row["start"]} for arm, rows in results.items()
+    }
+    return {arm: ", ".join(sorted(formats)) for arm, formats in found.items() if formats}
+
+
+def _hardware(plan: Plan, results: Mapping[str, Rows]) -> str:
+    """What the runs were trained on."""
+    devices = {row["device"] for rows in results.values() for row in rows.values()}
+    return "; ".join(sorted(devices)) or record.hardware(plan.common.get("device"))

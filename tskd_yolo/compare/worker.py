@@ -6,8 +6,6 @@ gone, and so is the job.
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import importlib.util
 import json
 import os
@@ -17,30 +15,24 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ultralytics import YOLO
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import LOGGER, RANK
-from ultralytics.utils.torch_utils import get_flops, get_num_params, unwrap_model
+from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.compare.metrics import class_names, findings, judge, seen
-from tskd_yolo.config import TERMS
+from tskd_yolo.compare.record import hardware
+from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress
+from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
 from tskd_yolo.distill import teacher
 from tskd_yolo.files import write_json
-from tskd_yolo.hashing import hash_tensors
-from tskd_yolo.train.trainer import Trainer
 
-DISTILLED = "tskd", *TERMS
-"""The arms that train with our trainer: all terms, or one alone."""
 JUDGED_WITH = "imgsz", "batch", "device", "workers", "single_cls", "classes", "iou", "max_det", "nms", "agnostic_nms"
 """The training arguments that validation takes too."""
-WITNESSED = 3
-"""Batches whose images are compared over the arms of a seed."""
 WARM, TIMED = 5, 50
 """Passes before the clock runs, and passes timed, of an exported network."""
 
@@ -50,7 +42,7 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_the_caller, daemon=True).start()
     kinds: dict[str, Callable[..., Any]] = {"train": train, "teacher": judge_teacher, "latency": latency}
-    with compat.side_by_side():
+    with compat.guarded(trust=os.environ.get("ULTRALYTICS_SAFE_LOAD") == "0"):
         kinds[job.pop("kind")](**job)
 
 
@@ -65,7 +57,15 @@ def _end_with_the_caller() -> None:
 
 
 def train(
-    *, arm: str, seed: int, folder: str, model: str, common: dict[str, Any], own: dict[str, Any], seconds: float | None
+    *,
+    arm: str,
+    seed: int,
+    folder: str,
+    model: str,
+    common: dict[str, Any],
+    settings: dict[str, Any],
+    judged: Sequence[str],
+    seconds: float | None,
 ) -> dict[str, Any]:
     """Trains one arm, or goes on where it was interrupted, judges it, and writes ``result.json`` and ``seen.json``.
 
@@ -75,159 +75,71 @@ def train(
         folder: The run's folder.
         model: The student.
         common: Ultralytics' training arguments, the same for every arm.
-        own: Our keys, for the arms that distil, and ``teacher``.
+        settings: What this arm is trained with besides: our keys, if it distils.
+        judged: The split that judges, and of which weights it is shown what they see, ``last`` or ``best``.
         seconds: What the arm may take, for ``plain_same_time``.
     """
-    run = Path(folder)
-    last, best = (run / "weights" / name for name in ("last.pt", "best.pt"))
-    _train(arm, seed, run, model, common, own, seconds)
-    last_judged = judge_checkpoint(last, run, common)
-    best_judged = findings(judge(best, run, **_judged_with(common))) if best.exists() else None
+    run, (split, weights) = Path(folder), judged
+    _train(seed, run, model, common, settings, seconds)
+    found = {
+        name: judge_checkpoint(run / "weights" / f"{name}.pt", run, common, split)
+        for name in ("last", "best")
+        if (run / "weights" / f"{name}.pt").exists()
+    }
     epochs, spent, resumed = history(run)
     witness = run / "start.json"
     result = {
         "arm": arm,
         "seed": seed,
-        "settings": {k: v for k, v in settings_of(arm, own).items() if k not in {"teacher", "distill_model"}},
-        "last": last_judged["findings"],
-        "best": best_judged,
-        "parameters": last_judged["parameters"],
-        "GFLOPs": last_judged["GFLOPs"],
+        "settings": {k: v for k, v in settings.items() if k not in {"teacher", "distill_model"}},
+        **{name: found[name]["findings"] if name in found else None for name in ("last", "best")},
+        "parameters": found["last"]["parameters"],
+        "GFLOPs": found["last"]["GFLOPs"],
         "epochs": epochs,
-        "seconds": round(spent, 1),
+        "seconds": round(spent.wall, 1),
+        "process_seconds": round(spent.process, 1),
         "resumed": resumed,
+        "left_out": left_out(run, settings),
+        "device": hardware(common.get("device")),
         "start": json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else None,
     }
-    write_json(run / "seen.json", last_judged["seen"])
+    write_json(run / "seen.json", found.get(weights, found["last"])["seen"])
     write_json(run / "result.json", result)
     return result
 
 
-def settings_of(arm: str, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What an arm is trained with besides the arguments of all."""
-    if arm == "ultralytics":
-        return {"distill_model": own["teacher"]}
-    if arm not in DISTILLED:
-        return {}
-    return {**own, **{term: 0.0 for term in TERMS if arm in TERMS and term != arm}}
-
-
 def _train(
-    arm: str, seed: int, run: Path, model: str, common: dict[str, Any], own: dict[str, Any], seconds: float | None
+    seed: int, run: Path, model: str, common: dict[str, Any], settings: dict[str, Any], seconds: float | None
 ) -> None:
-    trainer = DistilledTrainer if arm in DISTILLED else PlainTrainer
+    trainer = DistilledTrainer if "teacher" in settings else PlainTrainer
     state = progress(run)
     if state == "trained":
         return
     # A run for a given time would count its time anew: it is started anew.
     if state == "interrupted" and seconds is None:
-        rows = [[row["epoch"], row["time"]] for row in _rows(run)]
-        write_json(run / "resumed.json", {"seconds": history(run)[1], "rows": rows})
-        more = {"teacher": own["teacher"]} if arm in DISTILLED else {}
+        prepare_to_resume(run)
+        # A resumed run takes no trust from its checkpoint: it is given again.
+        more = {key: settings[key] for key in ("teacher", "trust") if settings.get(key)}
         YOLO(run / "weights" / "last.pt").train(trainer=trainer, resume=True, save_dir=str(run), **more)
         return
     shutil.rmtree(run, ignore_errors=True)
     limit = {} if seconds is None else {"time": seconds / 3600}
     YOLO(model).train(
-        trainer=trainer, **{**common, **settings_of(arm, own), **limit},
+        trainer=trainer, **{**common, **settings, **limit},
         seed=seed, project=str(run.parent), name=run.name, exist_ok=True,
     )  # fmt: skip
-
-
-class _Witness:
-    """Writes down from which weights and with which images a run started, so that pairing can be seen."""
-
-    def preprocess_batch(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
-        """The student has made no step yet when the first batch comes."""
-        witnessed = self.__dict__.setdefault("_witnessed", [])
-        if RANK in {-1, 0} and not self.resume and len(witnessed) <= WITNESSED:
-            if not witnessed:
-                model = unwrap_model(self.model)
-                student = getattr(model, "student_model", model)
-                witnessed.append(hash_tensors(student.state_dict().values()).hexdigest())
-            names = " ".join(Path(file).name for file in batch["im_file"])
-            witnessed.append(hash_tensors([batch["img"]]).hexdigest() + names)
-            images = hashlib.sha256("\n".join(witnessed[1:]).encode()).hexdigest()
-            write_json(self.save_dir / "start.json", {"weights": witnessed[0], "images": images})
-        return super().preprocess_batch(batch)  # type: ignore[misc]
-
-
-class PlainTrainer(_Witness, DetectionTrainer):
-    """Ultralytics' own trainer, witnessed."""
-
-
-class DistilledTrainer(_Witness, Trainer):
-    """Our trainer, witnessed."""
-
-
-# What a run's folder says ---------------------------------------------------------------------------------------------
-
-
-def progress(run: Path) -> str:
-    """How far a run has come: ``trained``, ``interrupted`` (it can go on), or ``nothing`` that is of use.
-
-    The engine strips the optimizer from its checkpoints when it is through. A run that was interrupted between its
-    last epoch and that cannot be resumed: it is stripped here.
-    """
-    last = run / "weights" / "last.pt"
-    if not last.exists():
-        return "nothing"
-    try:
-        checkpoint: Any = load_checkpoint(str(last))[1]
-    except Exception as error:  # cut off while it was written, which ends in many types of exception
-        LOGGER.warning(f"{last} cannot be read ({error}): the run starts anew.")
-        return "nothing"
-    if checkpoint.get("optimizer") is None:
-        return "trained"
-    if checkpoint["epoch"] + 1 < checkpoint["train_args"]["epochs"]:
-        return "interrupted"
-    for file in run.glob("weights/*.pt"):
-        if file.name in {"last.pt", "best.pt"}:
-            compat.strip(file)
-    return "trained"
-
-
-def result_of(run: Path) -> Any:
-    """What a finished job left; None where there is none."""
-    file = run / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def history(run: Path) -> tuple[int, float, bool]:
-    """Epochs trained, seconds that training took over all its parts, and whether it was interrupted."""
-    rows, file = _rows(run), run / "resumed.json"
-    before: Any = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"seconds": 0.0, "rows": []}
-    new = [row["time"] for row in rows if [row["epoch"], row["time"]] not in before["rows"]]
-    # Each part of a run counts its time from 0.
-    return len({row["epoch"] for row in rows}), before["seconds"] + (new[-1] if new else 0.0), file.exists()
-
-
-def _rows(run: Path) -> list[dict[str, float]]:
-    """results.csv of a run, also while it grows."""
-    file = run / "results.csv"
-    if not file.exists():
-        return []
-    with open(file, encoding="utf-8") as lines:
-        rows = [{(k or "").strip(): v for k, v in row.items()} for row in csv.DictReader(lines)]
-    return [{k: float(v) for k, v in row.items()} for row in rows if None not in row.values()]
-
-
-def curves(run: Path) -> dict[str, list[float]]:
-    """The columns of results.csv; an epoch that was repeated after an interruption stands once."""
-    rows = {int(row["epoch"]): row for row in _rows(run)}
-    return {k: [row[k] for _, row in sorted(rows.items())] for k in next(iter(rows.values()), {})}
 
 
 # Judging --------------------------------------------------------------------------------------------------------------
 
 
-def _judged_with(common: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: common[k] for k in ("data", *JUDGED_WITH) if k in common}
+def _judged_with(common: Mapping[str, Any], split: str) -> dict[str, Any]:
+    return {**{k: common[k] for k in ("data", *JUDGED_WITH) if k in common}, "split": split}
 
 
-def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a checkpoint, its size, and what it sees on every image."""
-    validator = judge(file, folder, **_judged_with(common))
+def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The figures of a checkpoint on a split, its size, and what it sees on every image."""
+    validator = judge(file, folder, **_judged_with(common, split))
     network = load_checkpoint(str(file))[0]
     return {
         "findings": findings(validator),
@@ -237,7 +149,7 @@ def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any]) -> dic
     }
 
 
-def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any], split: str) -> dict[str, Any]:
     """The teacher's figures, with its classes in the data set's order."""
     run = Path(folder)
     run.mkdir(parents=True, exist_ok=True)
@@ -245,7 +157,7 @@ def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any]) -
     loaded = teacher.load(own["teacher"])
     frozen = teacher.Teacher(loaded, like=loaded, names=names, responses=False)
     frozen.measure(common.get("imgsz", 640))
-    validator = judge(frozen.detector(), run, **_judged_with(common))
+    validator = judge(frozen.detector(), run, **_judged_with(common, split))
     write_json(run / "seen.json", seen(validator.images))
     result = {
         "name": frozen.name,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tskd_yolo.rng import seeded
+from tskd_yolo.rounding import ceil_div
 
 KINDS = 2
 """Views with mosaic and its like, and views of the last epochs, which Ultralytics trains without (``close_mosaic``)."""
@@ -34,7 +35,7 @@ class Kept:
     def __init__(self, imgsz: int, channels: int) -> None:
         self.shape = channels, imgsz, imgsz
         self._boxes, self._image = 48, 48 + BOXES * 20
-        self.size = -(-(self._image + math.prod(self.shape)) // 16) * 16
+        self.size = ceil_div(self._image + math.prod(self.shape), 16) * 16
 
     def put(self, view: dict[str, Any], record: np.ndarray) -> None:
         """Writes a view into a record, whose bytes are 0; they stay so where it is not kept."""

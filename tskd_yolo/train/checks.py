@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import LOCAL_RANK, LOGGER, colorstr
+from ultralytics.utils import DEFAULT_CFG_DICT, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import select_device
 
@@ -32,13 +32,29 @@ from tskd_yolo.train.processes import Processes
 # Before a run ---------------------------------------------------------------------------------------------------------
 
 
+def base(cfg: Any) -> dict[str, Any]:
+    """The arguments beneath those that a user gives: Ultralytics' defaults and ours, and over them ``cfg``.
+
+    Args:
+        cfg: A file of settings, or settings, as Ultralytics' trainers take them.
+
+    Raises:
+        ConfigError: If it is a file and none of settings, or gives ``trust``.
+    """
+    theirs = {**DEFAULT_CFG_DICT, **config.from_file(cfg)} if isinstance(cfg, (str, Path)) else cfg2dict(cfg)
+    config.refuse_trust(theirs, source="cfg=")
+    merged = {**config.KEPT, **{key: value for key, value in theirs.items() if key != "trust"}}
+    config.resolve(merged)
+    return merged
+
+
 def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> Any:
     """Checks that settings, teacher, student and data fit, before anything is written, and returns the teacher.
 
     Puts absolute paths of teacher and data into ``overrides``, so that the run can be resumed from anywhere.
 
     Args:
-        base: Ultralytics' defaults and ours.
+        base: Ultralytics' defaults and ours, ``trust`` among them.
         overrides: What the user gave.
         errors: Mistakes that are known already, to be told with the others.
 
@@ -193,6 +209,37 @@ def _device(device: Any) -> list[str]:
 
 
 # While the engine sets up ---------------------------------------------------------------------------------------------
+
+
+def restore(args: Any, *, trust: bool, teacher: Any) -> None:
+    """Brings our keys into the arguments of a run that goes on, in place, where its checkpoint lacks them.
+
+    Args:
+        args: As they were in the checkpoint.
+        trust: Whether the command line or the Python call trusts.
+        teacher: Where the teacher lies now, if that is given.
+
+    Raises:
+        ConfigError: If the checkpoint itself says ``trust`` and they do not.
+    """
+    if not trust:
+        config.refuse_trust(vars(args), source=f"the checkpoint {args.resume}", editable=False)
+    vars(args).pop("trust", None)
+    for key, value in config.KEPT.items():
+        setattr(args, key, getattr(args, key, value))
+    if teacher:
+        args.teacher = str(Path(teacher).resolve())
+
+
+@contextlib.contextmanager
+def data_errors() -> Iterator[None]:
+    """Inside, what we refuse in a data set is told as it is, and not as the engine wraps it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, ConfigError):
+            raise
+        raise error.__cause__ from None
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from ultralytics.cfg import cfg2dict, get_save_dir
+from ultralytics.cfg import get_save_dir
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
@@ -24,12 +24,13 @@ from tskd_yolo.distill import cache, teacher
 from tskd_yolo.distill.balance import schedule
 from tskd_yolo.distill.distiller import Distiller, Trial
 from tskd_yolo.rng import undisturbed
-from tskd_yolo.train import checkpoints, checks, prepare, processes, scan, summary
+from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary
 from tskd_yolo.train.checkpoints import RunError, SideFile
 from tskd_yolo.train.engine import Engine, engine_arguments
 from tskd_yolo.train.processes import FIRST, Processes
 
 
+@hooks.noting
 class ResumableMixin(Engine):
     """Hook points of a run that may end at any moment and goes on from its last whole checkpoint.
 
@@ -44,6 +45,8 @@ class ResumableMixin(Engine):
     """The last epoch is done, and only the end of the run is left."""
     _new_folder: bool
     """The run's folder was made by this run."""
+    _trust: bool
+    """Said by the command line or the Python call; no file keeps it."""
 
     def _use_whole_paths(self) -> None:
         self.save_dir, self.wdir, self.last, self.best, self.csv = checkpoints.whole_paths(self.save_dir)
@@ -59,12 +62,8 @@ class ResumableMixin(Engine):
         if not self.args.resume:
             self._new_folder = FIRST and not get_save_dir(self.args).exists()
             return
-        for key, value in config.DEFAULTS.items():
-            setattr(self.args, key, getattr(self.args, key, value))
-        self.args.trust = overrides.get("trust") is True
-        if overrides.get("teacher"):
-            self.args.teacher = str(Path(overrides["teacher"]).resolve())
-        if config.build(vars(self.args)).distils:
+        checks.restore(self.args, trust=self._trust, teacher=overrides.get("teacher"))
+        if config.build({**vars(self.args), "trust": self._trust}).distils:
             self._teacher = teacher.load(self.args.teacher)
 
     def train(self) -> Any:
@@ -72,13 +71,21 @@ class ResumableMixin(Engine):
 
         Raises:
             ConfigError: If the data cannot be trained on; the run's folder is gone again then.
-            RunError: If a checkpoint could not be saved, or a process of a distributed run failed.
+            RunError: If a checkpoint could not be saved, a process of a distributed run failed, or the engine left out
+                a hook point.
         """
         try:
-            with compat.guarded(trust=self.config.trust):
+            with compat.guarded(trust=self._trust):
                 if self.ddp:
                     scan.scan_before_launch(self.args, self.data)
-                return super().train()
+                    self.args.trust = self._trust  # what the processes are given; their files have it no more
+                watched = not self.ddp and not self._complete
+                if watched:
+                    hooks.watch(self)
+                result = super().train()
+                if watched:
+                    hooks.require(self, hooks.OVER)
+                return result
         except ConfigError:
             if self._new_folder:
                 shutil.rmtree(self.save_dir, ignore_errors=True)
@@ -163,6 +170,7 @@ class ResumableMixin(Engine):
         self.distiller = None  # Model keeps its trainer alive: let go of the teacher
 
 
+@hooks.noting
 class DistillationMixin(ResumableMixin):
     """Adds a teacher to an Ultralytics trainer.
 
@@ -179,25 +187,27 @@ class DistillationMixin(ResumableMixin):
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None, **arguments: Any) -> None:
-        overrides = config.with_variant({**(overrides or {}), **arguments})
+        overrides = config.with_variant(config.without_file({**(overrides or {}), **arguments}))
         config.resolve(overrides)
-        base = {**config.DEFAULTS, **cfg2dict(cfg)}
+        base, trust = checks.base(cfg), overrides.get("trust", False)
+        self._trust = trust is True
         compat.place_fonts()
         self.distiller, self._teacher = None, None
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
-        self._batch = 0  # in this epoch
-        self._stepped = self._first_epoch_checked = False
+        self.batches = 0  # of this epoch, so far
+        self._steps, self._first_epoch_checked = 0, False  # of the optimizer
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
-        with compat.guarded(trust=overrides.get("trust") is True):
+        with compat.guarded(trust=self._trust), checks.data_errors():
             if overrides.get("resume"):
                 self._complete = checkpoints.find(overrides)
             else:
-                self._teacher = checks.check(base, overrides)
+                self._teacher = checks.check({**base, "trust": False}, overrides)
             processes.name_devices(overrides)
+            overrides.pop("trust", None)
             super().__init__(base, overrides, _callbacks)
-        self.config = config.build(vars(self.args))
+        self.config = config.build({**vars(self.args), "trust": trust})
         if LOCAL_RANK != -1:  # the engine counts the devices of this machine, torchrun the processes of all
             self.world_size = int(os.environ["WORLD_SIZE"])
         self._use_whole_paths()
@@ -248,7 +258,8 @@ class DistillationMixin(ResumableMixin):
         """The engine's model; remembers whether its weights were trained on these classes."""
         names = getattr(weights, "names", None) or {}
         self._student_trained = weights is not None and list(names.values()) == list(self.data["names"].values())
-        return super().get_model(cfg, weights, verbose)
+        with compat.guarded(trust=self._trust):  # YOLO.train asks for it outside of train
+            return super().get_model(cfg, weights, verbose)
 
     def set_model_attributes(self) -> None:
         """Builds teacher, adapters and losses: the student is on its device, and nothing wraps it yet."""
@@ -334,18 +345,17 @@ class DistillationMixin(ResumableMixin):
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
 
     def _begin_epoch(self) -> None:
-        self._batch = 0
         if self._passes is not None:
             self._passes.begin(self.epoch)
 
     def _end_epoch(self) -> None:
-        """Counts what was not finite; after the first epoch with a step of the optimizer, the first-epoch check."""
+        """Counts what was not finite; after the first epoch with which two steps were taken, the first-epoch check."""
         if self.distiller is None:
             return
         checks.report_epoch(self.distiller.monitor, self._processes)
         if FIRST:  # validation, where there is one, makes the metrics anew
             self.metrics.update(self.distiller.monitor.columns())
-        if self._stepped and not self._first_epoch_checked:
+        if self._steps > 1 and not self._first_epoch_checked:  # warm-up takes the first step at a rate of 0
             checks.check_first_epoch(self.distiller.monitor, self._processes)
             self._first_epoch_checked = True
 
@@ -354,12 +364,12 @@ class DistillationMixin(ResumableMixin):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The last moment before the student's forward pass: the teacher sees the images that the student will see."""
         batch = super().preprocess_batch(batch)
+        progress = self.epoch + self.batches / len(self.train_loader)
+        self.batches += 1
         if self.distiller is None:
             return batch
         if prepare.in_channels_last(self.args, self.device):  # once for both networks
             batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
-        progress = self.epoch + self._batch / len(self.train_loader)
-        self._batch += 1
         self.distiller.factor = schedule(progress, epochs=self.epochs, ramp=self.config.ramp, fade=self.config.fade)
         teacher_images = batch["img"]
         if self.config.teacher_imgsz:
@@ -371,7 +381,7 @@ class DistillationMixin(ResumableMixin):
         """The engine's, after the adapters' gradients were averaged over processes as DDP averages the student's."""
         self._processes.average_gradients(self._learned)
         super().optimizer_step()
-        self._stepped = True
+        self._steps += 1
 
     def _clear_memory(self, *args: Any, **kwargs: Any) -> None:
         """Between steps; after one that ran out of memory, its teacher outputs are in the way."""
@@ -403,6 +413,6 @@ class Trainer(DistillationMixin, DetectionTrainer):
     """Trains a detector from a larger one.
 
     Examples:
-        >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.yaml", epochs=100).train()
-        >>> YOLO("yolo11n.yaml").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt")
+        >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.pt", epochs=100).train()
+        >>> tskd_yolo.load("yolo11n.pt").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt", epochs=100)
     """

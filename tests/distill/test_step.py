@@ -1,8 +1,9 @@
-"""Our part of a training step never makes the host wait for the device: counted on a CPU, op by op.
+"""One pass: what it leaves behind, the boxes it reads, and that our part of it never makes the host wait.
 
-The detection loss is the host's own and asks a lot (it picks by boolean indices, forward and backward). So a smooth
-function of the predictions stands in for it here: what is left is the teacher, the terms, the guards, the meter and
-their way back. On a GPU, benchmarks/gpu_checks.py holds the same with the real loss.
+The last is counted on a CPU, op by op. The detection loss is the host's own and asks a lot (it picks by boolean
+indices, forward and backward). So a smooth function of the predictions stands in for it there: what is left is the
+teacher, the terms, the guards, the meter and their way back. On a GPU, benchmarks/gpu_checks.py holds the same with the
+real loss.
 """
 
 from __future__ import annotations
@@ -11,7 +12,54 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.distill.test_distiller import files, make, make_batch, make_student  # noqa: F401, files is a fixture
+from tests.distill.helpers import hooks, make, make_batch, make_student
+from tskd_yolo.distill.step import boxes_of
+
+
+@pytest.mark.parametrize("settings", [{}, dict(variant="paper")], ids=["default", "paper"])
+def test_a_step_gives_the_criterion_back_and_leaves_no_hook(settings, files):
+    student, batch = make_student(), make_batch()
+    student.criterion = student.init_criterion()
+    own = student.criterion
+    distiller = make(student, files["11s"], **settings)
+    step = distiller.attach(student, batch["img"])
+    assert student.criterion is step
+    student.loss(batch)
+    assert student.criterion is own
+    assert hooks(student, distiller.teacher.model, own.assigner) == 0
+    assert step.teacher is None and not step.capture.caught
+
+
+def test_a_step_that_never_came_is_undone(files):
+    student, batch = make_student(), make_batch()
+    distiller = make(student, files["11s"])
+    for _ in range(2):
+        distiller.attach(student, batch["img"])
+    distiller.detach()
+    assert type(student.criterion).__name__ == "v8DetectionLoss" and hooks(student, distiller.teacher.model) == 0
+    vector, items = student.loss(batch)
+    assert "drd_loss" not in items
+
+
+def test_boxes_of_gives_pixel_corners_on_an_oblong_image():
+    batch = {
+        "bboxes": torch.tensor([[0.5, 0.5, 0.5, 0.25], [0.25, 0.75, 0.1, 0.5]]),
+        "batch_idx": torch.tensor([1.0, 0.0]),
+    }
+    boxes = boxes_of(batch, images=2, size=(64, 128))
+    torch.testing.assert_close(boxes.xyxy, torch.tensor([[32.0, 24, 96, 40], [25.6, 32, 38.4, 64]]))
+    assert boxes.image.tolist() == [1, 0] and (boxes.images, boxes.size) == (2, (64, 128))
+    none = boxes_of({"bboxes": torch.zeros(0, 4), "batch_idx": torch.zeros(0)}, images=2, size=(64, 64))
+    assert none.xyxy.shape == (0, 4) and none.image.shape == (0,)
+
+
+def test_boxes_of_image_numbers_in_half_precision_are_read():
+    batch = {"bboxes": torch.tensor([[0.5, 0.5, 1.0, 1.0]]).half(), "batch_idx": torch.tensor([[1.0]])}
+    boxes = boxes_of(batch, images=2, size=(64, 96))
+    assert boxes.xyxy.dtype == torch.float32 and boxes.xyxy.tolist() == [[0, 0, 96, 64]] and boxes.image.shape == (1,)
+
+
+# Waiting for the device -----------------------------------------------------------------------------------------------
 
 ASKS = {
     "_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim",
@@ -59,7 +107,7 @@ def waits(distiller, student, batch) -> list[str]:
 @pytest.mark.parametrize("balance", ["fixed", "share"])
 @pytest.mark.parametrize("boxes", [0, 1, 500])
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
-def test_our_part_of_a_step_never_waits_for_the_device(model, kind, boxes, balance, files):  # noqa: F811
+def test_our_part_of_a_step_never_waits_for_the_device(model, kind, boxes, balance, files):
     student, batch = make_student(model), make_batch(boxes=boxes)
     distiller = make(student, files[kind], balance=balance)
     assert waits(distiller, student, batch) == []  # the first step, which the meter measures

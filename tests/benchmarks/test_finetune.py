@@ -1,0 +1,112 @@
+"""The protocol's scripts keep tuning and judging apart: splits, seeds, and what is judged once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from tests.helpers import made_up
+from tskd_yolo.compare.arms import BUILT_IN
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(params=["finetune", "claim"])
+def script(request, monkeypatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def finetune(monkeypatch, tmp_path) -> ModuleType:
+    """The script with a comparison that is finished at once; ``asked`` is what it was asked for."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("finetune")
+
+    def compare(**values) -> int:
+        module.asked = values
+        out = Path(values["out"])
+        out.mkdir(parents=True, exist_ok=True)
+        means = {"best": made_up(0.3), "last": made_up(0.28)}
+        weights = "best" if values["split"] == "test" else "last"
+        report = {
+            "judged": {"split": values["split"], "weights": weights},
+            "metric": "mAP50-95",
+            "teacher": {"last": made_up(0.32)},
+            "arms": {"plain": {"mean": means}},
+        }
+        (out / "compare.json").write_text(json.dumps(report))
+        (out / "compare.csv").write_text("arm\n")
+        return 0
+
+    monkeypatch.setattr(module, "compare", compare)
+    return module
+
+
+def run(module: ModuleType, folder: Path, *more: str) -> int:
+    given = {"runs": str(folder / "runs"), "out": str(folder / "results"), **dict(m.split("=", 1) for m in more)}
+    return module.main(["teacher=teacher.pt", *(f"{key}={value}" for key, value in given.items())])
+
+
+def test_tuning_is_on_val_with_the_seeds_for_it(finetune, tmp_path, capsys):
+    assert run(finetune, tmp_path, "ded=2", "name=ded2") == 0
+    asked = finetune.asked
+    assert (asked["split"], asked["seeds"], asked["arms"]) == ("val", [0, 1, 2, 3, 4], "plain,tskd")
+    assert (asked["data"], asked["model"], asked["imgsz"], asked["epochs"], asked["batch"], asked["ded"]) == (
+        "neu3.yaml", "yolo11n.pt", 128, 20, 32, 2
+    )  # fmt: skip
+    assert {file.name for file in (tmp_path / "results").iterdir()} == {"tune_ded2.json", "tune_ded2.csv"}
+    said = (tmp_path / "results" / "tune_ded2.json").read_text()
+    assert str(tmp_path) not in said and "ded=2" in json.loads(said)["command"]
+    assert "The teacher is +4.0 points of mAP50-95 ahead of plain on val." in capsys.readouterr().out
+
+
+def test_judging_is_on_test_with_other_seeds_and_all_arms(finetune, tmp_path, capsys):
+    assert run(finetune, tmp_path, "split=test") == 0
+    asked = finetune.asked
+    assert (asked["split"], asked["seeds"]) == ("test", [10, 11, 12, 13, 14])
+    arms = asked["arms"].split(",")
+    assert set(arms[:-1]) == set(BUILT_IN) and yaml.safe_load(Path(arms[-1]).read_text()).keys() == {"short", "hints"}
+    assert (tmp_path / "results" / "finetune_neu_128.json").exists()
+    assert "+2.0 points of mAP50-95 ahead of plain on test: below 3.0, so the protocol says" in capsys.readouterr().out
+
+
+def test_a_candidate_is_judged_once(finetune, tmp_path):
+    assert run(finetune, tmp_path, "split=test") == run(finetune, tmp_path, "split=test") == 0, "the same goes on"
+    with pytest.raises(SystemExit, match="finetune_neu_128.json is there: a candidate is judged once"):
+        run(finetune, tmp_path, "split=test", f"runs={tmp_path / 'others'}")
+    assert run(finetune, tmp_path, f"runs={tmp_path / 'others'}") == 0, "tuning is as often as needed"
+
+
+@pytest.mark.parametrize("seeds", ["5", "[3,10]"])
+def test_seeds_that_chose_settings_do_not_judge(seeds, script, tmp_path):
+    judging = ["split=test"] if script.__name__ == "finetune" else []
+    with pytest.raises(SystemExit, match=r"^seeds: .*3.* choose settings and must not judge them, too; give others"):
+        run(script, tmp_path, f"seeds={seeds}", *judging)
+
+
+def test_seeds_that_judge_do_not_choose(finetune, tmp_path):
+    with pytest.raises(SystemExit, match=r"^seeds: 11 judge settings and must not choose them, too; .*0, 1, 2"):
+        run(finetune, tmp_path, "seeds=[2,11]")
+
+
+def test_another_split_is_refused(finetune, tmp_path):
+    with pytest.raises(SystemExit, match="split: must be val"):
+        run(finetune, tmp_path, "split=train")
+
+
+def test_the_claim_is_judged_by_what_chose_nothing(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    claim, asked = importlib.import_module("claim"), []
+    monkeypatch.setattr(claim, "trained", lambda *_: tmp_path / "teacher.pt")
+    monkeypatch.setattr(claim, "compare", lambda **values: asked.append(values) or 0)
+    monkeypatch.setattr(claim, "keep", lambda *_: None)
+    assert run(claim, tmp_path, "stages=11n,best") == 0
+    assert {(Path(v["data"]).name, v["split"], str(v["seeds"])) for v in asked} == {
+        ("neu3.yaml", "test", "[10, 11, 12, 13, 14]")
+    }

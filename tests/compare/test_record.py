@@ -1,0 +1,185 @@
+"""What a comparison's folder remembers: a changed plan is told, other settings, data and devices are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.compare.helpers import add_test_split, asked, own_files
+from tests.helpers import make_detector
+from tskd_yolo import hashing
+from tskd_yolo.compare import record, runner
+from tskd_yolo.compare.plan import checked
+from tskd_yolo.compare.record import begin, changed_seeds, settings
+from tskd_yolo.compare.runner import compare
+from tskd_yolo.compare.splits import files_of
+from tskd_yolo.compare.summary import summarise
+from tskd_yolo.config import ConfigError
+
+pytestmark = pytest.mark.usefixtures("at_hand")
+
+
+@pytest.fixture
+def begun(files, tmp_path):
+    """Its own files, which a test may change, and how a comparison of them is asked for."""
+    values = asked(own_files(files, tmp_path), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    begin(checked(values))
+    return values
+
+
+def told(values) -> list[str]:
+    """What is refused, or nothing."""
+    try:
+        begin(checked(values))
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_changed_setting_is_refused_but_more_arms_are_not(begun):
+    assert told({**begun, "seeds": 3, "arms": "plain,tskd,ded", "jobs": 2}) == []
+    problems = "\n".join(told({**begun, "epochs": 2, "drd": 0.9}))
+    assert "epochs: the runs in out have 1, not 2" in problems and "drd: the runs in out have" in problems
+    assert len(problems.splitlines()) == 2 and "out=" in problems
+
+
+def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
+    other = tmp_path / "teacher.pt"
+    make_detector(other, seed=8)
+    plans = [checked(asked(files, tmp_path / "out", teacher=str(f))) for f in (files / "teacher.pt", other)]
+    one, two = (settings(plan, files_of(plan.common["data"], 1.0)) for plan in plans)
+    assert [key for key in one if one[key] != two[key]] == ["teacher"]
+    assert str(tmp_path) not in json.dumps(two)
+
+
+def test_a_folder_of_an_older_version_is_refused(begun, tmp_path):
+    file = tmp_path / "out" / "settings.json"
+    content = json.loads(file.read_text())
+    del content["labels of val"]
+    file.write_text(json.dumps(content))
+    assert told(begun) == ["labels of val: was not written down when the runs in out were begun; give another out=."]
+
+
+# Data, device, versions -----------------------------------------------------------------------------------------------
+
+
+def test_a_changed_label_is_refused_and_named(begun, tmp_path):
+    label = sorted((tmp_path / "set" / "labels" / "val").iterdir())[0]
+    label.write_text("0 0.5 0.5 0.25 0.25\n")
+    assert told(begun) == [
+        f"labels of val: 1 changed since the runs in out were begun, such as labels/val/{label.name}; "
+        "bring the old files back, or take another folder with out=."
+    ]
+
+
+def test_changed_gone_and_new_images_are_counted(begun, tmp_path):
+    folder = tmp_path / "set" / "images" / "train"
+    first, second, third, *_ = sorted(folder.iterdir())
+    os.utime(first, ns=(0, 0))
+    shutil.copy(third, folder / "new.png")
+    second.unlink()
+    images, labels = told(begun)
+    counts = "1 changed, 1 gone, 1 new since the runs in out were begun"
+    assert images.startswith(f"images of train: {counts}, such as images/train/{first.name};")
+    assert labels.startswith("labels of train: 1 gone, 1 new")
+
+
+def test_another_device_is_refused_and_both_are_named(begun, monkeypatch):
+    here = record.hardware("cpu")
+    monkeypatch.setattr(record, "hardware", lambda device: "Another GPU")
+    assert told(begun) == [
+        f"device: the runs in out have {here!r}, not 'Another GPU'; take the old value, or another folder with out=."
+    ]
+
+
+def test_other_versions_are_refused_and_named(begun, monkeypatch):
+    now = hashing.versions()
+    monkeypatch.setattr(hashing, "versions", lambda: {**now, "torch": "9.9"})
+    (problem,) = told(begun)
+    assert problem.startswith(f"torch: the runs in out have {now['torch']!r}, not '9.9'")
+
+
+def test_gpus_count_by_name_and_number(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda n: f"GPU {'AAB'[n]}")
+    names = [record.hardware(device) for device in (None, 0, "1", "cuda:1", "0,2", [0, 1])]
+    assert names == ["GPU A", "GPU A", "GPU A", "GPU A", "GPU A + GPU B", "GPU A + GPU A"]
+    assert record.hardware("cpu").startswith("CPU (")
+
+
+# The plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_is_written_down_before_anything_runs(begun, tmp_path):
+    assert json.loads((tmp_path / "out" / "plan.json").read_text()) == [{"seeds": [0], "arms": ["plain", "tskd"]}]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [(3, ""), ([2, 1, 0], ""), (2, "planned 3 seeds, now 2"), (8, "planned 3 seeds, now 8"),
+     ([0, 1, 5], "planned seeds 0, 1, 2, now 0, 1, 5")],
+)  # fmt: skip
+def test_other_seeds_than_planned_are_told(seeds, said, plan, files):
+    changed = checked(asked(files, plan.out, arms="plain,tskd,ultralytics", seeds=seeds))
+    begin(changed)
+    assert changed_seeds(changed) == said
+    summary = summarise(changed, failed=[])
+    assert summary["plan"]["changed"] == said
+    assert all(verdict.endswith(f"{said.capitalize()}." if said else ").") for verdict in summary["verdicts"])
+    assert changed_seeds(plan) == "", "back at the plan"
+
+
+def test_a_changed_plan_is_on_console_page_and_json(plan, files, capsys):
+    assert compare(**asked(files, plan.out, arms="plain,tskd,ultralytics", seeds=2)) == 0
+    assert "Planned 3 seeds, now 2." in capsys.readouterr().out
+    page, data = ((plan.out / f"compare.{kind}").read_text(encoding="utf-8") for kind in ("html", "json"))
+    assert "The plan was changed:" in page and "Planned 3 seeds, now 2." in page
+    assert json.loads(data)["plan"]["asked"][0]["seeds"] == [0, 1, 2]
+
+
+def test_an_arm_that_was_dropped_still_counts(plan, files):
+    fewer = checked(asked(files, plan.out, arms="plain,tskd", seeds=3))
+    begin(fewer)
+    summary = summarise(fewer, failed=[])
+    assert summary["arms"]["tskd"]["effect"]["mAP50-95"]["corrected"]["of"] == 2
+    assert summary["plan"]["arms"] == ["plain", "tskd", "ultralytics"]
+
+
+# Arms of one's own ----------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_is_added_later_and_finished_runs_are_reused(plan, files, monkeypatch):
+    trained = []
+    monkeypatch.setattr(runner, "order", lambda plan, name, job: trained.append((str(name), job)) is None)
+    arms = ["plain", "tskd", "ultralytics", {"short": {"epochs": 3, "drd": 0}}]
+    compare(**asked(files, plan.out, arms=arms, seeds=3))
+    assert [name for name, _ in trained] == ["short-0", "short-1", "short-2"]
+    settings = trained[0][1]["settings"]
+    assert settings["epochs"] == 3 and settings["drd"] == 0 and settings["ded"] == plan.own["ded"]
+    page, data = ((plan.out / f"compare.{kind}").read_text(encoding="utf-8") for kind in ("html", "json"))
+    assert json.loads(data)["arms"]["short"]["settings"] == {"epochs": 3, "drd": 0}
+    assert "epochs=3, drd=0" in page and "corrected for 3 arms" in page
+
+
+def test_an_arm_of_the_same_name_has_the_same_settings(begun):
+    assert told({**begun, "arms": ["plain", {"short": {"epochs": 3}}]}) == []
+    assert told({**begun, "arms": ["plain", {"short": {"epochs": 3}, "other": {"epochs": 3}}]}) == []
+    assert told({**begun, "arms": ["plain", {"short": {"epochs": 4}}]}) == [
+        "arms: short: the runs in out have {'epochs': 3}, not {'epochs': 4}; take the old settings, another name, or "
+        "another folder with out=."
+    ]
+
+
+def test_a_comparison_judged_on_another_split_is_refused(begun, tmp_path):
+    add_test_split(tmp_path)
+    problems = told(begun)
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "data", "split", "judged by", "images of test", "labels of test"
+    ]  # fmt: skip

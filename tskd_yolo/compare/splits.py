@@ -1,0 +1,111 @@
+"""The splits of a data set: their files, and which of them judges."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from ultralytics.data.base import BaseDataset
+from ultralytics.data.utils import check_det_dataset, img2label_paths
+
+from tskd_yolo import compat
+from tskd_yolo.config import ConfigError
+
+SPLITS = "train", "val", "test"
+
+Files = Mapping[str, Mapping[str, Mapping[str, str]]]
+"""By split, and by ``images`` and ``labels``: what stands for the content of each file, by its name."""
+
+
+class Judging(NamedTuple):
+    """On which split the runs are judged, by which weights the verdict is, and why not by best.pt on a test split.
+
+    best.pt is chosen on val. There its figures are too high, and so are differences between arms whose figures swing
+    differently; only a split that chose nothing can judge it.
+    """
+
+    split: str
+    weights: str
+    why: str
+
+
+def judging(data: str, asked: Any) -> Judging:
+    """The test split and best.pt where there is such a split; val and last.pt otherwise, or where val is asked for.
+
+    Args:
+        data: The data YAML.
+        asked: ``test``, ``val``, or None.
+
+    Raises:
+        ConfigError: If the test split is asked for and cannot judge, or anything else is asked for.
+    """
+    if asked not in (None, "", "val", "test"):
+        raise ConfigError([f"split: must be test or val, got {asked!r}."])
+    if asked == "val":
+        return Judging("val", "last", "split=val was asked for")
+    why = _unfit(check_det_dataset(data))
+    if why and asked == "test":
+        raise ConfigError([f"split: {why}, so it cannot judge; give a data YAML with a test: split, or split=val."])
+    return Judging("val", "last", why) if why else Judging("test", "best", "")
+
+
+def _unfit(data: Mapping[str, Any]) -> str:
+    """Why a data set has no test split that can judge; empty where it has."""
+    if not data.get("test"):
+        return "the data YAML names no test: split"
+    images = images_of(data, "test")
+    if not images:
+        return "the images of the test: split were not found"
+    if not any(os.path.isfile(label) and os.path.getsize(label) for label in img2label_paths([*images])):
+        return "the test: split has no labels"
+    elsewhere = {os.path.realpath(file) for split in ("train", "val") for file in images_of(data, split)}
+    again = sum(os.path.realpath(file) in elsewhere for file in images)
+    return f"{again} of {len(images)} images of the test: split are in train or val, too" if again else ""
+
+
+def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> list[str]:
+    """The images of a split as Ultralytics finds them; none where the data YAML or the disk has no such split."""
+    if not data.get(split):
+        return []
+    reader: Any = SimpleNamespace(prefix="", fraction=fraction)
+    try:
+        with compat.silent():
+            return BaseDataset.get_img_files(reader, data[split])
+    except FileNotFoundError:  # what the YAML names is not there; a split that training needs was checked before
+        return []
+
+
+def files_of(data: str, fraction: float) -> dict[str, dict[str, dict[str, str]]]:
+    """Images and labels of every split: images by size and time, labels by content.
+
+    Args:
+        data: The data YAML.
+        fraction: Of the training images, as Ultralytics takes it.
+    """
+    content = check_det_dataset(data)
+    found = {}
+    for split in SPLITS:
+        images = images_of(content, split, fraction if split == "train" else 1.0)
+        if images:
+            found[split] = {
+                "images": {_name(file, content): _dated(file) for file in images},
+                "labels": {_name(file, content): _content(file) for file in img2label_paths([*images])},
+            }
+    return found
+
+
+def _name(file: str, data: Mapping[str, Any]) -> str:
+    return Path(os.path.relpath(file, data["path"])).as_posix()
+
+
+def _dated(file: str) -> str:
+    found = os.stat(file)
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _content(file: str) -> str:
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if os.path.isfile(file) else "none"
