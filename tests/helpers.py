@@ -180,5 +180,5 @@ def finished_teacher(plan: Any, value: float, names: Any = NAMES) -> None:
     figures = {"name": "teacher.pt", "last": made_up(value, names), "parameters": 9430114, "GFLOPs": 21.6}
     write_json(plan.out / "teacher" / "result.json", figures)
     write_json(plan.out / "teacher" / "seen.json", seen_on(plan, hits=True))
-    timed = {"imgsz": 64, "runs": 50, "milliseconds": {"student": 4.2, "teacher": 11.9}}
+    timed = {"imgsz": 64, "teacher_imgsz": 64, "runs": 50, "milliseconds": {"student": 4.2, "teacher": 11.9}}
     write_json(plan.out / "latency" / "result.json", timed)

@@ -241,11 +241,17 @@ def _teacher_size(values: Mapping[str, Any]) -> list[str]:
         return []
     if not isinstance(size, int) or size < 32 or size % 32:
         return [f"teacher_imgsz: must be a whole number of pixels, a multiple of 32, got {size!r}."]
-    if values.get("multi_scale"):
-        return ["teacher_imgsz: multi_scale changes the size of the images in every step; drop one of the two."]
+    own = values.get("imgsz", 640)
+    if isinstance(own, int) and size < own:
+        return [f"teacher_imgsz: must be at least imgsz={own}, got {size}; leave it out where the two are equal."]
+    beside = {
+        "multi_scale": "changes the size of the images in every step",
+        "rect": "gives images that are not square",
+    }
+    problems = [f"teacher_imgsz: {key}= {why}; drop one of the two." for key, why in beside.items() if values.get(key)]
     if values["variant"] == "paper":
-        return ["teacher_imgsz: variant=paper compares maps as they are; leave it off."]
-    return []
+        problems.append("teacher_imgsz: variant=paper compares maps as they are; drop one of the two.")
+    return problems
 
 
 def _teacher(values: Mapping[str, Any]) -> list[str]:

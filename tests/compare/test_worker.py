@@ -56,11 +56,11 @@ def test_latency_not_measured_is_a_note_and_is_tried_again(files, detector, tmp_
     found = importlib.util.find_spec
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else found(name, *a))
-        note = worker.latency(folder=str(tmp_path / "latency"), networks={}, imgsz=64)
+        note = worker.latency(folder=str(tmp_path / "latency"), networks={}, imgsz=64, teacher_imgsz=96)
     assert note["note"].startswith("not measured: onnx") and "not installed" in note["note"]
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     networks = {"student": str(detector("yolo11n.yaml")), "teacher": files / "teacher.pt"}
-    timed = worker.latency(folder=str(tmp_path / "latency"), networks=networks, imgsz=64)
+    timed = worker.latency(folder=str(tmp_path / "latency"), networks=networks, imgsz=64, teacher_imgsz=96)
     assert set(timed["milliseconds"]) == {"student", "teacher"} and min(timed["milliseconds"].values()) > 0
     assert not list(files.glob("*.onnx")), "nothing is left beside the user's own file"

@@ -45,3 +45,12 @@ def test_adapters_are_clipped_before_each_step_and_nothing_else():
     optimizer.step()
     assert float(adapter.detach().norm()) == pytest.approx(prepare.MAX_NORM, rel=1e-4)
     assert torch.equal(student, torch.full((4,), -50.0))
+
+
+def test_an_image_is_reduced_by_position():
+    images = torch.zeros(1, 3, 128, 128)
+    images[:, :, 32:64, 96:112] = 1
+    small = prepare.reduced(images, 64)
+    assert small.shape == (1, 3, 64, 64)
+    middle = (small[0, 0] > 0.5).nonzero()
+    assert middle.min(dim=0).values.tolist() == [16, 48] and middle.max(dim=0).values.tolist() == [31, 55]

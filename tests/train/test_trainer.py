@@ -12,10 +12,12 @@ from ultralytics.utils.callbacks import get_default_callbacks
 
 import tskd_yolo
 from tskd_yolo.train import hooks
-from tskd_yolo.train.trainer import DistillationMixin, ResumableMixin, Trainer
+from tskd_yolo.train.resumable import ResumableMixin
+from tskd_yolo.train.trainer import DistillationMixin, Trainer
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
+    "_image_size", "_teacher_loader",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
 

@@ -98,7 +98,9 @@ def _measure_latency(plan: Plan) -> list[str]:
         "student": str(plan.folder(trained) / "weights" / "last.pt"),
         "teacher": check_file(plan.own["teacher"]),
     }
-    done = order(plan, "latency", {"kind": "latency", "networks": networks, "imgsz": plan.argument("imgsz")})
+    size = plan.argument("imgsz")
+    sizes = {"imgsz": size, "teacher_imgsz": plan.own["teacher_imgsz"] or size}
+    done = order(plan, "latency", {"kind": "latency", "networks": networks, **sizes})
     return [] if done else ["latency"]
 
 

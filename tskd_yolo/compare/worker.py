@@ -156,11 +156,13 @@ def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any], s
     names = class_names(common["data"], bool(common.get("single_cls")))
     loaded = teacher.load(own["teacher"])
     frozen = teacher.Teacher(loaded, like=loaded, names=names, responses=False)
-    frozen.measure(common.get("imgsz", 640))
-    validator = judge(frozen.detector(), run, **_judged_with(common, split))
+    size = own["teacher_imgsz"] or common.get("imgsz", 640)
+    frozen.measure(size)
+    validator = judge(frozen.detector(), run, **_judged_with({**common, "imgsz": size}, split))
     write_json(run / "seen.json", seen(validator.images))
     result = {
         "name": frozen.name,
+        "imgsz": size,
         "last": findings(validator),
         "parameters": frozen.params,
         "GFLOPs": round(frozen.gflops, 2),
@@ -172,8 +174,10 @@ def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any], s
 # Latency --------------------------------------------------------------------------------------------------------------
 
 
-def latency(*, folder: str, networks: dict[str, str], imgsz: int) -> dict[str, Any]:
-    """Median time of one image through the exported ONNX files, one thread of the CPU, taking turns."""
+def latency(*, folder: str, networks: dict[str, str], imgsz: int, teacher_imgsz: int) -> dict[str, Any]:
+    """Median time of one image, of each network's size, through the exported ONNX files, one thread of the CPU, taking
+    turns.
+    """
     run = Path(folder)
     run.mkdir(parents=True, exist_ok=True)
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -181,7 +185,8 @@ def latency(*, folder: str, networks: dict[str, str], imgsz: int) -> dict[str, A
         note = {"note": f"not measured: {' and '.join(missing)} not installed; pip install 'tskd-yolo[all]' adds it."}
         write_json(run / "result.json", note)
         return note
-    sessions = {name: _session(run, name, file, imgsz) for name, file in networks.items()}
+    sizes = {"student": imgsz, "teacher": teacher_imgsz}
+    sessions = {name: _session(run, name, file, sizes[name]) for name, file in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(WARM + TIMED):
         for name, (session, feed) in sessions.items():
@@ -190,6 +195,7 @@ def latency(*, folder: str, networks: dict[str, str], imgsz: int) -> dict[str, A
             times[name] += [time.perf_counter() - start] if turn >= WARM else []
     result = {
         "imgsz": imgsz,
+        "teacher_imgsz": teacher_imgsz,
         "runs": TIMED,
         "milliseconds": {name: round(1000 * statistics.median(t), 3) for name, t in times.items()},
     }
