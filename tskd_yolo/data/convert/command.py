@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tskd_yolo.config import ConfigError, unknown
+from tskd_yolo.config import ConfigError
 from tskd_yolo.data.convert import coco, deeppcb, labelme, masks, rle, voc
 from tskd_yolo.data.convert.common import Options
 from tskd_yolo.data.convert.files import number
@@ -97,7 +98,9 @@ def chosen(words: Sequence[str]) -> Format:
     if not words or "=" in words[0]:
         raise ConfigError([f"convert: the format is missing; write 'tskd-yolo convert FORMAT', one of {known}."])
     if words[0] not in FORMATS:
-        raise ConfigError([f"{unknown(words[0], FORMATS)} The formats are {known}."])
+        near = difflib.get_close_matches(words[0], FORMATS, n=1)
+        hint = f"did you mean '{near[0]}'? The formats are {known}" if near else f"the formats are {known}"
+        raise ConfigError([f"convert: {words[0]!r} is no format; {hint}."])
     return FORMATS[words[0]]
 
 
@@ -176,10 +179,13 @@ def _class_problems(layout: Format, values: Mapping[str, Any]) -> list[str]:
     words = _listed(text)
     if layout.run in (_masks, _rle) and not values.get("folders"):
         try:
-            words = list(_numbered(text).values())
+            classes = _numbered(text)
         except ValueError:
             return [f"names: must be names such as crack,dent or VALUE:NAME such as 1:crack,255:dent, got {text!r}."]
-        return [] if words and all(words) else [f"names: holds an empty name, got {text!r}."]
+        if layout.run is _masks and 0 in classes:
+            return [f"names: the value 0 is the background and has no class, got {text!r}; leave it out."]
+        if ":" in text:  # two values may be one class
+            return [] if all(classes.values()) else [f"names: holds an empty name, got {text!r}."]
     if not words or not all(words) or len(set(words)) != len(words):
         return [f"names: must be different names such as crack,dent, got {text!r}."]
     return []
