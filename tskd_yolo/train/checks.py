@@ -22,6 +22,8 @@ from ultralytics.utils.torch_utils import select_device
 from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
+from tskd_yolo.data.convert.files import ConvertError
+from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill import teacher
 from tskd_yolo.distill.matching import mismatches
 from tskd_yolo.distill.monitor import Monitor
@@ -164,7 +166,10 @@ def _names(data: Any) -> dict[int, str]:
     """The classes of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its platform)."""
     if str(data).startswith("ul://") or str(data).endswith(".ndjson"):
         return {}
-    content = check_det_dataset(data)
+    try:
+        content = check_det_dataset(data)
+    except (MissingSetError, ConvertError) as error:  # ours, and whole sentences already
+        raise ConfigError([f"data: {error}"]) from error
     for split in ("train", "val"):
         if isinstance(content[split], str) and (gone := dataset.gone(Path(content[split]))):
             raise ConfigError([f"data: {gone}"])
