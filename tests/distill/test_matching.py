@@ -8,7 +8,7 @@ import pytest
 from ultralytics.nn.tasks import yaml_model_load
 
 from tests.distill.helpers import NAMES, load
-from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill.matching import Match, mismatches
 
 
 @pytest.mark.parametrize("model", "yolo11n-seg yolo11n-cls yolov8n-worldv2 rtdetr-l yolo26n-obb".split())
@@ -54,3 +54,18 @@ def test_each_mismatch_is_one_sentence(change, words, unlike):
 
 def test_mismatches_are_told_together(unlike):
     assert len(unlike(names=("a", "b"), model="yolo26n-seg.yaml")) == 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "levels"),
+    [
+        (1.0, {8: 8, 16: 16, 32: 32}),
+        (1.75, {8: 16, 16: 32, 32: 32}),
+        (2.0, {8: 16, 16: 32, 32: 32}),
+        (4.0, {8: 32, 16: 32}),
+    ],
+)
+def test_every_level_that_a_larger_image_reaches_is_paired(scale, levels, detector):
+    network = load(detector("yolo11n.yaml", NAMES))
+    match = Match(student=network, teacher=network, entry_stage=1, scale=scale)
+    assert match.levels == levels and all(match.heard[stride] for stride in levels)
