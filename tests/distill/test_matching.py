@@ -1,4 +1,4 @@
-"""Which teacher fits which student: families of architectures, and lists of classes."""
+"""Which teacher fits which student: architectures, levels and stages, and lists of classes."""
 
 from __future__ import annotations
 
@@ -8,29 +8,15 @@ import pytest
 from ultralytics.nn.tasks import yaml_model_load
 
 from tests.distill.helpers import NAMES, load
-from tskd_yolo.distill.matching import family, mismatches
-
-KINDS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
+from tskd_yolo.distill.matching import Match, mismatches
 
 
-@pytest.mark.parametrize("width", "nsmlx")
-@pytest.mark.parametrize(
-    ("stem", "name"), [("yolov8", "YOLOv8"), ("yolo11", "YOLO11"), ("yolo12", "YOLO12"), ("yolo26", "YOLO26")]
-)
-def test_every_width_of_a_family_is_recognised(stem, name, width):
-    assert family(yaml_model_load(f"{stem}{width}.yaml")) == name
-
-
-@pytest.mark.parametrize(
-    "model", "yolov8n-p2 yolov8n-p6 yolov8n-ghost yolov5n yolov10n yolo11n-seg yolo26n-p2 yolo11n-cls rtdetr-l".split()
-)
-def test_other_architectures_belong_to_no_family(model):
-    assert family(yaml_model_load(f"{model}.yaml")) is None
-
-
-def test_the_family_is_read_from_what_a_built_model_carries(detector):
-    for kind, name in zip(KINDS, ("YOLOv8", "YOLO11", "YOLO26"), strict=True):
-        assert family(load(detector(kind, NAMES)).yaml) == name
+@pytest.mark.parametrize("model", "yolo11n-seg yolo11n-cls yolov8n-worldv2 rtdetr-l yolo26n-obb".split())
+def test_a_student_without_a_plain_head_is_refused(model, detector):
+    known = load(detector("yolo11n.yaml", NAMES))
+    given = yaml_model_load(f"{model}.yaml")
+    (sentence,) = mismatches(student_yaml=given, teacher=known, names=dict(enumerate(NAMES)))
+    assert given["head"][-1][2] in sentence and "give one that ends in Detect" in sentence
 
 
 @pytest.fixture
@@ -53,14 +39,13 @@ def test_a_teacher_that_fits_has_no_mismatch_in_any_class_order(unlike):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (dict(model="yolov8n.yaml"), ["YOLO11", "YOLOv8", "one family"]),
-        (dict(model="yolo11n-seg.yaml"), ["model:", "not a plain"]),
+        (dict(model="yolo11n-seg.yaml"), ["model:", "no plain detector"]),
         (dict(names=("crack", "pit", "rust")), ["3 classes", "crack, pit, scale", "crack, pit, rust"]),
         (dict(names=("crack", "pit")), ["3 classes", "has 2"]),
         (dict(names=("crack", "pit", "pit")), ["crack, pit, pit"]),
         (dict(names=[f"c{i}" for i in range(80)]), ["has 80", "c5, ..."]),
     ],
-    ids=["family", "segmentation", "list", "count", "doubled", "many"],
+    ids=["segmentation", "list", "count", "doubled", "many"],
 )
 def test_each_mismatch_is_one_sentence(change, words, unlike):
     (sentence,) = unlike(**change)
@@ -68,4 +53,19 @@ def test_each_mismatch_is_one_sentence(change, words, unlike):
 
 
 def test_mismatches_are_told_together(unlike):
-    assert len(unlike(names=("a", "b"), model="yolo26n.yaml")) == 2
+    assert len(unlike(names=("a", "b"), model="yolo26n-seg.yaml")) == 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "levels"),
+    [
+        (1.0, {8: 8, 16: 16, 32: 32}),
+        (1.75, {8: 16, 16: 32, 32: 32}),
+        (2.0, {8: 16, 16: 32, 32: 32}),
+        (4.0, {8: 32, 16: 32}),
+    ],
+)
+def test_every_level_that_a_larger_image_reaches_is_paired(scale, levels, detector):
+    network = load(detector("yolo11n.yaml", NAMES))
+    match = Match(student=network, teacher=network, entry_stage=1, scale=scale)
+    assert match.levels == levels and all(match.heard[stride] for stride in levels)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ultralytics.nn.tasks import ClassificationModel, DetectionModel, yaml_model_load
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel, RTDETRDetectionModel, yaml_model_load
+from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
 from tests.distill.helpers import NAMES
 from tests.distill.helpers import load as loaded
 from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
-from tskd_yolo.distill.features import ENTRY_STAGE
+from tskd_yolo.distill.features import ENTRY_STAGE, StageReader, neck_width
 from tskd_yolo.distill.matching import mismatches
 from tskd_yolo.distill.teacher import Teacher, load
 from tskd_yolo.losses.crd import renormalize
@@ -99,6 +100,79 @@ def test_it_runs_in_the_dtype_it_is_cast_to(files, student):
     levels = teacher(torch.rand(1, 3, 64, 64))
     assert levels[8].features.dtype == torch.bfloat16
     assert next(teacher.detector().parameters()).dtype == torch.float32
+
+
+# Teachers with queries ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def queries(detector) -> Path:
+    return detector("yolov8n-rtdetr.yaml", NAMES)
+
+
+def test_a_decoder_gives_features_scores_and_queries(queries, student):
+    images = torch.rand(2, 3, 64, 96)
+    plain = loaded(queries).eval()
+    entered = []
+    handle = plain.model[-1].register_forward_pre_hook(lambda _, inputs: entered.extend(inputs[0]))
+    with torch.no_grad():
+        _, (boxes, scores, *_) = plain(images)
+    handle.remove()
+    teacher = frozen(queries, student)
+    levels = teacher(images)
+    assert list(levels) == [8, 16, 32] and teacher.reader.strides == [8, 16, 32]
+    for (stride, level), features in zip(levels.items(), entered, strict=True):
+        torch.testing.assert_close(level.features, features, rtol=1e-4, atol=1e-4)
+        assert level.scores.shape == (2, 3, 64 // stride, 96 // stride) and not level.responses
+        assert neck_width(teacher.head, stride) == features.shape[1]
+    torch.testing.assert_close(xyxy2xywh(levels.queries.boxes), boxes[-1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(levels.queries.scores, scores[-1], rtol=1e-3, atol=1e-3)
+    assert frozen(queries, student, responses=False)(images).queries is None
+
+
+def test_its_detections_come_in_pixels(queries, student):
+    images, detector = torch.rand(1, 3, 64, 96), frozen(queries, student).detector()
+    with torch.no_grad():
+        found = detector(images)
+        detector._forward_hooks.clear()
+        plain = detector(images)[0]
+    torch.testing.assert_close(found[..., :4], xywh2xyxy(plain[..., :4]) * torch.tensor([96, 64, 96, 64]))
+    assert found.shape == (1, plain.shape[1], 6) and torch.equal(found[..., 4:], plain[..., 4:])
+
+
+def test_a_decoder_runs_in_the_dtype_it_is_cast_to(queries, student):
+    teacher = frozen(queries, student)
+    teacher(torch.rand(1, 3, 64, 64))  # makes anchors, in float32
+    teacher.cast(torch.bfloat16)
+    levels = teacher(torch.rand(1, 3, 64, 64))
+    assert levels.queries.scores.dtype == torch.bfloat16 and levels.queries.scores.isfinite().all()
+    with torch.no_grad():
+        assert teacher.detector()(torch.rand(1, 3, 64, 64)).dtype == torch.float32
+
+
+def test_classes_of_a_decoder_are_brought_into_order(queries, student):
+    images, order = torch.rand(2, 3, 64, 64), [2, 0, 1]
+    straight = frozen(queries, student)(images).queries
+    turned = frozen(queries, student, names=[NAMES[i] for i in order])(images).queries
+    torch.testing.assert_close(turned.boxes, straight.boxes)
+    torch.testing.assert_close(turned.scores, straight.scores[..., order])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "stages"),
+    [("rtdetr-l", [128, 512, 1024]), ("rtdetr-resnet50", [256, 512, 1024])],
+    ids=["HGNet", "ResNet"],
+)
+def test_backbones_of_rtdetr_are_read_by_stride(model, stages, student):
+    plain = RTDETRDetectionModel(f"{model}.yaml", nc=3, verbose=False)
+    plain.names = named(NAMES)
+    teacher = Teacher(plain, like=student, names=named(NAMES), responses=True)
+    found = StageReader(teacher.model)
+    assert found.strides == [4, 8, 16] and found.widths == stages and teacher.reader.strides == [8, 16, 32]
+    levels, maps = teacher.with_stages(torch.rand(1, 3, 64, 64), found)
+    assert [m.shape[1:] for m in maps] == [(width, 64 // s, 64 // s) for width, s in zip(stages, (4, 8, 16))]
+    assert [level.features.shape[1] for level in levels.values()] == [256] * 3
 
 
 # Order of classes -----------------------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from tskd_yolo.config import TERMS, Config
 from tskd_yolo.distill.balance import Fixed, Meter, Share
-from tskd_yolo.distill.features import Capture, HeadReader, Level, TeacherOutputs, evaluating
+from tskd_yolo.distill.features import Capture, HeadReader, Level, TeacherOutputs, channels, evaluating, reader
 from tskd_yolo.distill.matching import Match, Pair
 from tskd_yolo.distill.monitor import Monitor
+from tskd_yolo.distill.sources import MapSource
 from tskd_yolo.distill.step import Losses, Readers, Step
 from tskd_yolo.distill.teacher import Teacher
-from tskd_yolo.distill.terms import VARIANTS, MapSource, ResponseTerm, Term
+from tskd_yolo.distill.terms import VARIANTS, HeadTerm, Term, Terms
 from tskd_yolo.rng import undisturbed
 
 Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], TeacherOutputs]], TeacherOutputs]
@@ -54,14 +55,13 @@ class Distiller:
         """Stands between the teacher and batches of views, where the run keeps the teacher's outputs."""
         variant = VARIANTS[config.variant]
         self.match = Match(student=student, teacher=teacher.model, entry_stage=variant.entry_stage, scale=scale)
-        available = variant.terms(self.match, teacher, config)
-        if unknown := [key for key in self.on if key not in available]:
-            raise ValueError(f"variant={config.variant} has no term {unknown[0]}; it has {', '.join(available)}.")
-        self.terms = [term for key in self.on for term in available[key]]
-        self._responses = any(isinstance(term, ResponseTerm) for term in self.terms)
+        self.left_out: dict[str, str] = {}
+        """Of terms that have a weight, but that this student and this teacher have none of, why."""
+        self.terms = self._available(variant.terms(self.match, teacher, config))
+        self._responses = any(isinstance(term, HeadTerm) for term in self.terms)
         self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""
-        teacher.reader = HeadReader(teacher.head, self._responses, variant.entry_stage)
+        teacher.reader = reader(teacher.head, self._responses, variant.entry_stage)
         self.readers = self._readers(student)
         device = next(student.parameters()).device
         with undisturbed():
@@ -71,9 +71,22 @@ class Distiller:
         self.step: Step | None = None
         """The pass that is under way."""
 
+    def _available(self, available: Terms) -> list[Term]:
+        """Those of a variant's terms that have a weight."""
+        if unknown := [key for key in self.on if key not in available]:
+            raise ValueError(f"variant={self.config.variant} has no term {unknown[0]}; it has {', '.join(available)}.")
+        found: list[Term] = []
+        for key in list(self.on):
+            if isinstance(terms := available[key], str):
+                self.left_out[key] = terms
+                del self.on[key]
+            else:
+                found += terms
+        return found
+
     def _readers(self, student: Any) -> Readers:
         head = HeadReader(student.model[-1], self._responses, self.match.entry_stage)
-        return Readers(head, self.match.stages.of(student), self.match.strides)
+        return Readers(head, self.match.stages.of(student), self.match.strides, self.match.answering)
 
     def _build(self) -> Any:
         """Adapters by source and map, then what each term has of its own."""
@@ -114,8 +127,8 @@ class Distiller:
 
         Where a gradient can go is read off a pass of the student that changes nothing.
         """
-        side = 2 * max(self.match.strides)
-        images = next(student.parameters()).new_zeros(1, student.yaml.get("channels", 3), side, side)
+        side = 2 * int(max(student.stride))
+        images = next(student.parameters()).new_zeros(1, channels(student), side, side)
         capture = Capture()
         self.readers.attach(capture, self.active)
         try:
@@ -188,7 +201,7 @@ class Distiller:
             levels = self.teacher(images)
         if neck is not None:
             maps["neck"] = [pair.cut(levels[pair.teacher_stride].features, size) for pair in neck.pairs]
-        responses = {term.branch: term.target(levels, size) for term in self.terms if isinstance(term, ResponseTerm)}
+        responses = {term.branch: term.target(levels, size) for term in self.terms if isinstance(term, HeadTerm)}
         weighed = any(source.weighed for source in self.sources)
         paired = [levels[stride] for stride in self.match.levels.values()]
         return TeacherOutputs(maps, responses, level_scores(paired) if weighed else None)

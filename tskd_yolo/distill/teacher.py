@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 from ultralytics.utils import LOGGER
+from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
-from tskd_yolo.distill.features import Capture, HeadReader, Level, StageReader, towers
+from tskd_yolo.distill.features import Capture, Levels, StageReader, probe, reader, towers
 from tskd_yolo.distill.matching import class_order
 from tskd_yolo.losses.crd import Tails
+
+KINDS: dict[type, tuple[type, ...]] = {DetectionModel: (Detect, v10Detect), RTDETRDetectionModel: (RTDETRDecoder,)}
+"""Models that may teach, with their heads; only the first kind may learn."""
 
 
 def load(path: str | Path, *, key: str = "teacher") -> Any:
@@ -45,9 +49,11 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
         model.student_model.pt_path = model.pt_path
         model = model.student_model
     kind: Any = type(model)
-    if kind is not DetectionModel or not isinstance(model.model[-1], Detect):
+    wanted = KINDS if key == "teacher" else {DetectionModel: KINDS[DetectionModel]}
+    if type(model.model[-1]) not in wanted.get(kind, ()):
         found = f"{kind.__name__} for '{getattr(model, 'task', 'unknown')}'"
-        raise ConfigError([f"{key}: {path} is of type {found}; give a YOLOv8, 11, 12 or 26 detector."])
+        more = " or RT-DETR" if key == "teacher" else ""
+        raise ConfigError([f"{key}: {path} is of type {found}; give a YOLO{more} detector."])
     return model
 
 
@@ -77,14 +83,18 @@ class Teacher:
         self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
         """The cheapest memory format whose outputs are right: Ultralytics found channels_last wrong on MPS."""
         self.model = model.to(device, memory_format=self.layout).requires_grad_(False).eval()
-        head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
         self.head = head
-        self.reader = HeadReader(head, responses=responses)
+        if isinstance(head, RTDETRDecoder):
+            head.stride = torch.tensor(_input_strides(model))
+        else:
+            head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
+        self.reader = reader(head, responses=responses)
         self._checksum = self._sums()
 
     def cast(self, dtype: torch.dtype) -> None:
         """Holds the weights in the dtype that autocast would bring them to at every pass."""
         self.model.to(dtype)
+        _forget_anchors(self.head)
         self._checksum = self._sums()
 
     def unmoved(self) -> bool:
@@ -94,19 +104,19 @@ class Teacher:
     def _sums(self) -> list[float]:
         return torch.stack([v.double().abs().sum() for v in self.model.state_dict().values()]).tolist()
 
-    def __call__(self, images: Tensor) -> dict[int, Level]:
+    def __call__(self, images: Tensor) -> Levels:
         """Levels by stride for a batch of images ``(N, 3, H, W)``."""
         return self._levels(images, Capture())
 
     def with_stages(
         self, images: Tensor, stages: StageReader, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features
-    ) -> tuple[dict[int, Level], list[Tensor]]:
+    ) -> tuple[Levels, list[Tensor]]:
         """Levels by stride, and ``keep(i, map)`` of each of some stages of the backbone, in the same pass."""
         capture = Capture()
         stages.attach(capture, keep)
         return self._levels(images, capture), stages.read(capture.caught)
 
-    def _levels(self, images: Tensor, capture: Capture) -> dict[int, Level]:
+    def _levels(self, images: Tensor, capture: Capture) -> Levels:
         self.reader.attach(capture)
         try:
             with torch.no_grad():
@@ -126,22 +136,52 @@ class Teacher:
         return Tails(box, score)
 
     def detector(self) -> Any:
-        """A copy that decodes its boxes, for validation."""
-        return deepcopy(self.model).float().eval()
+        """A copy that decodes its boxes, for validation; boxes of queries come in pixels, as those of other heads."""
+        copy = deepcopy(self.model).float().eval()
+        if isinstance(self.head, RTDETRDecoder):
+            _forget_anchors(copy.model[-1])
+            copy.register_forward_hook(_in_pixels)
+        return copy
 
     def measure(self, imgsz: int) -> None:
         """Counts the floating point operations of one image, in billions."""
         self.gflops = get_flops(self.detector(), imgsz)
 
 
+def _input_strides(model: Any) -> list[int]:
+    """Strides of the maps that come into the head, in pixels, from a pass of the model."""
+    with torch.no_grad():
+        outputs = probe(model)
+    side = 2 * int(max(model.stride))
+    return [side // outputs[number].shape[2] for number in model.model[-1].f]
+
+
+def _forget_anchors(head: Any) -> None:
+    """Has a decoder make its anchors anew: it keeps those of the last pass, in the dtype of that pass."""
+    if isinstance(head, RTDETRDecoder):
+        head.shapes = []
+
+
+def _in_pixels(model: Any, inputs: Any, outputs: Any) -> Tensor:
+    """An RT-DETR's detections ``(N, Q, 6)`` with corners in pixels instead of centre and size as parts of the image."""
+    height, width = inputs[0].shape[2:]
+    boxes, rest = outputs[0].split((4, 2), dim=2)
+    return torch.cat((xywh2xyxy(boxes) * boxes.new_tensor((width, height, width, height)), rest), dim=2)
+
+
 def _reorder(model: Any, names: Mapping[int, str]) -> bool:
-    """Brings the teacher's class outputs into the order of ``names``, once, by its last convolutions' rows."""
+    """Brings the teacher's class outputs into the order of ``names``, once, by its last layers' rows."""
     order = class_order(teacher=model.names, names=names)
     if order == sorted(order):
         return False
-    for _, tower in towers(model.model[-1]).values():
-        for layers in tower:
-            last = layers[-1]
-            last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
+    for last in _classifiers(model.model[-1]):
+        last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
     model.names = dict(names)
     return True
+
+
+def _classifiers(head: Any) -> list[Any]:
+    """The layers of a head that have a row per class."""
+    if isinstance(head, RTDETRDecoder):
+        return list(head.dec_score_head)
+    return [layers[-1] for _, tower in towers(head).values() for layers in tower]

@@ -184,11 +184,17 @@ def _settings(distiller: Distiller, config: Config) -> list[str]:
 
 def _exceptions(distiller: Distiller) -> list[str]:
     """What is not as one would expect it."""
-    rows = []
-    if distiller.match.unpaired:
-        rows.append(f"unpaired  levels of stride {distiller.match.unpaired} are in one network only and not distilled")
+    match, rows = distiller.match, []
+    for key, why in distiller.left_out.items():
+        rows.append(f"{key:<10}off: {why}")
+    if match.unpaired:
+        rows.append(f"unpaired  levels of stride {match.unpaired} are in one network only and not distilled")
+    if match.unpaired_stages and distiller.source("stages") is not None:
+        rows.append(f"unpaired  backbone stages of stride {match.unpaired_stages} are in one network only, also")
     if distiller.untaught:
-        rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher has lost this branch by fusing")
+        rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher's head has no such branch")
+    if match.queries and "crd" in distiller.on:
+        rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
     if distiller.teacher.reordered:
         rows.append("classes   the teacher's are in another order; they are matched by name")
     return rows
