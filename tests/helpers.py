@@ -68,6 +68,22 @@ def make_detector(
     return file
 
 
+TIMM = {"test_resnet": (48, 192, 96), "test_convnext": (32, 48, 64)}
+"""timm's smallest models, with the channels of their maps of stride 8, 16 and 32."""
+
+
+def timm_yaml(folder: Path, name: str = "test_resnet") -> Path:
+    """The YAML of a tiny detector with a timm backbone: one of ours, with another model in it."""
+    from tskd_yolo.config import folder as place
+
+    text = (place("cfg") / "models" / "timm-resnet18.yaml").read_text(encoding="utf-8").replace("resnet18", name)
+    for before, after in zip((128, 256, 512), TIMM[name], strict=True):
+        text = text.replace(f"Index, [{before},", f"Index, [{after},")
+    file = folder / f"timm-{name}.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
 def settings(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
     """Arguments of a run of two steps per epoch that writes into ``folder``."""
     base = dict(

@@ -259,6 +259,17 @@ def test_the_users_own_file_of_that_name_wins(tmp_path, monkeypatch):
     assert arguments == {"data": "neu.yaml"}
 
 
+def test_our_models_are_found_by_name_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"model": "timm-resnet18.yaml"}
+    resolve(arguments)
+    assert arguments == {"model": str(folder("cfg") / "models" / "timm-resnet18.yaml")}
+    for theirs in ("yolo11n.yaml", "default.yaml", "timm-resnet18"):
+        arguments = {"model": theirs}
+        resolve(arguments)
+        assert arguments == {"model": theirs}
+
+
 @pytest.mark.parametrize("value", ["coco8.yaml", "else/neu.yaml", "neu", "", ".", None, 3])
 def test_anything_else_is_left_to_ultralytics(value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

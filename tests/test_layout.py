@@ -19,7 +19,7 @@ MODULES = {
     ".".join(["tskd_yolo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-BOTTOM = {"config", "files", "compat", "guards", "hashing", "data", "rng", "rounding"}
+BOTTOM = {"config", "files", "backbones", "compat", "guards", "hashing", "data", "rng", "rounding"}
 MAY_IMPORT = {
     "cli": {"compare", "train", "demo", *BOTTOM},
     "demo": {"train", "data"},
@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "train": {"distill", *BOTTOM},
     "distill": {"losses", *BOTTOM},
     "losses": {"rounding"},
-    "compat": {"files", "config", "guards"},
+    "compat": {"files", "config", "guards", "backbones"},
+    "backbones": {"config", "rng"},
     "guards": {"config"},
     "hashing": {"files"},
     "data": {"config", "rng", "rounding"},

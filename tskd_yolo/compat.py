@@ -27,6 +27,7 @@ from ultralytics.utils import LOGGER, ONLINE, RANK, ROOT, USER_CONFIG_DIR, YAML,
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import strip_optimizer
 
+import tskd_yolo.backbones  # noqa: F401, of whose layer it tells Ultralytics and torch
 from tskd_yolo import config, files, guards
 from tskd_yolo.config import ConfigError
 
@@ -227,6 +228,9 @@ def yolo(model: str | Path, *, trust: bool = False) -> YOLO:
     Examples:
         >>> tskd_yolo.load("yolo11n.pt").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt")
     """
+    named = {"model": model}
+    config.resolve(named)
+    model = named["model"]
     with forced(trust=trust):
         if Path(model).suffix not in {".yaml", ".yml"}:
             load(model, key="model")
@@ -270,6 +274,8 @@ def why(error: BaseException) -> str:
             f"asks for {name}, which no detector needs and which could run foreign code "
             "(trust=True loads it all the same: only for files that you made yourself)"
         )
+    if isinstance(error, ConfigError):  # of a layer of ours
+        return f"holds what cannot be built ({'; '.join(error.problems).rstrip('.')})"
     if "TorchScript" in text:
         return "is a TorchScript export, which cannot be trained"
     if "not a loadable checkpoint" in text or isinstance(error.__cause__, pickle.UnpicklingError):

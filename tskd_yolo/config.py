@@ -76,15 +76,16 @@ TERMS = tuple(re.findall(r"^(\w+):.*# \(float\) share ", _FILE, flags=re.MULTILI
 
 
 def resolve(arguments: dict[str, Any]) -> None:
-    """Finds ``data=neu.yaml`` and ``cfg=neu.yaml`` by name, in place: the user's own file first, then ours.
+    """Finds ``data=neu.yaml``, ``cfg=neu.yaml`` and ``model=timm-resnet18.yaml`` by name, in place: the user's own file
+    first, then ours.
 
-    Anything else is left to Ultralytics, which looks among its own data sets.
+    Anything else is left to Ultralytics, which looks among its own data sets and models.
     """
-    for key, place in (("data", "datasets"), ("cfg", "cfg")):
+    for key, place in (("data", folder("datasets")), ("cfg", folder("cfg")), ("model", folder("cfg") / "models")):
         value = arguments.get(key)
         if not isinstance(value, (str, Path)) or Path(value).exists():
             continue
-        ours = folder(place) / value
+        ours = place / value
         if ours.is_file() and len(Path(value).parts) == 1:
             arguments[key] = str(ours)
 

@@ -20,6 +20,7 @@ from tskd_yolo import compat
 from tskd_yolo.files import write_json
 from tskd_yolo.hashing import hash_tensors
 from tskd_yolo.train import prepare
+from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class _OurFormat(Engine):
         return batch
 
 
-class PlainTrainer(_Witness, _OurFormat, DetectionTrainer):
-    """Ultralytics' own trainer, witnessed."""
+class PlainTrainer(_Witness, _OurFormat, BackboneMixin, DetectionTrainer):
+    """Ultralytics' own trainer, witnessed; a timm backbone starts from the weights that it has in our trainer."""
 
 
 class DistilledTrainer(_Witness, Trainer):

@@ -250,9 +250,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def probe(model: Any, images: Tensor | None = None) -> dict[int, Tensor]:
-    """The output ``(N, C, H, W)`` of every layer of a detector that has one, by its number, in a pass that changes
-    nothing.
+def maps_of(output: Any) -> list[Tensor]:
+    """The maps ``(N, C, H, W)`` in the output of a layer: one of most, several of a timm backbone."""
+    outputs = output if isinstance(output, (list, tuple)) else [output]
+    return [value for value in outputs if isinstance(value, Tensor) and value.dim() == 4]
+
+
+def probe(model: Any, images: Tensor | None = None) -> dict[int, list[Tensor]]:
+    """The maps ``(N, C, H, W)`` that every layer of a detector gives, by its number, in a pass that changes nothing.
 
     Args:
         model: The detector.
@@ -264,13 +269,13 @@ def probe(model: Any, images: Tensor | None = None) -> dict[int, Tensor]:
         images = parameter.new_zeros(1, channels(model), side, side)
     capture = Capture()
     for number, layer in enumerate(model.model[:-1]):
-        capture.output_of(layer, number)
+        capture.output_of(layer, number, maps_of)
     try:
         with evaluating(model):
             model(images)
     finally:
         capture.detach()
-    return {number: out for number, out in capture.caught.items() if isinstance(out, Tensor) and out.dim() == 4}
+    return capture.caught
 
 
 def channels(model: Any) -> int:
@@ -289,12 +294,13 @@ class StageReader:
     def __init__(self, model: Any, wanted: Sequence[int] = STAGE_STRIDES) -> None:
         with torch.no_grad():
             outputs = probe(model)
-        side = 2 * int(max(model.stride))
-        numbers = [n for n in outputs if n < len(model.yaml["backbone"])]
-        last = {side // outputs[n].shape[2]: n for n in numbers}
+        side, rows = 2 * int(max(model.stride)), len(model.yaml["backbone"])
+        found = [(n, place, features) for n in range(rows) for place, features in enumerate(outputs.get(n, ()))]
+        last = {side // features.shape[2]: (n, place, features.shape[1]) for n, place, features in found}
         self.strides = [stride for stride in wanted if stride in last]
-        self.numbers = [last[stride] for stride in self.strides]
-        self.widths = [outputs[n].shape[1] for n in self.numbers]
+        self.numbers = [last[stride][0] for stride in self.strides]
+        self.places = [last[stride][1] for stride in self.strides]
+        self.widths = [last[stride][2] for stride in self.strides]
         self.layers = [model.model[n] for n in self.numbers]
 
     def of(self, model: Any) -> StageReader:
@@ -307,15 +313,19 @@ class StageReader:
         """The same for some of the strides."""
         reader, places = copy(self), [self.strides.index(stride) for stride in wanted]
         reader.strides = list(wanted)
-        reader.numbers, reader.widths, reader.layers = (
-            [values[place] for place in places] for values in (self.numbers, self.widths, self.layers)
+        reader.numbers, reader.places, reader.widths, reader.layers = (
+            [values[place] for place in places] for values in (self.numbers, self.places, self.widths, self.layers)
         )
         return reader
 
     def attach(self, capture: Capture, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features) -> None:
         """Catches ``keep(i, map)`` of each stage in the next pass, i its place among the strides."""
-        for i, layer in enumerate(self.layers):
-            capture.output_of(layer, ("stage", i), partial(keep, i))
+
+        def kept(i: int, place: int, output: Any) -> Tensor:
+            return keep(i, maps_of(output)[place])
+
+        for i, (layer, place) in enumerate(zip(self.layers, self.places, strict=True)):
+            capture.output_of(layer, ("stage", i), partial(kept, i, place))
 
     def read(self, caught: Mapping[Any, Tensor]) -> list[Tensor]:
         """One map per stage."""

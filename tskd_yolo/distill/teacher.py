@@ -153,7 +153,7 @@ def _input_strides(model: Any) -> list[int]:
     with torch.no_grad():
         outputs = probe(model)
     side = 2 * int(max(model.stride))
-    return [side // outputs[number].shape[2] for number in model.model[-1].f]
+    return [side // outputs[number][0].shape[2] for number in model.model[-1].f]
 
 
 def _forget_anchors(head: Any) -> None:

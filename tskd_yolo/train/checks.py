@@ -27,6 +27,7 @@ from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill import teacher
 from tskd_yolo.distill.matching import mismatches
 from tskd_yolo.distill.monitor import Monitor
+from tskd_yolo.train import backbone
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
@@ -67,9 +68,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     with compat.guarded(trust=values["trust"] is True):
         model = _teacher(values["teacher"], errors)
         student, names = _student_and_names(values, errors)
-        if isinstance(values["pretrained"], (str, Path)):
-            with _collected(errors):
-                compat.load(values["pretrained"], key="pretrained")
+        errors += _wrong_pretrained(student, values, asked="pretrained" in overrides)
     if student and _all_frozen(student, values["freeze"]):
         errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
     if model is not None and student and names:
@@ -82,6 +81,20 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     if values["data"] and Path(str(values["data"])).is_file():
         overrides["data"] = str(Path(values["data"]).resolve())
     return model
+
+
+def _wrong_pretrained(student: Any, values: Mapping[str, Any], *, asked: bool) -> list[str]:
+    """What is wrong with the weights to start from: a detector's, or those of a timm backbone."""
+    if student and (names := backbone.names(student)):
+        if problems := backbone.wrong_weights(names[0], values, asked=asked):
+            return problems
+        if backbone.weights_file(values["pretrained"]):
+            return []
+    errors: list[str] = []
+    if student and isinstance(values["pretrained"], (str, Path)):
+        with _collected(errors):
+            compat.load(values["pretrained"], key="pretrained")
+    return errors
 
 
 def _settings(

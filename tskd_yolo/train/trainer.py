@@ -19,13 +19,14 @@ from tskd_yolo.distill.balance import schedule
 from tskd_yolo.distill.distiller import Distiller, Trial
 from tskd_yolo.rng import undisturbed
 from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary
+from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.engine import engine_arguments
 from tskd_yolo.train.processes import FIRST
 from tskd_yolo.train.resumable import ResumableMixin
 
 
 @hooks.noting
-class DistillationMixin(ResumableMixin):
+class DistillationMixin(ResumableMixin, BackboneMixin):
     """Adds a teacher to an Ultralytics trainer.
 
     The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass
