@@ -120,7 +120,7 @@ def detector(shared: Shared) -> Callable[..., Path]:
 
     def give(model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, channels: int = 3) -> Path:
         told = [*([] if names == NAMES else names), *([] if channels == 3 else [f"{channels} channels"])]
-        name = "-".join([model.removesuffix(".yaml"), *told, str(seed)])
+        name = "-".join([Path(model).stem, *told, str(seed)])
         return shared(f"{name}.pt", lambda file: make_detector(file, model, names, seed, channels))
 
     return give

@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
+from tests.helpers import timm_yaml
 from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, HeadReader, StageReader, strides, towers
 
 MODELS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
@@ -149,6 +150,19 @@ def test_stages_of_a_model_of_ones_own_are_found_by_stride(tmp_path):
         reader.numbers == [3, 5, 7]
         and reader.widths == StageReader(DetectionModel("yolo11n.yaml", nc=3, verbose=False)).widths
     )
+
+
+def test_stages_are_found_in_the_list_that_a_timm_backbone_gives(tmp_path):
+    model = DetectionModel(str(timm_yaml(tmp_path)), nc=3, verbose=False).eval()
+    reader, capture, given = StageReader(model), Capture(), []
+    model.model[0].register_forward_hook(lambda module, inputs, output: given.extend(output))
+    reader.only([4, 16]).attach(capture, keep=lambda place, features: features + place)
+    with torch.no_grad():
+        model(torch.rand(1, 3, 64, 96))
+    assert reader.strides == [4, 8, 16] and reader.widths == [32, 48, 192]
+    assert (reader.numbers, reader.places) == ([0, 1, 2], [0, 0, 0]), "the last layer that gives a map gives it"
+    stages = reader.only([4, 16]).of(copy.deepcopy(model)).read(capture.caught)
+    assert torch.equal(stages[0], given[0]) and torch.equal(stages[1], given[2] + 1)
 
 
 def test_a_stage_that_a_backbone_lacks_is_not_read(models):

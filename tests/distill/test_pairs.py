@@ -13,6 +13,7 @@ import torch
 from ultralytics.utils.ops import xyxy2xywh
 
 from tests.distill.helpers import NAMES, make, make_batch, make_student
+from tskd_yolo.config import resolve
 from tskd_yolo.losses import crd
 
 
@@ -49,7 +50,19 @@ PAIRS = [
     Pairing("yolo26n", "yolov5n-p6", P3_P5, [64]),
     Pairing("yolo11n", "yolov3-tiny", [16, 32], [8]),
     Pairing("yolov3-tiny", "yolo11n", [16, 32], [8]),
+    Pairing("timm-resnet50", "timm-resnet18", P3_P5),
+    Pairing("timm-resnet50", "yolo11n", P3_P5),
+    Pairing("yolo11s", "timm-mobilenetv4_conv_small", P3_P5),
+    Pairing("timm-vit_small_patch16_dinov3", "yolo11n", P3_P5, stages=[8, 16]),
+    Pairing("yolo11n", "timm-convnext_atto", P3_P5),
 ]
+
+
+def yaml_of(name: str) -> str:
+    """The YAML of a detector: Ultralytics' by its name, ours by its path."""
+    found = {"model": f"{name}.yaml"}
+    resolve(found)
+    return found["model"]
 
 
 def batch_of(distiller: Any) -> dict[str, torch.Tensor]:
@@ -108,8 +121,8 @@ def boxes(batch: Any) -> Any:
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_every_pair_is_taught_on_every_level_it_has(pair, detector, monkeypatch):
     monkeypatch.setattr(crd, "LOCATION_STEP", 1)  # a random teacher may be surest on one level only
-    student = make_student(f"{pair.student}.yaml")
-    distiller = make(student, detector(f"{pair.teacher}.yaml", NAMES))
+    student = make_student(yaml_of(pair.student))
+    distiller = make(student, detector(yaml_of(pair.teacher), NAMES))
     match, batch = distiller.match, batch_of(distiller)
     assert (match.strides, match.unpaired, match.stages.strides) == (pair.levels, pair.unpaired, pair.stages)
     assert len(match.branches) == pair.branches and distiller.left_out == {}
