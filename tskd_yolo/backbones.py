@@ -66,7 +66,10 @@ class TimmModel(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps, the finest first."""
-        return list(self.body((images - self.mean) / self.std))
+        maps = self.body((images - self.mean) / self.std)
+        if getattr(self.body, "output_fmt", "NCHW") == "NHWC":  # of Swin, for one
+            return [features.permute(0, 3, 1, 2) for features in maps]
+        return list(maps)
 
 
 class TimmBackbone(TimmModel):

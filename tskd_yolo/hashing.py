@@ -62,7 +62,7 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
 def versions() -> dict[str, str]:
     """Of what computes a result; empty where a library is not there."""
     found = {"tskd_yolo": __version__}
-    for library in ("torch", "ultralytics", "numpy", "opencv-python", "albumentations"):
+    for library in ("torch", "ultralytics", "numpy", "opencv-python", "albumentations", "timm"):
         try:
             found[library] = metadata.version(library)
         except metadata.PackageNotFoundError:  # opencv has several names, albumentations is optional

@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 import tskd_yolo
 from tests.helpers import logged, make_detector, rows, same, settings, timm_yaml, trained, weights, without_end
@@ -72,8 +74,28 @@ def test_a_transformer_is_exported_too(tmp_path):
     assert same_outputs(make_detector(tmp_path / "vit.pt", str(yaml)))
 
 
+def feature_teacher(folder: Path) -> str:
+    """A value of ``teacher=`` that names a timm model without a head, with random weights in a file."""
+    torch.manual_seed(2)
+    tensors = timm.create_model("test_vit").state_dict()
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "vit.safetensors")
+    return f"timm:test_vit:{folder / 'vit.safetensors'}"
+
+
+@pytest.mark.parametrize("more", [{}, {"teacher_cache": "ram", "views": 2}, {"teacher_imgsz": 128}], ids=str)
+def test_a_model_without_a_head_teaches_drd_and_ded(more, tmp_path, data, no_end):
+    with logged() as lines:
+        trainer = trained(tmp_path, data, teacher=feature_teacher(tmp_path), **more)
+    (row,) = rows(tmp_path)
+    assert row["train/drd_loss"] > 0 and row["train/ded_loss"] > 0 and row["train/crd_loss"] == 0
+    said = "\n".join(lines)
+    assert "crd       off: the teacher has no detection head; its maps teach DRD and DED" in said
+    assert "first-epoch check passed" in said and "next to nothing" not in said and "is validated" not in said
+    assert trainer.args.teacher.startswith("timm:test_vit:/")
+
+
 def test_an_interrupted_run_goes_on(tmp_path, data):
-    model, teacher = timm_yaml(tmp_path), make_detector(tmp_path / "teacher.pt", "yolo11n.yaml")
+    model, teacher = timm_yaml(tmp_path), feature_teacher(tmp_path)
 
     class Stopped(Exception):
         pass

@@ -13,6 +13,7 @@ from tskd_yolo import compat, config
 from tskd_yolo.compare.arms import ARMS, overrides_of, read, settings_of, wrong_arms
 from tskd_yolo.compare.splits import Judging, judging
 from tskd_yolo.config import ConfigError
+from tskd_yolo.distill import feature_model
 from tskd_yolo.train.checks import check
 
 KEYS: dict[str, Any] = {
@@ -177,7 +178,9 @@ def _with_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _absolute(file: Any) -> str:
     """A file of the user's by its absolute path; a name that Ultralytics knows as it is."""
-    return str(Path(file).resolve()) if Path(file).exists() else str(file)
+    if Path(file).exists() or feature_model.named(file):
+        return feature_model.whole_path(file)
+    return str(file)
 
 
 # What is wrong with it ------------------------------------------------------------------------------------------------
@@ -219,6 +222,11 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
         check(_KNOWN, training)
     except ConfigError as error:
         problems += error.problems
+    if feature_model.named(training.get("teacher")):
+        problems.append(
+            f"teacher: a comparison judges its teacher, and {training['teacher']} has no detection head; give a "
+            "detector, and this one to an arm of your own (arms=FILE.yaml)."
+        )
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
     if isinstance(epochs, int) and epochs < 1:
         problems.append(f"epochs: must be a whole number from 1 on, got {epochs}.")

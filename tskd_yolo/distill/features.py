@@ -91,6 +91,23 @@ class TeacherOutputs(NamedTuple):
     level_scores: Tensor | None = None
 
 
+class MapHead(nn.Module):
+    """Stands where a detector has its head in a model without one: levels that have features and no response.
+
+    Args:
+        strides: Of its inputs, in pixels.
+        widths: Their channels.
+    """
+
+    def __init__(self, strides: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.stride, self.widths = torch.tensor(strides), list(widths)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """The maps."""
+        return maps
+
+
 def towers(head: Any) -> dict[str, tuple[Any, Any]]:
     """Box and class tower of each branch that the head has, one module per level in each."""
     names = {"one2many": ("cv2", "cv3"), "one2one": ("one2one_cv2", "one2one_cv3")}
@@ -109,6 +126,8 @@ def strides(head: Any) -> list[int]:
 def neck_width(head: Any, stride: int) -> int:
     """Channels of the features that come into a level of the head."""
     level = strides(head).index(stride)
+    if isinstance(head, MapHead):
+        return head.widths[level]
     if isinstance(head, RTDETRDecoder):
         projection: Any = head.input_proj[level]
         return projection[0].in_channels
@@ -231,8 +250,30 @@ class QueryReader:
         return found
 
 
-def reader(head: Any, responses: bool, entry_stage: int = ENTRY_STAGE) -> HeadReader | QueryReader:
+class MapReader:
+    """Reads the passes of a model without a detection head: features, and scores of no class.
+
+    Args:
+        head: Its :class:`MapHead`.
+    """
+
+    towers: Mapping[str, Any] = {}
+
+    def __init__(self, head: MapHead) -> None:
+        self.strides = strides(head)
+
+    def attach(self, capture: Capture) -> None:
+        """Nothing has to be caught."""
+
+    def read(self, predictions: Any, caught: Mapping[Any, Any]) -> Levels:
+        """As :meth:`HeadReader.read`; no level has a response."""
+        return Levels(zip(self.strides, (Level(features, features[:, :0], {}) for features in predictions)))
+
+
+def reader(head: Any, responses: bool, entry_stage: int = ENTRY_STAGE) -> HeadReader | QueryReader | MapReader:
     """What reads the passes of a head; see :class:`HeadReader`."""
+    if isinstance(head, MapHead):
+        return MapReader(head)
     if isinstance(head, RTDETRDecoder):
         return QueryReader(head, responses)
     return HeadReader(head, responses, entry_stage)

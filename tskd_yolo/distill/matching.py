@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from ultralytics.nn.modules.head import RTDETRDecoder
 
-from tskd_yolo.distill.features import STAGE_STRIDES, StageReader, neck_width, strides, tower_widths, towers
+from tskd_yolo.distill.features import STAGE_STRIDES, MapHead, StageReader, neck_width, strides, tower_widths, towers
 from tskd_yolo.distill.resample import to_grid
 from tskd_yolo.rounding import ceil_div
 
@@ -86,8 +86,11 @@ class Match:
         at = {t: _nearest(t / scale, self.strides, most) for t in theirs}
         self.heard = {s: [t for t in theirs if at[t] == s or t == self.levels[s]] for s in self.strides}
         """The teacher's strides whose responses are heard on each level of the student."""
+        self.headless = isinstance(teacher_head, MapHead)
+        """Whether the teacher has maps only, and no response."""
         alone = {s for s in ours if s not in self.levels}
-        self.unpaired = sorted(alone | {t for t in theirs if not any(t in heard for heard in self.heard.values())})
+        silent = {t for t in theirs if not any(t in heard for heard in self.heard.values())}
+        self.unpaired = sorted(alone if self.headless else alone | silent)
         """Strides of levels that have no partner in the other network."""
         self.queries = isinstance(teacher_head, RTDETRDecoder)
         """Whether the teacher answers by queries, and not by a response per location."""
@@ -157,7 +160,7 @@ def mismatches(*, student_yaml: dict[str, Any], teacher: Any, names: Mapping[int
             "such as yolo11n.yaml."
         )
     ours, theirs = sorted(map(folded, names.values())), sorted(map(folded, teacher.names.values()))
-    if ours != theirs:
+    if ours != theirs and not isinstance(teacher.model[-1], MapHead):
         problems.append(
             f"teacher: it knows {len(theirs)} classes ({_short(teacher.names)}) and the data has {len(ours)} "
             f"({_short(names)}); train the teacher on the same class list."

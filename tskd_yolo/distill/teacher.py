@@ -18,6 +18,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
+from tskd_yolo.distill import feature_model
 from tskd_yolo.distill.features import Capture, Levels, StageReader, probe, reader, towers
 from tskd_yolo.distill.matching import class_order
 from tskd_yolo.losses.crd import Tails
@@ -30,7 +31,8 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
     """Loads a detector checkpoint as it was trained, on the CPU and in float32.
 
     An official name, such as ``yolo11l.pt``, is fetched as Ultralytics fetches ``model=``. Of an interrupted run of
-    Ultralytics' built-in distillation the student becomes the teacher, and that is said.
+    Ultralytics' built-in distillation the student becomes the teacher, and that is said. ``timm:NAME`` is a model of
+    timm's without a detection head.
 
     Args:
         path: The file.
@@ -39,6 +41,8 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
     Raises:
         ConfigError: If the file is missing, cannot be read, or holds no plain detector.
     """
+    if key == "teacher" and feature_model.named(path):
+        return feature_model.load(str(path))
     model: Any = compat.load(path, key=key)[0]
     if isinstance(model, DistillationModel):
         if key != "teacher":  # Ultralytics would train on with its wrapper

@@ -322,8 +322,9 @@ class Variant(NamedTuple):
 
 def default_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
     """DRD on the neck, DED on the backbone's early stages, CRD through the last layer of the teacher's head."""
+    neck = (MapSource if match.headless else Neck)("neck", match.neck())
     return {
-        "drd": [MapTerm("drd", Neck("neck", match.neck()), partial(DRD, trained=config.graph == "trained"))],
+        "drd": [MapTerm("drd", neck, partial(DRD, trained=config.graph == "trained"))],
         "ded": on_stages("ded", match, lambda channels: DED()),
         "crd": responses(match, teacher),
     }
@@ -356,6 +357,8 @@ def on_stages(key: str, match: Match, loss: Callable[[int], nn.Module]) -> list[
 
 def responses(match: Match, teacher: Teacher, kind: Callable[..., ResponseTerm] = ResponseTerm) -> list[Term] | str:
     """CRD of every branch that both heads have; of a teacher with queries of every branch of the student's."""
+    if match.headless:
+        return "the teacher has no detection head; its maps teach DRD and DED"
     if match.queries:
         return [QueryTerm("crd", branch, match) for branch in match.branches]
     if not match.branches:

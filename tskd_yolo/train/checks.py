@@ -25,6 +25,7 @@ from tskd_yolo.data import dataset
 from tskd_yolo.data.convert.files import ConvertError
 from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill import teacher
+from tskd_yolo.distill.feature_model import whole_path
 from tskd_yolo.distill.matching import mismatches
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.train import backbone
@@ -77,7 +78,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
         raise ConfigError(errors)
     if _same_file(values["teacher"], values["model"]):
         LOGGER.warning(f"teacher {values['teacher']} is the student itself: it can teach nothing new.")
-    overrides["teacher"] = str(Path(model.pt_path).resolve())
+    overrides["teacher"] = whole_path(model.pt_path)
     if values["data"] and Path(str(values["data"])).is_file():
         overrides["data"] = str(Path(values["data"]).resolve())
     return model
@@ -246,7 +247,7 @@ def restore(args: Any, *, trust: bool, teacher: Any) -> None:
     for key, value in config.KEPT.items():
         setattr(args, key, getattr(args, key, value))
     if teacher:
-        args.teacher = str(Path(teacher).resolve())
+        args.teacher = whole_path(teacher)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill import cache
 from tskd_yolo.distill.distiller import Distiller
+from tskd_yolo.distill.feature_model import FeatureModel
+from tskd_yolo.distill.feature_teacher import FeatureTeacher
 from tskd_yolo.distill.features import strides
 from tskd_yolo.distill.matching import mismatches
 from tskd_yolo.distill.teacher import Teacher
@@ -54,7 +56,11 @@ def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config:
     if errors := mismatches(student_yaml=student.yaml, teacher=loaded, names=names):
         raise ConfigError(errors)
     with undisturbed():  # folding batch norms draws random numbers
-        frozen = Teacher(loaded, like=student, names=names)
+        frozen: Teacher = (
+            FeatureTeacher(loaded, like=student)
+            if isinstance(loaded, FeatureModel)
+            else Teacher(loaded, like=student, names=names)
+        )
     stride = max(int(max(student.stride)), 32)
     imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)  # as the engine will come to round it
     size = config.teacher_imgsz or imgsz
