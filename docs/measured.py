@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pairs
+import sizes
 import yaml
 
 from tskd_yolo.compare.stats import Effect, holm, interval, paired, points
@@ -49,6 +50,7 @@ def values() -> dict[str, str]:
         "settings": settings(),
         "sources": sources(),
         "pairs": pairs.text(),
+        "backbones": sizes.text(),
     }
 
 

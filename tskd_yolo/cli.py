@@ -55,6 +55,7 @@ Our arguments, with their defaults:
 {keys}
 
 Data sets found by name: {datasets}. Settings found by name (cfg=NAME): {recipes}.
+Models found by name: {models}, and Ultralytics' own.
 """
 
 
@@ -121,11 +122,12 @@ def help_text() -> str:
     """The help page, with our keys as they stand in ``cfg/default.yaml``."""
     lines = (folder("cfg") / "default.yaml").read_text(encoding="utf-8").splitlines()
     keys = "\n".join("  " + line for line in lines if line and not line.startswith("#"))
+    places = {"datasets": folder("datasets"), "recipes": folder("cfg"), "models": folder("cfg") / "models"}
     names = {
-        place: ", ".join(sorted(p.name for p in folder(place).glob("*.yaml") if p.name != "default.yaml"))
-        for place in ("datasets", "cfg")
+        key: ", ".join(sorted(p.name for p in place.glob("*.yaml") if p.name != "default.yaml"))
+        for key, place in places.items()
     }
-    return HELP.format(version=__version__, keys=keys, datasets=names["datasets"], recipes=names["cfg"]).strip("\n")
+    return HELP.format(version=__version__, keys=keys, **names).strip("\n")
 
 
 def parse(

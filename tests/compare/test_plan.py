@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("at_hand")
         (dict(epochs=0), "epochs: must be a whole number from 1 on"),
         (dict(data="set.ndjson"), "data: a comparison needs a data YAML"),
         (dict(teacher="nowhere.pt"), "teacher: nowhere.pt was not found"),
+        (dict(teacher="timm:test_vit"), "timm:test_vit has no detection head; give a detector, and this one to an arm"),
         (dict(distill_model="a.pt"), "distill_model: "),
         (dict(techer="a.pt"), "techer: is not an argument"),
         (dict(armss="plain"), "did you mean 'arms'?"),
