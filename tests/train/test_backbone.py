@@ -81,6 +81,10 @@ def test_weights_that_were_asked_for_and_are_missed_are_an_error(start, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_what_yolo_train_gives_for_everyone_nobody_asked_for(start):
+    assert "the backbone starts from random weights" in start(pretrained=True, mode="train")[1][0]
+
+
 def test_a_detector_as_pretrained_goes_in_as_in_ultralytics(start, made):
     student, said = start(pretrained=str(made / "detector.pt"))
     expected = torch.load(made / "detector.pt", weights_only=False)["model"]

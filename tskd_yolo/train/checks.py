@@ -69,7 +69,8 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     with compat.guarded(trust=values["trust"] is True):
         model = _teacher(values["teacher"], errors)
         student, names = _student_and_names(values, errors)
-        errors += _wrong_pretrained(student, values, asked="pretrained" in overrides)
+        # YOLO.train, and who launches processes, give a mode, and every argument whether it was asked for or not.
+        errors += _wrong_pretrained(student, values, asked="pretrained" in overrides and "mode" not in overrides)
     if student and _all_frozen(student, values["freeze"]):
         errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
     if model is not None and student and names:
