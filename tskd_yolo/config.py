@@ -38,6 +38,8 @@ class Config:
 
     teacher: str
     teacher_imgsz: int | None
+    classes_map: Any
+    """A file that maps the teacher's class names to the student's, or what it says; None without one."""
     weights: Mapping[str, float]
     """Weight of every term, in column order."""
     balance: str
@@ -193,6 +195,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *_graph(values),
         *_teacher_size(values),
         *_teacher(values),
+        *_classes_map(values["classes_map"]),
     ]
 
 
@@ -264,6 +267,12 @@ def _teacher(values: Mapping[str, Any]) -> list[str]:
     if not isinstance(teacher, (str, Path)):
         return [f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first."]
     return []
+
+
+def _classes_map(given: Any) -> list[str]:
+    if given is None or given is False or isinstance(given, (str, Path, Mapping)):
+        return []
+    return [f"classes_map: must be a YAML file, or a mapping of the teacher's class names, got {given!r}."]
 
 
 def _limits(values: Mapping[str, Any]) -> list[str]:
@@ -350,6 +359,7 @@ def build(values: Mapping[str, Any]) -> Config:
     return Config(
         teacher=str(values["teacher"]),
         teacher_imgsz=values["teacher_imgsz"] or None,
+        classes_map=values["classes_map"] or None,
         balance=values["balance"],
         **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade")},
         variant=values["variant"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ultralytics.nn.tasks import ClassificationModel, DetectionModel, RTDETRDetectionModel, yaml_model_load
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel, RTDETRDetectionModel
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
 from tests.distill.helpers import NAMES
@@ -15,7 +15,6 @@ from tests.distill.helpers import load as loaded
 from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import ENTRY_STAGE, StageReader, neck_width
-from tskd_yolo.distill.matching import mismatches
 from tskd_yolo.distill.teacher import Teacher, load
 from tskd_yolo.losses.crd import renormalize
 
@@ -111,22 +110,22 @@ def queries(detector) -> Path:
 
 
 def test_a_decoder_gives_features_scores_and_queries(queries, student):
-    images = torch.rand(2, 3, 64, 96)
-    plain = loaded(queries).eval()
-    entered = []
-    handle = plain.model[-1].register_forward_pre_hook(lambda _, inputs: entered.extend(inputs[0]))
+    images, teacher, entered = torch.rand(2, 3, 64, 96), frozen(queries, student), []
+    handle = teacher.head.register_forward_pre_hook(lambda _, inputs: entered.extend(inputs[0]))
     with torch.no_grad():
-        _, (boxes, scores, *_) = plain(images)
+        _, (boxes, scores, *_) = teacher.model(images)
     handle.remove()
-    teacher = frozen(queries, student)
     levels = teacher(images)
     assert list(levels) == [8, 16, 32] and teacher.reader.strides == [8, 16, 32]
     for (stride, level), features in zip(levels.items(), entered, strict=True):
-        torch.testing.assert_close(level.features, features, rtol=1e-4, atol=1e-4)
-        assert level.scores.shape == (2, 3, 64 // stride, 96 // stride) and not level.responses
+        assert torch.equal(level.features, features) and not level.responses
+        assert level.scores.shape == (2, 3, 64 // stride, 96 // stride)
         assert neck_width(teacher.head, stride) == features.shape[1]
-    torch.testing.assert_close(xyxy2xywh(levels.queries.boxes), boxes[-1], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(levels.queries.scores, scores[-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(xyxy2xywh(levels.queries.boxes), boxes[-1])
+    assert torch.equal(levels.queries.scores, scores[-1])
+    with torch.no_grad():  # folding changes next to nothing; which of many like queries are chosen may change
+        plain = loaded(queries).eval()(images)[1][1][-1]
+    torch.testing.assert_close(plain.amax(dim=(1, 2)), scores[-1].amax(dim=(1, 2)), rtol=1e-2, atol=1e-2)
     assert frozen(queries, student, responses=False)(images).queries is None
 
 
@@ -183,7 +182,7 @@ def test_a_teacher_of_another_class_order_gives_permuted_logits(kind, files, stu
     images, order = torch.rand(2, 3, 64, 64), [2, 0, 1]  # no permutation that is its own inverse
     ours = [NAMES[i] for i in order]
     straight, turned = frozen(files[kind], student), frozen(files[kind], student, names=ours)
-    assert not straight.reordered and turned.reordered
+    assert straight.classes.alike and not turned.classes.alike
     before, after = straight(images), turned(images)
     for stride in before:
         for branch in before[stride].responses:
@@ -196,7 +195,7 @@ def test_a_teacher_of_another_class_order_gives_permuted_logits(kind, files, stu
 
 
 def test_names_are_matched_without_case_and_blanks(files, student):
-    assert not frozen(files["yolo11n.yaml"], student, names=(" Crack", "PIT", "scale ")).reordered
+    assert frozen(files["yolo11n.yaml"], student, names=(" Crack", "PIT", "scale ")).classes.alike
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,7 +262,6 @@ TWICE = "Pit", "crack", "pit"
 def test_two_classes_of_one_name_on_both_sides_keep_both_outputs(tmp_path, student):
     """Names that are equal but for case match as multisets; each output must then be used once."""
     file = make_detector(tmp_path / "teacher.pt", "yolo11n.yaml", TWICE)
-    assert mismatches(student_yaml=yaml_model_load("yolo11n.yaml"), teacher=load(file), names=named(TWICE)) == []
     plain, images = load(file), torch.rand(1, 3, 64, 64)
     scores = raw(copy.deepcopy(plain), images)["one2many"]["scores"]
     said = joined(frozen(file, student, names=TWICE)(images), "one2many", "scores")

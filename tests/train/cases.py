@@ -170,9 +170,15 @@ CASES = [
     Case("teacher finds poses", REFUSE, {"teacher": "{f}/pose.pt"}, ("teacher: ", "PoseModel for 'pose'", "give a")),
     Case("teacher turns boxes", REFUSE, {"teacher": "{f}/obb.pt"}, ("teacher: ", "OBBModel for 'obb'", "give")),
     Case("teacher with P2", WORKS, {"teacher": "{f}/p2.pt"}, ("levels of stride [4] are in one network only",)),
-    Case("teacher without classes of ours", REFUSE, {"teacher": "{f}/rtdetr.pt"}, ("it knows 6 classes (0, 1",)),
-    Case("teacher of other count", REFUSE, {"teacher": "{f}/two.pt"}, ("it knows 2 classes (crazing, inclusion)",)),
-    Case("teacher of other names", REFUSE, {"teacher": "{f}/others.pt"}, ("6 classes (cat, dog", "has 6 (crazing",)),
+    Case("teacher RT-DETR", WORKS, {"teacher": "{f}/rtdetr.pt"}, ("crd       off: teacher and student have no class",)),
+    Case("teacher of other count", WORKS, {"teacher": "{f}/two.pt"}, ("the teacher knows 2 of the 6", "alone: pa")),
+    Case(
+        "teacher of other names", REFUSE, {"teacher": "{f}/others.pt", "drd": 0, "ded": 0},
+        ("no class (cat, dog", "in common with the data (crazing", "give classes_map="),
+    ),
+    Case("map missing", REFUSE, {"classes_map": "nowhere.yaml"}, ("classes_map: nowhere.yaml was not found; give a",)),
+    Case("map no map", REFUSE, {"classes_map": "{f}/words.pt"}, ("classes_map: ", "words.pt maps no names to names")),
+    Case("map a number", REFUSE, {"classes_map": 3}, ("classes_map: must be a YAML file, or a mapping",)),
     Case("teacher turned", WORKS, {"teacher": "{f}/turned.pt"}, ("are in another order; they are matched by name",)),
     Case("teacher fused", WORKS, {"teacher": "{f}/fused.pt"}, ("fused.pt",)),
     Case("teacher built-in", WORKS, {"teacher": "{f}/built_in.pt"}, ("interrupted run of distill_", "its student")),
@@ -274,8 +280,8 @@ CASES = [
         ("techer: ", "teacher: ", "model: ", "data: ", "drd: ", "epochs: ", "lr0: ", "device: "), count=8,
     ),
     Case(
-        "teacher of another list", REFUSE, {"teacher": "{f}/two.pt", "freeze": 99},
-        ("it knows 2 classes", "freeze: 99"), count=2,
+        "teacher of other names, all frozen", REFUSE, {"teacher": "{f}/others.pt", "drd": 0, "ded": 0, "freeze": 99},
+        ("no class (cat", "freeze: 99"), count=2,
     ),
 ]  # fmt: skip
 

@@ -28,7 +28,7 @@ from tskd_yolo.compare.metrics import class_names, findings, judge, seen
 from tskd_yolo.compare.record import hardware
 from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
-from tskd_yolo.distill import teacher
+from tskd_yolo.distill import classes, teacher
 from tskd_yolo.files import write_json
 
 JUDGED_WITH = "imgsz", "batch", "device", "workers", "single_cls", "classes", "iou", "max_det", "nms", "agnostic_nms"
@@ -150,12 +150,13 @@ def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any], split:
 
 
 def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any], split: str) -> dict[str, Any]:
-    """The teacher's figures, with its classes in the data set's order."""
+    """The teacher's figures, with its classes brought to those of the data set."""
     run = Path(folder)
     run.mkdir(parents=True, exist_ok=True)
-    names = class_names(common["data"], bool(common.get("single_cls")))
-    loaded = teacher.load(own["teacher"])
-    frozen = teacher.Teacher(loaded, like=loaded, names=names, responses=False)
+    single = bool(common.get("single_cls"))
+    names, loaded = class_names(common["data"], single), teacher.load(own["teacher"])
+    brought = classes.match(loaded.names, names, classes.read(own["classes_map"]), single=single)
+    frozen = teacher.Teacher(loaded, like=loaded, names=names, classes=brought)
     size = own["teacher_imgsz"] or common.get("imgsz", 640)
     frozen.measure(size)
     validator = judge(frozen.detector(), run, **_judged_with({**common, "imgsz": size}, split))

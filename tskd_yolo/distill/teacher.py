@@ -18,8 +18,8 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
+from tskd_yolo.distill.classes import Classes, bring, match
 from tskd_yolo.distill.features import Capture, Levels, StageReader, probe, reader, towers
-from tskd_yolo.distill.matching import class_order
 from tskd_yolo.losses.crd import Tails
 
 KINDS: dict[type, tuple[type, ...]] = {DetectionModel: (Detect, v10Detect), RTDETRDetectionModel: (RTDETRDecoder,)}
@@ -65,11 +65,20 @@ class Teacher:
     Args:
         model: The loaded detector; it is changed in place.
         like: The student, for its device.
-        names: The student's classes; the teacher's class outputs are brought into their order.
+        names: The student's classes; the teacher's class outputs are brought to them.
+        classes: Which of the teacher's classes are which of them; by name, where it is missing.
         responses: Whether the head's responses are read, or the neck features only.
     """
 
-    def __init__(self, model: Any, *, like: nn.Module, names: Mapping[int, str], responses: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        like: nn.Module,
+        names: Mapping[int, str],
+        classes: Classes | None = None,
+        responses: bool = False,
+    ) -> None:
         self.name = Path(getattr(model, "pt_path", None) or "teacher").name
         self.params, self.gflops = get_num_params(model), 0.0
         head = model.model[-1]
@@ -78,7 +87,8 @@ class Teacher:
             model.fuse(verbose=False)
         finally:
             del head.fuse
-        self.reordered = _reorder(model, names)
+        self.classes = classes or match(model.names, names)
+        bring(model, self.classes, names)
         device = next(like.parameters()).device
         self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
         """The cheapest memory format whose outputs are right: Ultralytics found channels_last wrong on MPS."""
@@ -167,21 +177,3 @@ def _in_pixels(model: Any, inputs: Any, outputs: Any) -> Tensor:
     height, width = inputs[0].shape[2:]
     boxes, rest = outputs[0].split((4, 2), dim=2)
     return torch.cat((xywh2xyxy(boxes) * boxes.new_tensor((width, height, width, height)), rest), dim=2)
-
-
-def _reorder(model: Any, names: Mapping[int, str]) -> bool:
-    """Brings the teacher's class outputs into the order of ``names``, once, by its last layers' rows."""
-    order = class_order(teacher=model.names, names=names)
-    if order == sorted(order):
-        return False
-    for last in _classifiers(model.model[-1]):
-        last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
-    model.names = dict(names)
-    return True
-
-
-def _classifiers(head: Any) -> list[Any]:
-    """The layers of a head that have a row per class."""
-    if isinstance(head, RTDETRDecoder):
-        return list(head.dec_score_head)
-    return [layers[-1] for _, tower in towers(head).values() for layers in tower]

@@ -213,6 +213,12 @@ def assigner(criterion: Any, branch: str) -> Any:
     return getattr(criterion, branch, criterion).assigner
 
 
+def some_known(teacher: Teacher) -> list[int] | None:
+    """The student's classes that a teacher knows; None where it knows all."""
+    known = teacher.classes.known
+    return None if len(known) == len(teacher.classes.members) else known
+
+
 class ResponseTerm(HeadTerm):
     """CRD of one branch of the head. Towers of a dual head share no weight, so no branch dilutes the other.
 
@@ -224,14 +230,14 @@ class ResponseTerm(HeadTerm):
 
     def __init__(self, key: str, branch: str, *, match: Match, teacher: Teacher, loss: type[CRD] = CRD) -> None:
         super().__init__(key, branch, match)
-        self.loss, self.widths = loss, match.towers(branch)
+        self.loss, self.widths, self.known = loss, match.towers(branch), some_known(teacher)
         # Copies in float32: the teacher itself may come to be held in half precision.
         tails = [teacher.tails(stride, branch, match.entry_stage) for stride in match.levels.values()]
         self.tails = [Tails(*(deepcopy(part).float() for part in tail)) for tail in tails]
 
     def build(self) -> nn.Module:
         """Adapters of the towers."""
-        self.module = self.loss(self.widths)
+        self.module = self.loss(self.widths, self.known)
         return self.module
 
     def target(self, levels: Levels, size: tuple[int, int]) -> Any:
@@ -272,9 +278,13 @@ class QueryTerm(HeadTerm):
 
     after_detection = True
 
+    def __init__(self, key: str, branch: str, *, match: Match, teacher: Teacher) -> None:
+        super().__init__(key, branch, match)
+        self.known = some_known(teacher)
+
     def build(self) -> nn.Module:
         """A loss without parameters."""
-        self.module = AssignedResponse()
+        self.module = AssignedResponse(self.known)
         return self.module
 
     def attach(self, capture: Capture, criterion: Any) -> None:
@@ -332,7 +342,7 @@ def paper_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
     return {
         "drd": [MapTerm("drd", neck, PaperDRD)],
         "ded": [MapTerm("ded", neck, lambda channels: PaperDED())],
-        "crd": responses(match, teacher, PaperResponseTerm) if not match.queries else NO_TOWERS,
+        "crd": NO_TOWERS if match.queries else responses(match, teacher, PaperResponseTerm),
     }
 
 
@@ -353,8 +363,10 @@ def on_stages(key: str, match: Match, loss: Callable[[int], nn.Module]) -> list[
 
 def responses(match: Match, teacher: Teacher, kind: Callable[..., ResponseTerm] = ResponseTerm) -> list[Term] | str:
     """CRD of every branch that both heads have; of a teacher with queries of every branch of the student's."""
+    if not teacher.classes.known:
+        return "teacher and student have no class in common; classes_map= can name them"
     if match.queries:
-        return [QueryTerm("crd", branch, match) for branch in match.branches]
+        return [QueryTerm("crd", branch, match=match, teacher=teacher) for branch in match.branches]
     if not match.branches:
         return "the heads have no branch in common: the teacher has lost the one that the student has, by fusing"
     return [kind("crd", branch, match=match, teacher=teacher) for branch in match.branches]

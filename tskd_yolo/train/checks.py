@@ -22,8 +22,8 @@ from ultralytics.utils.torch_utils import select_device
 from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
-from tskd_yolo.distill import teacher
-from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill import classes, teacher
+from tskd_yolo.distill.matching import no_student
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
@@ -70,13 +70,16 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
                 compat.load(values["pretrained"], key="pretrained")
     if student and _all_frozen(student, values["freeze"]):
         errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
-    if model is not None and student and names:
-        errors += mismatches(student_yaml=student, teacher=model, names=names)
+    if student:
+        errors += no_student(student)
+    mapping = _classes_map(values, model, names, errors)
     if errors:
         raise ConfigError(errors)
     if _same_file(values["teacher"], values["model"]):
         LOGGER.warning(f"teacher {values['teacher']} is the student itself: it can teach nothing new.")
     overrides["teacher"] = str(Path(model.pt_path).resolve())
+    if mapping:
+        overrides["classes_map"] = mapping  # the run keeps what the file says, and not where it was
     if values["data"] and Path(str(values["data"])).is_file():
         overrides["data"] = str(Path(values["data"]).resolve())
     return model
@@ -126,6 +129,26 @@ def _teacher(path: Any, errors: list[str]) -> Any:
         with _collected(errors):
             return teacher.load(path)
     return None
+
+
+def _classes_map(values: Mapping[str, Any], teacher: Any, names: Any, errors: list[str]) -> Any:
+    """The map of classes, where there is one; where nothing is left in common, something else has to be taught."""
+    given, mapping = values["classes_map"], None
+    if isinstance(given, (str, Path, Mapping)):
+        with _collected(errors):
+            mapping = classes.read(given)
+    if teacher is None or not names:
+        return mapping
+    if problems := classes.wrong(mapping, teacher.names, names):
+        errors += problems
+    elif values["drd"] == values["ded"] == 0 and values["crd"]:
+        if not classes.match(teacher.names, names, mapping, single=bool(values["single_cls"])).known:
+            errors.append(
+                f"teacher: it has no class ({classes.short(teacher.names)}) in common with the data "
+                f"({classes.short(names)}), and with drd=0 ded=0 nothing is left to teach; give classes_map=, or "
+                "another teacher."
+            )
+    return mapping
 
 
 def _student_and_names(values: Mapping[str, Any], errors: list[str]) -> tuple[Any, Any]:

@@ -17,10 +17,10 @@ from ultralytics.utils.torch_utils import torch_distributed_zero_first
 from tskd_yolo import compat
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Views
-from tskd_yolo.distill import cache
+from tskd_yolo.distill import cache, classes
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.features import strides
-from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill.matching import no_student
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.rng import undisturbed
 from tskd_yolo.rounding import ceil_div
@@ -51,10 +51,12 @@ def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config:
     Raises:
         ConfigError: If this teacher cannot teach this student.
     """
-    if errors := mismatches(student_yaml=student.yaml, teacher=loaded, names=names):
+    mapping = classes.read(config.classes_map)
+    if errors := [*no_student(student.yaml), *classes.wrong(mapping, loaded.names, names)]:
         raise ConfigError(errors)
+    brought = classes.match(loaded.names, names, mapping, single=bool(args.single_cls))
     with undisturbed():  # folding batch norms draws random numbers
-        frozen = Teacher(loaded, like=student, names=names)
+        frozen = Teacher(loaded, like=student, names=names, classes=brought)
     stride = max(int(max(student.stride)), 32)
     imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)  # as the engine will come to round it
     size = config.teacher_imgsz or imgsz

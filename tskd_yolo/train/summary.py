@@ -51,7 +51,8 @@ def log_summary(
     frozen, student = distiller.teacher, deepcopy(student)
     size = config.teacher_imgsz or args.imgsz
     theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
-    taught = teacher_score(frozen, loader=teacher_loader, args=theirs, processes=processes)
+    given = dict(loader=teacher_loader, args=theirs, processes=processes)
+    taught = teacher_score(frozen, **given) if frozen.classes.known else {}
     known = validate(student, loader=loader, args=args) if trained else {}
     if not FIRST:
         return
@@ -102,18 +103,18 @@ def doubts(taught: dict[str, float], known: dict[str, float], *, larger: bool) -
     """What speaks against a teacher, one sentence each.
 
     Args:
-        taught: The teacher's metrics on the validation set.
+        taught: The teacher's metrics on the validation set; empty where it knows none of its classes.
         known: The student's before training; empty where they would say nothing.
         larger: Whether the teacher has more parameters than the student.
     """
     sentences = []
-    best, own = taught["metrics/mAP50-95(B)"], known.get("metrics/mAP50-95(B)", 0.0)
-    if taught["metrics/mAP50(B)"] < USELESS:
+    best, own = (metrics.get("metrics/mAP50-95(B)", 0.0) for metrics in (taught, known))
+    if taught and taught["metrics/mAP50(B)"] < USELESS:
         sentences.append(
             f"the teacher finds next to nothing on this validation set (mAP50 {taught['metrics/mAP50(B)']:.3f}): "
             "is it trained, and on these classes?"
         )
-    if known and best <= own:
+    if taught and known and best <= own:
         sentences.append(
             f"the teacher is no better than the student already is ({best:.3f} against {own:.3f} mAP50-95): "
             "there is little to learn from it."
@@ -195,6 +196,5 @@ def _exceptions(distiller: Distiller) -> list[str]:
         rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher's head has no such branch")
     if match.queries and "crd" in distiller.on:
         rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
-    if distiller.teacher.reordered:
-        rows.append("classes   the teacher's are in another order; they are matched by name")
+    rows += [f"classes   {line}" for line in distiller.teacher.classes.told()]
     return rows
