@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel, RTDETRDetectionModel
@@ -15,7 +16,7 @@ from tests.distill.helpers import load as loaded
 from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import ENTRY_STAGE, StageReader, neck_width
-from tskd_yolo.distill.teacher import Teacher, load
+from tskd_yolo.distill.teacher import Teacher, in_channels, load
 from tskd_yolo.losses.crd import renormalize
 
 KINDS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
@@ -77,7 +78,7 @@ def test_it_is_frozen_and_running_it_changes_nothing_in_it(files, student):
 
 def test_a_pass_that_fails_leaves_no_hook(files, student):
     teacher = frozen(files["yolo11n.yaml"], student)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="images of 5 channels"):
         teacher(torch.rand(1, 5, 64, 64))
     assert not any(m._forward_hooks for m in teacher.model.modules())
 
@@ -172,6 +173,32 @@ def test_backbones_of_rtdetr_are_read_by_stride(model, stages, student):
     levels, maps = teacher.with_stages(torch.rand(1, 3, 64, 64), found)
     assert [m.shape[1:] for m in maps] == [(width, 64 // s, 64 // s) for width, s in zip(stages, (4, 8, 16))]
     assert [level.features.shape[1] for level in levels.values()] == [256] * 3
+
+
+# Channels -------------------------------------------------------------------------------------------------------------
+
+
+def test_grey_images_come_three_times_and_rgb_ones_as_luminance():
+    grey, colour = torch.rand(2, 1, 4, 4), torch.rand(2, 3, 4, 4)
+    assert torch.equal(in_channels(grey, 3), torch.cat([grey] * 3, dim=1))
+    expected = cv2.cvtColor(colour[0].permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY)
+    torch.testing.assert_close(in_channels(colour, 1)[0, 0], torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(in_channels(in_channels(grey, 3), 1), grey)
+    assert in_channels(colour, 3) is colour
+    with pytest.raises(ValueError, match="images of 4 channels cannot be brought to 3"):
+        in_channels(torch.rand(1, 4, 2, 2), 3)
+
+
+@pytest.mark.parametrize("own", [1, 3])
+def test_teacher_and_detector_take_grey_and_rgb(own, detector, student):
+    teacher = frozen(detector("yolo11n.yaml", NAMES, channels=own), student)
+    assert teacher.channels == own
+    for given in (1, 3):
+        images = torch.rand(1, given, 64, 64)
+        brought = in_channels(images, own)
+        assert torch.equal(teacher(images)[8].features, teacher(brought)[8].features)
+        with torch.no_grad():
+            assert torch.equal(teacher.detector()(images)[0], teacher.detector()(brought)[0])
 
 
 # Order of classes -----------------------------------------------------------------------------------------------------

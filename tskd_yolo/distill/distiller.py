@@ -44,7 +44,7 @@ class Distiller:
     """
 
     def __init__(self, *, student: Any, teacher: Teacher, config: Config, seed: int, scale: float = 1.0) -> None:
-        self.teacher, self.config = teacher, config
+        self.teacher, self.config, self.channels = teacher, config, channels(student)
         self.on = {key: weight for key, weight in config.weights.items() if weight > 0}
         """Weight of every term that is on, by key."""
         self.balance = Share(self.on, config.floor, config.cap) if config.balance == "share" else Fixed(self.on)

@@ -19,7 +19,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.classes import Classes, bring, match
-from tskd_yolo.distill.features import Capture, Levels, StageReader, probe, reader, towers
+from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, towers
 from tskd_yolo.losses.crd import Tails
 
 KINDS: dict[type, tuple[type, ...]] = {DetectionModel: (Detect, v10Detect), RTDETRDetectionModel: (RTDETRDecoder,)}
@@ -93,7 +93,7 @@ class Teacher:
         self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
         """The cheapest memory format whose outputs are right: Ultralytics found channels_last wrong on MPS."""
         self.model = model.to(device, memory_format=self.layout).requires_grad_(False).eval()
-        self.head = head
+        self.head, self.channels = head, channels(model)
         if isinstance(head, RTDETRDecoder):
             head.stride = torch.tensor(_input_strides(model))
         else:
@@ -115,7 +115,7 @@ class Teacher:
         return torch.stack([v.double().abs().sum() for v in self.model.state_dict().values()]).tolist()
 
     def __call__(self, images: Tensor) -> Levels:
-        """Levels by stride for a batch of images ``(N, 3, H, W)``."""
+        """Levels by stride for a batch of images ``(N, C, H, W)``, grey or RGB, whatever the teacher was trained on."""
         return self._levels(images, Capture())
 
     def with_stages(
@@ -130,7 +130,8 @@ class Teacher:
         self.reader.attach(capture)
         try:
             with torch.no_grad():
-                predictions = self.model(images.to(self._dtype, memory_format=self.layout))
+                given = in_channels(images, self.channels).to(self._dtype, memory_format=self.layout)
+                predictions = self.model(given)
             return self.reader.read(predictions, capture.caught)
         finally:
             capture.detach()
@@ -146,8 +147,12 @@ class Teacher:
         return Tails(box, score)
 
     def detector(self) -> Any:
-        """A copy that decodes its boxes, for validation; boxes of queries come in pixels, as those of other heads."""
+        """A copy that decodes its boxes, for validation; boxes of queries come in pixels, as those of other heads.
+
+        It takes images of the student's channels, too.
+        """
         copy = deepcopy(self.model).float().eval()
+        copy.register_forward_pre_hook(lambda _, inputs: (in_channels(inputs[0], self.channels), *inputs[1:]))
         if isinstance(self.head, RTDETRDecoder):
             _forget_anchors(copy.model[-1])
             copy.register_forward_hook(_in_pixels)
@@ -156,6 +161,25 @@ class Teacher:
     def measure(self, imgsz: int) -> None:
         """Counts the floating point operations of one image, in billions."""
         self.gflops = get_flops(self.detector(), imgsz)
+
+
+LUMINANCE = 0.299, 0.587, 0.114
+"""Weights of red, green and blue: those by which OpenCV reads an image in grey."""
+
+
+def in_channels(images: Tensor, wanted: int) -> Tensor:
+    """Images ``(N, C, H, W)`` in the channels that a network takes: grey ones three times, RGB ones as luminance.
+
+    Raises:
+        ValueError: If they are neither.
+    """
+    if (given := images.shape[1]) == wanted:
+        return images
+    if (given, wanted) == (1, 3):
+        return images.expand(-1, 3, -1, -1)
+    if (given, wanted) == (3, 1):
+        return sum(images[:, i : i + 1] * weight for i, weight in enumerate(LUMINANCE))  # type: ignore[return-value]
+    raise ValueError(f"images of {given} channels cannot be brought to {wanted}.")
 
 
 def _input_strides(model: Any) -> list[int]:

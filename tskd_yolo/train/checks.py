@@ -23,6 +23,7 @@ from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
 from tskd_yolo.distill import classes, teacher
+from tskd_yolo.distill.features import channels
 from tskd_yolo.distill.matching import no_student
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.train.checkpoints import RunError
@@ -64,7 +65,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     values, errors = _settings(base, overrides, errors)
     with compat.guarded(trust=values["trust"] is True):
         model = _teacher(values["teacher"], errors)
-        student, names = _student_and_names(values, errors)
+        student, data = _student_and_data(values, errors)
         if isinstance(values["pretrained"], (str, Path)):
             with _collected(errors):
                 compat.load(values["pretrained"], key="pretrained")
@@ -72,7 +73,8 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
         errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
     if student:
         errors += no_student(student)
-    mapping = _classes_map(values, model, names, errors)
+    mapping = _classes_map(values, model, data["names"], errors)
+    errors += wrong_channels(model, data["channels"])
     if errors:
         raise ConfigError(errors)
     if _same_file(values["teacher"], values["model"]):
@@ -151,13 +153,28 @@ def _classes_map(values: Mapping[str, Any], teacher: Any, names: Any, errors: li
     return mapping
 
 
-def _student_and_names(values: Mapping[str, Any], errors: list[str]) -> tuple[Any, Any]:
-    """The student's YAML and the classes of the data; None where they cannot be read, or another process does it."""
+def wrong_channels(teacher: Any, ours: int | None) -> list[str]:
+    """What is wrong with the channels of the teacher's images, beside those of the data."""
+    if teacher is None or ours is None or ours == (theirs := channels(teacher)) or {ours, theirs} == {1, 3}:
+        return []
+    return [
+        f"teacher: it takes images of {theirs} channels and the data has {ours}; only grey and RGB are brought "
+        "together, so train a teacher on such images."
+    ]
+
+
+_NO_DATA: dict[str, Any] = {"names": {}, "channels": None}
+
+
+def _student_and_data(values: Mapping[str, Any], errors: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The student's YAML, and classes and channels of the data; empty where they cannot be read, or another process
+    does it.
+    """
     if LOCAL_RANK not in {-1, 0}:  # one process of a machine is enough
-        return None, None
+        return None, _NO_DATA
     student = _attempt("model", _student_yaml, values["model"], errors)
-    names = _attempt("data", _names, values["data"], errors)
-    return student, {0: "item"} if names and values["single_cls"] else names
+    data = _attempt("data", _data, values["data"], errors) or _NO_DATA
+    return student, {**data, "names": {0: "item"}} if data["names"] and values["single_cls"] else data
 
 
 _NEEDED = {
@@ -183,15 +200,17 @@ def _attempt(key: str, read: Callable[[Any], Any], value: Any, errors: list[str]
     return None
 
 
-def _names(data: Any) -> dict[int, str]:
-    """The classes of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its platform)."""
+def _data(data: Any) -> dict[str, Any]:
+    """Classes and channels of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its
+    platform).
+    """
     if str(data).startswith("ul://") or str(data).endswith(".ndjson"):
-        return {}
+        return _NO_DATA
     content = check_det_dataset(data)
     for split in ("train", "val"):
         if isinstance(content[split], str) and (gone := dataset.gone(Path(content[split]))):
             raise ConfigError([f"data: {gone}"])
-    return content["names"]
+    return {"names": content["names"], "channels": content["channels"]}
 
 
 def _student_yaml(name: str | Path) -> dict[str, Any]:

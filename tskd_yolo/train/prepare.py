@@ -19,11 +19,12 @@ from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill import cache, classes
 from tskd_yolo.distill.distiller import Distiller
-from tskd_yolo.distill.features import strides
+from tskd_yolo.distill.features import channels, strides
 from tskd_yolo.distill.matching import no_student
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.rng import undisturbed
 from tskd_yolo.rounding import ceil_div
+from tskd_yolo.train import checks
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
 
@@ -52,7 +53,8 @@ def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config:
         ConfigError: If this teacher cannot teach this student.
     """
     mapping = classes.read(config.classes_map)
-    if errors := [*no_student(student.yaml), *classes.wrong(mapping, loaded.names, names)]:
+    wrong_channels = checks.wrong_channels(loaded, channels(student))
+    if errors := [*no_student(student.yaml), *classes.wrong(mapping, loaded.names, names), *wrong_channels]:
         raise ConfigError(errors)
     brought = classes.match(loaded.names, names, mapping, single=bool(args.single_cls))
     with undisturbed():  # folding batch norms draws random numbers

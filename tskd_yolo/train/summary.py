@@ -194,6 +194,8 @@ def _exceptions(distiller: Distiller) -> list[str]:
         rows.append(f"unpaired  backbone stages of stride {match.unpaired_stages} are in one network only, also")
     if distiller.untaught:
         rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher's head has no such branch")
+    if (theirs := distiller.teacher.channels) != (ours := distiller.channels):
+        rows.append(f"images    of {ours} channel(s) are brought to the teacher's {theirs}")
     if match.queries and "crd" in distiller.on:
         rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
     rows += [f"classes   {line}" for line in distiller.teacher.classes.told()]
