@@ -258,8 +258,8 @@ def test_trained_graph_units_are_refused_with_variant_paper(capsys):
     assert capsys.readouterr().err.count("graph: variant=paper draws its graph units anew") == 1
 
 
-def test_voc_names_what_is_missing_and_a_fraction_that_is_none(capsys, tmp_path):
-    assert main(["voc", f"images={tmp_path}", "val=2", "skipp"]) == 1
-    told = capsys.readouterr().err
-    for sentence in ("annotations: missing", "out: missing", "val: must be a fraction", "skipp: is not an argument"):
-        assert told.count(sentence) == 1
+def test_values_of_keys_that_are_text_are_taken_as_they_stand():
+    words = ["out=2024", "seed=3", "flag", "name=None", "other"]
+    values, errors = parse(words, known={"out": "", "seed": 0, "flag": False, "name": ""})
+    assert values == {"out": "2024", "seed": 3, "flag": True, "name": "None"}
+    assert len(errors) == 1 and errors[0].startswith("other: is not an argument")

@@ -41,5 +41,20 @@ def test_without_any_common_stage_ded_is_off(detector):
     assert found.left_out == {"ded": "no stage of stride 4, 8, 16 is in both backbones"}
 
 
+@pytest.mark.parametrize(
+    ("scale", "levels"),
+    [
+        (1.0, {8: 8, 16: 16, 32: 32}),
+        (1.75, {8: 16, 16: 32, 32: 32}),
+        (2.0, {8: 16, 16: 32, 32: 32}),
+        (4.0, {8: 32, 16: 32}),
+    ],
+)
+def test_every_level_that_a_larger_image_reaches_is_paired(scale, levels, detector):
+    network = load(detector("yolo11n.yaml", NAMES))
+    match = Match(student=network, teacher=network, entry_stage=1, scale=scale)
+    assert match.levels == levels and all(match.heard[stride] for stride in levels)
+
+
 def teacher(detector):
     return load(detector("yolo11n.yaml", NAMES))

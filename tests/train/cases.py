@@ -102,7 +102,8 @@ def odd(folder: Path) -> Path:
 
 def moved_originals(folder: Path) -> Path:
     """A set prepared from Pascal VOC, whose images lie elsewhere by now."""
-    from tskd_yolo.data.voc import convert
+    from tskd_yolo.data.convert.common import Options
+    from tskd_yolo.data.convert.voc import convert
 
     (folder / "IMAGES").mkdir()
     (folder / "ANNOTATIONS").mkdir()
@@ -112,7 +113,7 @@ def moved_originals(folder: Path) -> Path:
         text = f"<annotation><object><name>{name}</name>{box}</object></annotation>"
         (folder / "ANNOTATIONS" / f"a_{number}.xml").write_text(text)
     convert(
-        images=folder / "IMAGES", annotations=folder / "ANNOTATIONS", out=folder / "prepared",
+        folder / "IMAGES", folder / "ANNOTATIONS", Options(out=folder / "prepared"),
         split=lambda stem: "train" if int(stem[2:]) < 6 else "val",
     )  # fmt: skip
     (folder / "IMAGES").rename(folder / "elsewhere")

@@ -18,8 +18,9 @@ from tskd_yolo.rounding import ceil_div
 CHANNELS = 64
 """How many channels of a map, or somewhat more, the feature terms compare where the widths differ."""
 
-HALF = 0.5
-"""Levels are partners up to so many powers of two between their strides."""
+HALF, ONE = 0.5, 1.0
+"""Levels are partners up to so many powers of two between their strides: half, and one where the images are not of one
+size, so that the coarsest level of a student, whose like the teacher of a larger image does not have, is taught."""
 
 SPATIAL_STEPS = {4: 2, 8: 2, 16: 1}
 """Distance of the cells that are read of each backbone stage, by its stride: all of stride 4 would cost more than the
@@ -78,10 +79,11 @@ class Match:
         self.head, self.teacher_head, self.entry_stage, self.scale = head, teacher_head, entry_stage, scale
         self._pair_stages(student, teacher)
         ours, theirs = strides(head), strides(teacher_head)
-        self.levels = {s: t for s in ours if (t := _nearest(s * scale, theirs, HALF)) is not None}
+        most = HALF if scale == 1 else ONE
+        self.levels = {s: t for s in ours if (t := _nearest(s * scale, theirs, most)) is not None}
         """The teacher's stride for each of the student's that has a partner."""
         self.strides = list(self.levels)
-        at = {t: _nearest(t / scale, self.strides, HALF if scale == 1 else 2 * HALF) for t in theirs}
+        at = {t: _nearest(t / scale, self.strides, most) for t in theirs}
         self.heard = {s: [t for t in theirs if at[t] == s or t == self.levels[s]] for s in self.strides}
         """The teacher's strides whose responses are heard on each level of the student."""
         alone = {s for s in ours if s not in self.levels}

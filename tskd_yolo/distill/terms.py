@@ -232,8 +232,11 @@ class ResponseTerm(HeadTerm):
         super().__init__(key, branch, match)
         self.loss, self.widths, self.known = loss, match.towers(branch), some_known(teacher)
         # Copies in float32: the teacher itself may come to be held in half precision.
-        tails = [teacher.tails(stride, branch, match.entry_stage) for stride in match.levels.values()]
-        self.tails = [Tails(*(deepcopy(part).float() for part in tail)) for tail in tails]
+        self.tails = [
+            Tails(deepcopy(tail.box).float(), deepcopy(tail.score).float(), theirs / match.scale / ours)
+            for ours, theirs in match.levels.items()
+            for tail in [teacher.tails(theirs, branch, match.entry_stage)]
+        ]
 
     def build(self) -> nn.Module:
         """Adapters of the towers."""

@@ -70,10 +70,14 @@ class Target(NamedTuple):
 
 
 class Tails(NamedTuple):
-    """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out."""
+    """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out.
+
+    ``unit`` is the size of its cells over that of the student's, where the two do not see images of one size.
+    """
 
     box: nn.Sequential
     score: nn.Sequential
+    unit: float = 1.0
 
 
 class CRD(nn.Module):
@@ -164,11 +168,11 @@ class CRD(nn.Module):
         self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
     ) -> list[tuple[Tensor, Tensor]]:
         """What the teacher's head makes of the student's tower activations, per level class logits and boxes."""
-        cross = []
+        cross, scaled = [], any(tail.unit != 1 for tail in tails)  # all levels in one form
         for level, (s, towers, tail) in enumerate(zip(student, teacher.towers, tails, strict=True)):
             score = through(tail.score, self.class_adapters[level], s.class_features, towers[1])
             box = through(tail.box, self.box_adapters[level], s.box_features, towers[0])
-            cross.append((score, box))
+            cross.append((score, _in_students_cells(box, tail.unit) if scaled else box))
         return cross
 
     def divisor(self, confidence: Tensor, positives: Tensor | None) -> Tensor:
@@ -305,6 +309,11 @@ def box_distance(boxes: Tensor, teacher: Tensor, overlap_weight: float = 0) -> T
     log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
     divergence = (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
     return divergence + overlap_weight * (1 - overlap(boxes, teacher)) if overlap_weight else divergence
+
+
+def _in_students_cells(boxes: Tensor, unit: float) -> Tensor:
+    """Distances ``(N, 4, H, W)`` in the student's strides from a box response ``(N, 4 R, H, W)`` in the teacher's."""
+    return expected_distances(boxes.flatten(2)).unflatten(2, boxes.shape[2:]) * unit
 
 
 def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:

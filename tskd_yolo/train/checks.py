@@ -22,6 +22,8 @@ from ultralytics.utils.torch_utils import select_device
 from tskd_yolo import compat, config
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
+from tskd_yolo.data.convert.files import ConvertError
+from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill import classes, teacher
 from tskd_yolo.distill.features import channels
 from tskd_yolo.distill.matching import no_student
@@ -206,7 +208,10 @@ def _data(data: Any) -> dict[str, Any]:
     """
     if str(data).startswith("ul://") or str(data).endswith(".ndjson"):
         return _NO_DATA
-    content = check_det_dataset(data)
+    try:
+        content = check_det_dataset(data)
+    except (MissingSetError, ConvertError) as error:  # ours, and whole sentences already
+        raise ConfigError([f"data: {error}"]) from error
     for split in ("train", "val"):
         if isinstance(content[split], str) and (gone := dataset.gone(Path(content[split]))):
             raise ConfigError([f"data: {gone}"])

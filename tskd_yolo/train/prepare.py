@@ -108,8 +108,11 @@ def _wrong_sizes(frozen: Teacher, size: int, stride: int, args: Arguments) -> li
 
 
 def reduced(images: torch.Tensor, imgsz: int) -> torch.Tensor:
-    """Images ``(N, C, H, W)`` at the size at which the student sees them."""
-    return F.interpolate(images, (imgsz, imgsz), mode="bilinear", antialias=True)
+    """Images ``(N, C, H, W)`` at the size at which the student sees them.
+
+    They are reduced as the engine reduces training images: smoother ones would be unlike those of validation.
+    """
+    return F.interpolate(images, (imgsz, imgsz), mode="bilinear")
 
 
 def with_adapters(student: Any, learned: nn.Module) -> nn.Module:
