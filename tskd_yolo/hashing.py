@@ -71,6 +71,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def kept(name: str) -> Path:
+    """Where a file is that later runs find again: in Ultralytics' settings folder."""
+    return USER_CONFIG_DIR / "tskd-yolo" / name
+
+
 class Score:
     """The score of one network on one validation set, in a file of Ultralytics' settings folder.
 
@@ -83,7 +88,7 @@ class Score:
     def __init__(self, *, network: Any, dataset: Any, args: Any) -> None:
         values = {k: str(getattr(args, k, None)) for k in VALIDATION}
         name = fingerprint(values, network=network, dataset=dataset)
-        self.file = USER_CONFIG_DIR / "tskd-yolo" / f"{name[:32]}.json"
+        self.file = kept(f"{name[:32]}.json")
 
     def recall(self) -> dict[str, Any]:
         """What was kept; empty where there is nothing, or nothing that can be read."""

@@ -220,7 +220,7 @@ def _empty(split: Split) -> list[Finding]:
 def _without_file(split: Split) -> int:
     """Number of images that have no label file."""
     there = {folder: {p.name for p in folder.iterdir()} for folder in _label_folders(split) if folder.is_dir()}
-    paths = map(Path, img2label_paths(split.files))
+    paths = map(Path, img2label_paths([*split.files]))
     return sum(path.name not in there.get(path.parent, ()) for path in paths)
 
 

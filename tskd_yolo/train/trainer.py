@@ -187,7 +187,7 @@ class DistillationMixin(ResumableMixin):
                 self.test_loader.dataset,
                 names=self.data["names"],
                 args=self.args,
-                stride=int(min(unwrap_model(self.model).stride)),
+                stride=min(self.distiller.readers.head.strides),
             )
 
     def _teacher_loader(self) -> Any:
