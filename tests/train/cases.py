@@ -183,7 +183,7 @@ CASES = [
     Case("teacher turned", WORKS, {"teacher": "{f}/turned.pt"}, ("are in another order; they are matched by name",)),
     Case("teacher fused", WORKS, {"teacher": "{f}/fused.pt"}, ("fused.pt",)),
     Case("teacher built-in", WORKS, {"teacher": "{f}/built_in.pt"}, ("interrupted run of distill_", "its student")),
-    Case("teacher untrained", WARN, {"imgsz": 31}, ("the teacher finds next to nothing", "is it trained")),
+    Case("teacher untrained", WARN, {"imgsz": 31}, ("it finds next to nothing", "give one that is trained")),
     Case("teacher no better", WARN, SAME, ("no better than the student already is", "there is little to learn")),
     Case("teacher the student", WARN, SAME, ("is the student itself: it can teach nothing new",)),
     # Student
@@ -203,7 +203,7 @@ CASES = [
     Case("pretrained words", REFUSE, {"pretrained": "{f}/words.pt"}, ("pretrained: ", "is empty, cut short")),
     Case("all frozen by number", REFUSE, {"freeze": 24}, ("freeze: 24 freezes every layer of the student",)),
     Case("all frozen by list", REFUSE, {"freeze": list(range(24))}, ("freeze: [0, 1, ", "freezes every layer")),
-    Case("student larger", WARN, {"model": "yolo11s.yaml"}, ("the teacher is not larger than the student",)),
+    Case("student larger", WARN, {"model": "yolo11s.yaml"}, ("it is not larger than the student",)),
     # Data
     Case("data missing", REFUSE, {"data": "nowhere.yaml"}, ("data: nowhere.yaml", "'nowhere.yaml' does not exist")),
     Case("data left out", REFUSE, {"data": None}, ("data: missing; give data=FILE.yaml",)),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionValidator
@@ -14,15 +14,31 @@ from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo.config import Config
+from tskd_yolo.data.labels import Split
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.findings import Finding
 from tskd_yolo.hashing import Score
+from tskd_yolo.train import doubts
 from tskd_yolo.train.engine import Arguments, engine_arguments
 from tskd_yolo.train.processes import FIRST, Processes
 
-USELESS = 0.05
-"""A teacher's mAP50 below which it is probably not trained, or not on these classes."""
+
+class Facts(NamedTuple):
+    """What the summary of a run knows: scores (:data:`tskd_yolo.hashing.METRICS`), sizes, what speaks against it."""
+
+    taught: dict[str, Any]
+    """The teacher's score on the validation set."""
+    known: dict[str, Any]
+    """The student's before training; empty where it would say nothing."""
+    teacher: tuple[int, float]
+    """The teacher's parameters and GFLOPs."""
+    student: tuple[int, float]
+    exceptions: list[str]
+    """What is not as one would expect it."""
+    doubts: list[Finding]
+    """What speaks against the teacher."""
 
 
 def log_summary(
@@ -35,7 +51,7 @@ def log_summary(
     trained: bool,
     processes: Processes,
     teacher_loader: Any,
-) -> None:
+) -> Facts | None:
     """Logs what is distilled, once, with the teacher's own accuracy on the run's validation set.
 
     Args:
@@ -47,81 +63,118 @@ def log_summary(
         trained: Whether the student knows these classes already, so that its accuracy says something.
         processes: Of the run.
         teacher_loader: Of the same images at the size at which the teacher sees them.
+
+    Returns:
+        What it says; None in all processes but the first.
     """
     frozen, student = distiller.teacher, deepcopy(student)
     size = config.teacher_imgsz or args.imgsz
     theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
     given = dict(loader=teacher_loader, args=theirs, processes=processes)
     taught = teacher_score(frozen, **given) if frozen.classes.known else {}
-    known = validate(student, loader=loader, args=args) if trained else {}
+    known = student_score(student, loader=loader, args=args, processes=processes) if trained else {}
     if not FIRST:
-        return
+        return None
     frozen.measure(size)
+    exceptions = _exceptions(distiller)
     rows = [
         *_networks(frozen, student, args=args, size=size, taught=taught, known=known),
         *_maps(distiller),
         *_settings(distiller, config),
-        *_exceptions(distiller),
+        *exceptions,
     ]
     LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
-    for doubt in doubts(taught, known, larger=frozen.params > get_num_params(student)):
-        LOGGER.warning(doubt)
+    ours = get_num_params(student), get_flops(student, args.imgsz)
+    against = doubts.of_scores(taught, known, larger=frozen.params > ours[0], names=frozen.model.names)
+    log(against)
+    return Facts(taught, known, (frozen.params, frozen.gflops), ours, exceptions, against)
+
+
+def log_data(train: Any, val: Any, *, names: Mapping[int, str], args: Arguments, stride: int) -> None:
+    """Logs what speaks against the data, in the first process.
+
+    Args:
+        train, val: The engine's data sets.
+        names: The classes.
+        args: The run's arguments.
+        stride: Of the student's finest level, in pixels.
+    """
+    if FIRST:
+        splits = [Split(name, dataset.labels) for name, dataset in (("train", train), ("val", val))]
+        log(doubts.of_data(*splits, names=names, imgsz=args.imgsz, stride=stride))
+
+
+def log(findings: Iterable[Finding]) -> None:
+    """Logs what is more than a note."""
+    for finding in findings:
+        if finding.level != "note":
+            LOGGER.warning(str(finding))
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
-def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, float]:
+def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, Any]:
     """The teacher's metrics on the run's validation set, from an earlier run where there was one like this."""
-    score = Score(network=frozen.model, dataset=loader.dataset, args=args)
-    metrics, who = score.recall(), f"{colorstr('tskd-yolo:')} the teacher {frozen.name}"
+    who = f"the teacher {frozen.name}"
+    return _score(frozen.model, frozen.detector, who, loader=loader, args=args, processes=processes)
+
+
+def student_score(student: nn.Module, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, Any]:
+    """The same of the student before training, which is not changed."""
+    return _score(student, lambda: deepcopy(student), "the student", loader=loader, args=args, processes=processes)
+
+
+def _score(
+    network: nn.Module,
+    detector: Callable[[], nn.Module],
+    who: str,
+    *,
+    loader: Any,
+    args: Arguments,
+    processes: Processes,
+) -> dict[str, Any]:
+    """The score that is kept of a network; where there is none, that of the detector which it gives."""
+    score = Score(network=network, dataset=loader.dataset, args=args)
+    metrics, who = score.recall(), f"{colorstr('tskd-yolo:')} {who}"
     if processes.total([float(bool(metrics))])[0] == processes.count:  # they validate together or not at all
         LOGGER.info(f"\n{who} was validated on these images before; its score is in {score.file}")
         return metrics
     LOGGER.info(f"\n{who} is validated, once for these images and settings...")
-    metrics = validate(frozen.detector(), loader=loader, args=args)
+    metrics = validate(detector(), loader=loader, args=args)
     if FIRST:
         score.keep(metrics)
     return metrics
 
 
-def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, float]:
+def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, Any]:
     """A detector's metrics on a validation set, by the engine's own validator, which writes nothing.
 
     Args:
         model: The detector; it is changed in place.
         loader: The engine's loader of the set.
         args: The run's arguments.
+
+    Returns:
+        Ultralytics' metrics and ``classes``, see :data:`tskd_yolo.hashing.METRICS`; nothing in all processes but the
+        first.
     """
     own = engine_arguments(args)
     own.plots = own.save_json = own.save_txt = own.save_crop = False
     with tempfile.TemporaryDirectory() as folder:
-        return DetectionValidator(loader, save_dir=Path(folder), args=own)(model=model.float().eval())
+        validator = DetectionValidator(loader, save_dir=Path(folder), args=own)
+        metrics = validator(model=model.float().eval())
+    return {**metrics, "classes": _classes(validator)} if metrics else {}
 
 
-def doubts(taught: dict[str, float], known: dict[str, float], *, larger: bool) -> list[str]:
-    """What speaks against a teacher, one sentence each.
-
-    Args:
-        taught: The teacher's metrics on the validation set; empty where it knows none of its classes.
-        known: The student's before training; empty where they would say nothing.
-        larger: Whether the teacher has more parameters than the student.
-    """
-    sentences = []
-    best, own = (metrics.get("metrics/mAP50-95(B)", 0.0) for metrics in (taught, known))
-    if taught and taught["metrics/mAP50(B)"] < USELESS:
-        sentences.append(
-            f"the teacher finds next to nothing on this validation set (mAP50 {taught['metrics/mAP50(B)']:.3f}): "
-            "is it trained, and on these classes?"
-        )
-    if taught and known and best <= own:
-        sentences.append(
-            f"the teacher is no better than the student already is ({best:.3f} against {own:.3f} mAP50-95): "
-            "there is little to learn from it."
-        )
-    if not larger:
-        sentences.append("the teacher is not larger than the student; usually it is one or two sizes up.")
-    return sentences
+def _classes(validator: Any) -> list[dict[str, float] | None]:
+    """AP of every class; None where there is no box of it."""
+    box = validator.metrics.box
+    place = {int(index): i for i, index in enumerate(box.ap_class_index)}
+    return [
+        {"AP50": float(box.ap50[place[index]]), "AP50-95": float(box.ap[place[index]])} if index in place else None
+        for index in sorted(validator.names)
+    ]
 
 
 # The table ------------------------------------------------------------------------------------------------------------

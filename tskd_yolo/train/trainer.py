@@ -47,6 +47,7 @@ class DistillationMixin(ResumableMixin):
         self._trust = trust is True
         compat.place_fonts()
         self.distiller, self._teacher = None, None
+        self.facts: summary.Facts | None = None
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
         self.batches = 0  # of this epoch, so far
@@ -171,7 +172,7 @@ class DistillationMixin(ResumableMixin):
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
             self._open_cache(self.distiller)
-            summary.log_summary(
+            self.facts = summary.log_summary(
                 self.distiller,
                 unwrap_model(self.model),
                 config=self.config,
@@ -180,6 +181,13 @@ class DistillationMixin(ResumableMixin):
                 trained=self._student_trained and not self.args.resume,
                 processes=self._processes,
                 teacher_loader=self._teacher_loader(),
+            )
+            summary.log_data(
+                self.train_loader.dataset,
+                self.test_loader.dataset,
+                names=self.data["names"],
+                args=self.args,
+                stride=min(self.distiller.readers.head.strides),
             )
 
     def _teacher_loader(self) -> Any:
