@@ -126,7 +126,7 @@ def test_sizes_are_told_only_where_they_are_known():
     assert not train.sized and told(train, split("val", both())) == []
 
 
-def test_labels_without_an_image_and_images_without_labels_are_told(tmp_path):
+def test_labels_without_image_and_images_without_labels(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / kind / "train").mkdir(parents=True)
     images = [tmp_path / "images" / "train" / f"{name}.png" for name in ("a", "b")]
