@@ -13,7 +13,7 @@ from tskd_yolo.distill.distiller import Pair
 from tskd_yolo.train import summary
 from tskd_yolo.train.processes import Processes
 
-SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4}
+SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4, "classes": [{"AP50": 0.7, "AP50-95": 0.4}]}
 
 
 def score(value: float) -> dict[str, float]:

@@ -17,7 +17,7 @@ from tskd_yolo.train.trainer import DistillationMixin, Trainer
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
-    "_image_size", "_teacher_loader",
+    "_image_size", "_teacher_loader", "_weigh_teachers",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
 

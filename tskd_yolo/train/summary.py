@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
@@ -48,30 +49,48 @@ def log_summary(
         processes: Of the run.
         teacher_loader: Of the same images at the size at which the teacher sees them.
     """
-    frozen, student = distiller.teacher, deepcopy(student)
-    size = config.teacher_imgsz or args.imgsz
-    theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
-    given = dict(loader=teacher_loader, args=theirs, processes=processes)
-    taught = teacher_score(frozen, **given) if frozen.classes.known else {}
+    student, size = deepcopy(student), config.teacher_imgsz or args.imgsz
+    taught = teacher_scores(distiller, loader=teacher_loader, args=args, size=size, processes=processes)
     known = validate(student, loader=loader, args=args) if trained else {}
     if not FIRST:
         return
-    frozen.measure(size)
     rows = [
-        *_networks(frozen, student, args=args, size=size, taught=taught, known=known),
+        *_networks(distiller.teachers, student, args=args, size=size, taught=taught, known=known),
         *_maps(distiller),
         *_settings(distiller, config),
         *_exceptions(distiller),
     ]
     LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
-    for doubt in doubts(taught, known, larger=frozen.params > get_num_params(student)):
+    best = max(taught, key=lambda metrics: metrics.get("metrics/mAP50-95(B)", 0.0))
+    larger = max(frozen.params for frozen in distiller.teachers) > get_num_params(student)
+    for doubt in doubts(best, known, larger=larger):
         LOGGER.warning(doubt)
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
-def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, float]:
+def teacher_scores(
+    distiller: Distiller, *, loader: Any, args: Arguments, size: int, processes: Processes
+) -> list[dict[str, Any]]:
+    """The score of each teacher, which sees images of a size; empty of one that knows no class of the set."""
+    theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
+    given = dict(loader=loader, args=theirs, processes=processes)
+    return [teacher_score(each, **given) if each.classes.known else {} for each in distiller.teachers]
+
+
+def weigh_teachers(distiller: Distiller, *, loader: Any, args: Arguments, size: int, processes: Processes) -> None:
+    """Has each of several teachers count in each class by its AP on the validation set, where the set has the class."""
+    taught = teacher_scores(distiller, loader=loader, args=args, size=size, processes=processes)
+    count = len(distiller.teacher.classes.members)
+    rows = [score.get("classes") or [None] * count for score in taught]  # only the first process has all of them
+    aps = torch.tensor([[row["AP50-95"] if row else 1.0 for row in classes] for classes in rows])
+    together = aps.to(processes.device)
+    processes.broadcast([together])
+    distiller.panel.weigh(together.cpu())
+
+
+def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, Any]:
     """The teacher's metrics on the run's validation set, from an earlier run where there was one like this."""
     score = Score(network=frozen.model, dataset=loader.dataset, args=args)
     metrics, who = score.recall(), f"{colorstr('tskd-yolo:')} the teacher {frozen.name}"
@@ -85,18 +104,34 @@ def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: P
     return metrics
 
 
-def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, float]:
+def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, Any]:
     """A detector's metrics on a validation set, by the engine's own validator, which writes nothing.
 
     Args:
         model: The detector; it is changed in place.
         loader: The engine's loader of the set.
         args: The run's arguments.
+
+    Returns:
+        Ultralytics' metrics and ``classes``, see :data:`tskd_yolo.hashing.METRICS`; nothing in all processes but the
+        first.
     """
     own = engine_arguments(args)
     own.plots = own.save_json = own.save_txt = own.save_crop = False
     with tempfile.TemporaryDirectory() as folder:
-        return DetectionValidator(loader, save_dir=Path(folder), args=own)(model=model.float().eval())
+        validator = DetectionValidator(loader, save_dir=Path(folder), args=own)
+        metrics = validator(model=model.float().eval())
+    return {**metrics, "classes": _classes(validator)} if metrics else {}
+
+
+def _classes(validator: Any) -> list[dict[str, float] | None]:
+    """AP of every class; None where there is no box of it."""
+    box = validator.metrics.box
+    place = {int(index): i for i, index in enumerate(box.ap_class_index)}
+    return [
+        {"AP50": float(box.ap50[place[index]]), "AP50-95": float(box.ap[place[index]])} if index in place else None
+        for index in sorted(validator.names)
+    ]
 
 
 def doubts(taught: dict[str, float], known: dict[str, float], *, larger: bool) -> list[str]:
@@ -128,20 +163,28 @@ def doubts(taught: dict[str, float], known: dict[str, float], *, larger: bool) -
 
 
 def _networks(
-    frozen: Teacher,
+    teachers: Sequence[Teacher],
     student: nn.Module,
     *,
     args: Arguments,
     size: int,
-    taught: dict[str, float],
+    taught: Sequence[dict[str, Any]],
     known: dict[str, float],
 ) -> list[str]:
-    """A line each for teacher and student, under a heading."""
+    """A line for each teacher, for what several take together, and for the student, under a heading."""
     head = f"{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}"
     name, gflops = Path(str(args.model)).name, get_flops(student, args.imgsz)
+    rows = []
+    for frozen, metrics in zip(teachers, taught, strict=True):
+        frozen.measure(size)
+        cost = f"{frozen.params:>12,}{frozen.gflops:>9.1f}"
+        rows.append(f"{'teacher':10}{frozen.name:<28}{cost}{_accuracy(metrics)}   at {size} px")
+    if len(teachers) > 1:
+        params, together = sum(each.params for each in teachers), sum(each.gflops for each in teachers)
+        rows.append(f"{'teachers':10}{'together':<28}{params:>12,}{together:>9.1f}")
     return [
         f"{'':10}{head}",
-        f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(taught)}   at {size} px",
+        *rows,
         f"{'student':10}{name:<28}{get_num_params(student):>12,}{gflops:>9.1f}{_accuracy(known)}   at {args.imgsz} px",
     ]
 
@@ -198,5 +241,20 @@ def _exceptions(distiller: Distiller) -> list[str]:
         rows.append(f"images    of {ours} channel(s) are brought to the teacher's {theirs}")
     if match.queries and "crd" in distiller.on:
         rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
-    rows += [f"classes   {line}" for line in distiller.teacher.classes.told()]
+    for frozen in distiller.teachers:
+        whose = f"{frozen.name}: " if len(distiller.teachers) > 1 else ""
+        rows += [f"classes   {whose}{line}" for line in frozen.classes.told()]
+    rows += _votes(distiller)
+    return rows
+
+
+def _votes(distiller: Distiller) -> list[str]:
+    """Of several teachers, how much each counts in the student's classes."""
+    if len(distiller.teachers) == 1:
+        return []
+    rows = ["several   features and cross response are those of the first, responses a mean by AP of each class:"]
+    votes = distiller.panel.votes / distiller.panel.votes.sum(dim=0).clamp(min=1e-9)
+    names = distiller.teacher.classes.names
+    for frozen, parts in zip(distiller.teachers, votes.tolist(), strict=True):
+        rows.append(f"{'':10}{frozen.name}: " + ", ".join(f"{name} {part:.2f}" for name, part in zip(names, parts)))
     return rows

@@ -170,6 +170,7 @@ class DistillationMixin(ResumableMixin):
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
+            self._weigh_teachers(self.distiller)
             self._open_cache(self.distiller)
             summary.log_summary(
                 self.distiller,
@@ -180,6 +181,17 @@ class DistillationMixin(ResumableMixin):
                 trained=self._student_trained and not self.args.resume,
                 processes=self._processes,
                 teacher_loader=self._teacher_loader(),
+            )
+
+    def _weigh_teachers(self, distiller: Distiller) -> None:
+        """Before the cache: what several teachers say together depends on it."""
+        if len(distiller.teachers) > 1:
+            summary.weigh_teachers(
+                distiller,
+                loader=self._teacher_loader(),
+                args=self.args,
+                size=self.config.teacher_imgsz or self.args.imgsz,
+                processes=self._processes,
             )
 
     def _teacher_loader(self) -> Any:
