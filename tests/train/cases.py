@@ -177,6 +177,12 @@ CASES = [
         "teacher of other names", REFUSE, {"teacher": "{f}/others.pt", "drd": 0, "ded": 0},
         ("no class (cat, dog", "in common with the data (crazing", "give classes_map="),
     ),
+    Case("teacher twice", REFUSE, {"teacher": "[a.pt,a.pt]"}, ("teacher: must be a file, or a list of different",)),
+    Case("teachers and a gap", REFUSE, {"teacher": "[a.pt,]"}, ("teacher: must be a file, or a list of different",)),
+    Case(
+        "teachers missing", REFUSE, {"teacher": "[nowhere.pt,no.pt]"},
+        ("nowhere.pt was not found", "no.pt was not found"), count=2,
+    ),
     Case("map missing", REFUSE, {"classes_map": "nowhere.yaml"}, ("classes_map: nowhere.yaml was not found; give a",)),
     Case("map no map", REFUSE, {"classes_map": "{f}/words.pt"}, ("classes_map: ", "words.pt maps no names to names")),
     Case("map a number", REFUSE, {"classes_map": 3}, ("classes_map: must be a YAML file, or a mapping",)),

@@ -124,8 +124,9 @@ def checked(values: Mapping[str, Any]) -> Plan:
         problems += _wrong_settings(training, own_arms)
     if problems:
         raise ConfigError(problems)
-    for key in ("data", "model", "teacher"):
+    for key in ("data", "model"):
         training[key] = _absolute(training[key])
+    training["teacher"] = _teachers(training["teacher"])
     with compat.guarded(trust=training.get("trust") is True):
         judged = judging(training["data"], asked["split"])
     theirs = {k: v for k, v in training.items() if k not in {"model", "task", "mode", *config.DEFAULTS}}
@@ -174,7 +175,13 @@ def _resolved(settings: Any, given: Mapping[str, Any], training: Mapping[str, An
 
 def _with_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an arm of the user's own; a teacher of its own by its absolute path."""
-    return {key: _absolute(value) if key == "teacher" else value for key, value in settings.items()}
+    return {key: _teachers(value) if key == "teacher" else value for key, value in settings.items()}
+
+
+def _teachers(given: Any) -> str | list[str]:
+    """One teacher or several, as :func:`_absolute` has each."""
+    files = [_absolute(file) for file in config.teachers(given)]
+    return files[0] if len(files) == 1 else files
 
 
 def _absolute(file: Any) -> str:
@@ -219,8 +226,8 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     problems = []
     fetched = str(training.get("data")).startswith("ul://") or str(training.get("data")).endswith(".ndjson")
     try:
-        teacher = check(_KNOWN, training)
-        problems += [] if fetched else _unjudged(teacher, training)
+        teachers = check(_KNOWN, training)
+        problems += [] if fetched else _unjudged(teachers, training)
     except ConfigError as error:
         problems += error.problems
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
@@ -233,14 +240,15 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     return problems
 
 
-def _unjudged(teacher: Any, training: Mapping[str, Any]) -> list[str]:
-    """What keeps a teacher from being judged on the data set, after everything else was found right."""
+def _unjudged(teachers: Sequence[Any], training: Mapping[str, Any]) -> list[str]:
+    """What keeps teachers from being judged on the data set, after everything else was found right."""
     single = bool(training.get("single_cls"))
     names = class_names(training["data"], single)
-    if classes.match(teacher.names, names, classes.read(training.get("classes_map")), single=single).known:
+    theirs = classes.of_all(model.names for model in teachers)
+    if classes.match(theirs, names, classes.read(training.get("classes_map")), single=single).known:
         return []
     return [
-        f"teacher: it has no class ({classes.short(teacher.names)}) in common with the data ({classes.short(names)}), "
+        f"teacher: it has no class ({classes.short(theirs)}) in common with the data ({classes.short(names)}), "
         "and a comparison judges it on them; give classes_map=, or another teacher."
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,6 +109,11 @@ def match(
         else:
             lost.append(str(name))
     return Classes(members, ours, mapped, lost)
+
+
+def of_all(classes: Iterable[Mapping[int, str]]) -> dict[int, str]:
+    """The classes of several teachers, each once."""
+    return dict(enumerate({folded(name): str(name) for names in classes for name in names.values()}.values()))
 
 
 def _place(name: str, ours: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,10 @@ def base(cfg: Any) -> dict[str, Any]:
     return merged
 
 
-def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> Any:
-    """Checks that settings, teacher, student and data fit, before anything is written, and returns the teacher.
+def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> list[Any]:
+    """Checks that settings, teachers, student and data fit, before anything is written, and returns the teachers.
 
-    Puts absolute paths of teacher and data into ``overrides``, so that the run can be resumed from anywhere.
+    Puts absolute paths of teachers and data into ``overrides``, so that the run can be resumed from anywhere.
 
     Args:
         base: Ultralytics' defaults and ours, ``trust`` among them.
@@ -66,7 +66,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     """
     values, errors = _settings(base, overrides, errors)
     with compat.guarded(trust=values["trust"] is True):
-        model = _teacher(values["teacher"], errors)
+        loaded = _teachers(values["teacher"], errors)
         student, data = _student_and_data(values, errors)
         if isinstance(values["pretrained"], (str, Path)):
             with _collected(errors):
@@ -75,18 +75,30 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
         errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
     if student:
         errors += no_student(student)
-    mapping = _classes_map(values, model, data["names"], errors)
-    errors += wrong_channels(model, data["channels"])
+    mapping = _classes_map(values, loaded, data["names"], errors)
+    errors += wrong_channels(loaded, data["channels"])
     if errors:
         raise ConfigError(errors)
-    if _same_file(values["teacher"], values["model"]):
-        LOGGER.warning(f"teacher {values['teacher']} is the student itself: it can teach nothing new.")
-    overrides["teacher"] = str(Path(model.pt_path).resolve())
+    _tell_students(values)
+    overrides["teacher"] = absolute(model.pt_path for model in loaded)
     if mapping:
         overrides["classes_map"] = mapping  # the run keeps what the file says, and not where it was
     if values["data"] and Path(str(values["data"])).is_file():
         overrides["data"] = str(Path(values["data"]).resolve())
-    return model
+    return loaded
+
+
+def _tell_students(values: Mapping[str, Any]) -> None:
+    """Says which of the teachers is the student."""
+    for file in config.teachers(values["teacher"]):
+        if _same_file(file, values["model"]):
+            LOGGER.warning(f"teacher {file} is the student itself: it can teach nothing new.")
+
+
+def absolute(files: Iterable[Any]) -> str | list[str]:
+    """Teachers by their absolute paths: of one its path, of several a list."""
+    paths = [str(Path(file).resolve()) for file in files]
+    return paths[0] if len(paths) == 1 else paths
 
 
 def _settings(
@@ -127,41 +139,45 @@ def _collected(errors: list[str]) -> Iterator[None]:
         errors += error.problems
 
 
-def _teacher(path: Any, errors: list[str]) -> Any:
-    """The teacher, where there is one to be loaded."""
-    if isinstance(path, (str, Path)) and str(path):
+def _teachers(given: Any, errors: list[str]) -> list[Any]:
+    """The teachers that can be loaded."""
+    found: list[Any] = []
+    if config.teacher_problems(given):  # told already
+        return found
+    for path in config.teachers(given):
         with _collected(errors):
-            return teacher.load(path)
-    return None
+            found.append(teacher.load(path))
+    return found
 
 
-def _classes_map(values: Mapping[str, Any], teacher: Any, names: Any, errors: list[str]) -> Any:
+def _classes_map(values: Mapping[str, Any], teachers: Sequence[Any], names: Any, errors: list[str]) -> Any:
     """The map of classes, where there is one; where nothing is left in common, something else has to be taught."""
     given, mapping = values["classes_map"], None
     if isinstance(given, (str, Path, Mapping)):
         with _collected(errors):
             mapping = classes.read(given)
-    if teacher is None or not names:
+    if not teachers or not names:
         return mapping
-    if problems := classes.wrong(mapping, teacher.names, names):
+    theirs = classes.of_all(model.names for model in teachers)
+    if problems := classes.wrong(mapping, theirs, names):
         errors += problems
     elif values["drd"] == values["ded"] == 0 and values["crd"]:
-        if not classes.match(teacher.names, names, mapping, single=bool(values["single_cls"])).known:
+        if not classes.match(theirs, names, mapping, single=bool(values["single_cls"])).known:
             errors.append(
-                f"teacher: it has no class ({classes.short(teacher.names)}) in common with the data "
+                f"teacher: it has no class ({classes.short(theirs)}) in common with the data "
                 f"({classes.short(names)}), and with drd=0 ded=0 nothing is left to teach; give classes_map=, or "
                 "another teacher."
             )
     return mapping
 
 
-def wrong_channels(teacher: Any, ours: int | None) -> list[str]:
-    """What is wrong with the channels of the teacher's images, beside those of the data."""
-    if teacher is None or ours is None or ours == (theirs := channels(teacher)) or {ours, theirs} == {1, 3}:
-        return []
+def wrong_channels(teachers: Iterable[Any], ours: int | None) -> list[str]:
+    """What is wrong with the channels of the teachers' images, beside those of the data."""
     return [
         f"teacher: it takes images of {theirs} channels and the data has {ours}; only grey and RGB are brought "
         "together, so train a teacher on such images."
+        for theirs in map(channels, teachers)
+        if ours is not None and ours != theirs and {ours, theirs} != {1, 3}
     ]
 
 
@@ -264,7 +280,7 @@ def restore(args: Any, *, trust: bool, teacher: Any) -> None:
     Args:
         args: As they were in the checkpoint.
         trust: Whether the command line or the Python call trusts.
-        teacher: Where the teacher lies now, if that is given.
+        teacher: Where the teachers lie now, if that is given.
 
     Raises:
         ConfigError: If the checkpoint itself says ``trust`` and they do not.
@@ -275,7 +291,7 @@ def restore(args: Any, *, trust: bool, teacher: Any) -> None:
     for key, value in config.KEPT.items():
         setattr(args, key, getattr(args, key, value))
     if teacher:
-        args.teacher = str(Path(teacher).resolve())
+        args.teacher = absolute(config.teachers(teacher))
 
 
 @contextlib.contextmanager

@@ -39,35 +39,47 @@ def in_channels_last(args: Arguments, device: torch.device) -> bool:
     return device.type == "cpu" and args.channels_last is not False and compat.channels_last_pays()
 
 
-def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config: Config, args: Arguments) -> Distiller:
-    """Teacher, adapters and losses of a run.
+def build_distiller(
+    student: Any, loaded: Sequence[Any], *, names: dict[int, str], config: Config, args: Arguments
+) -> Distiller:
+    """Teachers, adapters and losses of a run.
 
     Args:
         student: The plain detector, on its device; nothing wraps it yet.
-        loaded: The teacher as it was loaded; it is changed in place.
+        loaded: The teachers as they were loaded; they are changed in place.
         names: The student's classes.
         config: The checked settings.
         args: The run's arguments.
 
     Raises:
-        ConfigError: If this teacher cannot teach this student.
+        ConfigError: If these teachers cannot teach this student.
     """
-    mapping = classes.read(config.classes_map)
-    wrong_channels = checks.wrong_channels(loaded, channels(student))
-    if errors := [*no_student(student.yaml), *classes.wrong(mapping, loaded.names, names), *wrong_channels]:
+    mapping, theirs = classes.read(config.classes_map), classes.of_all(model.names for model in loaded)
+    errors = [*no_student(student.yaml), *classes.wrong(mapping, theirs, names)]
+    if errors := [*errors, *checks.wrong_channels(loaded, channels(student))]:
         raise ConfigError(errors)
-    brought = classes.match(loaded.names, names, mapping, single=bool(args.single_cls))
     with undisturbed():  # folding batch norms draws random numbers
-        frozen = Teacher(loaded, like=student, names=names, classes=brought)
+        frozen = [
+            Teacher(
+                model,
+                like=student,
+                names=names,
+                classes=classes.match(model.names, names, mapping, single=bool(args.single_cls)),
+            )
+            for model in loaded
+        ]
     stride = max(int(max(student.stride)), 32)
     imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)  # as the engine will come to round it
     size = config.teacher_imgsz or imgsz
-    if errors := _wrong_sizes(frozen, size, stride, args):
+    if errors := [problem for each in frozen for problem in _wrong_sizes(each, size, stride, args)]:
         raise ConfigError(errors)
-    distiller = Distiller(student=student, teacher=frozen, config=config, seed=args.seed, scale=size / imgsz)
+    first, *others = frozen
+    distiller = Distiller(
+        student=student, teacher=first, config=config, seed=args.seed, scale=size / imgsz, others=others
+    )
     if not distiller.match.levels:
         raise ConfigError(
-            [f"teacher: it has no level in common with the student (strides {_told(frozen.head)} and "
+            [f"teacher: it has no level in common with the student (strides {_told(first.head)} and "
              f"{_told(student.model[-1])}); take another pair."]
         )  # fmt: skip
     if not distiller.on:
@@ -140,7 +152,8 @@ def clip_adapters(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Para
 def cast_teacher(distiller: Distiller, *, args: Arguments, amp: bool, device: torch.device) -> None:
     """With mixed precision, holds the teacher's weights in the dtype that autocast would bring them to in each pass."""
     if amp and device.type != "mps":
-        distiller.teacher.cast(torch.bfloat16 if args.amp == "bf16" else torch.float16)
+        for teacher in distiller.teachers:
+            teacher.cast(torch.bfloat16 if args.amp == "bf16" else torch.float16)
 
 
 def make_ready(distiller: Distiller, student: Any, *, args: Arguments, scaled: bool, processes: Processes) -> None:
