@@ -54,6 +54,7 @@ def test_every_level_that_a_larger_image_reaches_is_paired(scale, levels, detect
     network = load(detector("yolo11n.yaml", NAMES))
     match = Match(student=network, teacher=network, entry_stage=1, scale=scale)
     assert match.levels == levels and all(match.heard[stride] for stride in levels)
+    assert match.stages.strides == match.teacher_stages.strides == [4, 8, 16]  # of equal depth
 
 
 def teacher(detector):

@@ -64,8 +64,9 @@ class Pair(NamedTuple):
 class Match:
     """The levels, maps and branches that two detectors have in common.
 
-    Levels and stages are paired by position: a stride of the teacher's is as many pixels of the student's image as it
-    is of its own, divided by ``scale``.
+    Levels are paired by position: a stride of the teacher's is as many pixels of the student's image as it is of its
+    own, divided by ``scale``. Early stages are paired by their stride in the own image: what they compute depends on
+    their depth, and a shallow stage cannot follow a deeper one.
 
     Args:
         student: The student.
@@ -98,10 +99,9 @@ class Match:
         """Branches that only the student has."""
 
     def _pair_stages(self, student: Any, teacher: Any) -> None:
-        partner = {stride: 2 ** round(math.log2(stride * self.scale)) for stride in STAGE_STRIDES}
-        ours, theirs = StageReader(student), StageReader(teacher, list(partner.values()))
-        common = [stride for stride in ours.strides if partner[stride] in theirs.strides]
-        self.stages, self.teacher_stages = ours.only(common), theirs.only([partner[stride] for stride in common])
+        ours, theirs = StageReader(student), StageReader(teacher)
+        common = [stride for stride in ours.strides if stride in theirs.strides]
+        self.stages, self.teacher_stages = ours.only(common), theirs.only(common)
         self.unpaired_stages = [stride for stride in STAGE_STRIDES if stride not in common]
         """Strides of early stages that one of the backbones does not have."""
 
