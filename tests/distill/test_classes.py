@@ -71,10 +71,13 @@ def test_what_is_told_of_classes():
 
     assert told("a b", "a b") == []
     assert told("a b", "c b", {"a": "c"})[1] == "mapped: a -> c"
+    many = match(named(f"c{i}" for i in range(80)), named(["c0", "x"]))
+    assert many.told()[-1] == "left out of the teacher's, 79: c1, c2, c3, c4, c5, c6, ..."
+    assert many.told(alone=False)[1] == "not known to it: x" and many.told()[1] == "learned from the labels alone: x"
     assert told("a b", "b a") == ["the teacher's are in another order; they are matched by name"]
     assert told("a x y", "a b c", {"x": "c"}) == [
         "the teacher knows 2 of the 3 that are to be learned", "mapped: x -> c", "learned from the labels alone: b",
-        "left out of the teacher's: y",
+        "left out of the teacher's, 1: y",
     ]  # fmt: skip
 
 

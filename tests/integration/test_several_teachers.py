@@ -31,7 +31,8 @@ def test_both_teach_and_it_is_told(tmp_path, data, pair, no_end, capsys):
     (block,) = [line for line in lines if "what is distilled" in line]
     first, second = (Path(file).name for file in pair)
     assert block.count("teacher   ") == 2 and "teachers  together" in block
-    assert f"{first}: left out of the teacher's" not in block and f"{first}: the teacher knows 4 of the 6" in block
+    assert f"{first}: the teacher knows 4 of the 6" in block and "labels alone" not in block
+    assert f"{first}: not known to it: rolled-in_scale, scratches" in block
     assert f"{first}: crazing 1.00, inclusion 1.00, patches 0." in block and f"{second}: crazing 0.00" in block
     assert yaml.safe_load((tmp_path / "run" / "args.yaml").read_text())["teacher"] == pair
     assert sum("is validated, once" in line or "was validated on" in line for line in lines) == 4  # weighed, and told

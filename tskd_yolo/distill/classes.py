@@ -45,8 +45,12 @@ class Classes(NamedTuple):
         """Whether the teacher's outputs are the student's, in their order."""
         return not self.lost and self.members == [[place] for place in range(len(self.members))]
 
-    def told(self) -> list[str]:
-        """What is not as one would expect it, a line each."""
+    def told(self, alone: bool = True) -> list[str]:
+        """What is not as one would expect it, a line each.
+
+        Args:
+            alone: Whether there is no other teacher, who may know the rest.
+        """
         if self.alike and not self.mapped:
             return []
         if not self.lost and not self.mapped and all(len(outputs) == 1 for outputs in self.members):
@@ -56,9 +60,9 @@ class Classes(NamedTuple):
         if self.mapped:
             lines.append("mapped: " + ", ".join(f"{theirs} -> {ours}" for theirs, ours in self.mapped))
         if unknown:
-            lines.append(f"learned from the labels alone: {', '.join(unknown)}")
+            lines.append(f"{'learned from the labels alone' if alone else 'not known to it'}: {', '.join(unknown)}")
         if self.lost:
-            lines.append(f"left out of the teacher's: {', '.join(self.lost)}")
+            lines.append(f"left out of the teacher's, {len(self.lost)}: {short(dict(enumerate(self.lost)))}")
         return lines
 
 

@@ -284,8 +284,8 @@ def _exceptions(distiller: Distiller) -> list[str]:
     if match.queries and "crd" in distiller.on:
         rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
     for frozen in distiller.teachers:
-        whose = f"{frozen.name}: " if len(distiller.teachers) > 1 else ""
-        rows += [f"classes   {whose}{line}" for line in frozen.classes.told()]
+        alone = len(distiller.teachers) == 1
+        rows += [f"classes   {'' if alone else f'{frozen.name}: '}{line}" for line in frozen.classes.told(alone)]
     rows += _votes(distiller)
     return rows
 
