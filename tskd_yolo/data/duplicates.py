@@ -71,7 +71,7 @@ def same_files(train: Iterable[str], val: Iterable[str]) -> list[Twin]:
     steps: list[Callable[[str], Any]] = [os.path.getsize, _head, files.digest]
     for key in steps:
         left = [group for pair in left for group in _grouped(*pair, key)]
-    return [Twin(file, min(trained), 1.0) for trained, judged in left for file in sorted(judged)]
+    return sorted(Twin(file, min(trained), 1.0) for trained, judged in left for file in judged)
 
 
 def _grouped(train: set[str], val: set[str], key: Callable[[str], Any]) -> list[tuple[set[str], set[str]]]:
