@@ -259,7 +259,7 @@ def terms(trainer: Trainer, batch: dict[str, Any]) -> Callable[[], None]:
 def apart(outputs: StudentOutputs) -> StudentOutputs:
     """What terms read of a student, cut off from its graph."""
     responses = {branch: [Response(*leaves(r)) for r in levels] for branch, levels in outputs.responses.items()}
-    return StudentOutputs(leaves(outputs.maps), responses, outputs.positives)
+    return StudentOutputs(leaves(outputs.maps), responses, outputs.assigned)
 
 
 def leaves(tree: Any) -> Any:

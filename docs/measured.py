@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pairs
 import yaml
 
 from tskd_yolo.compare.stats import Effect, holm, interval, paired, points
@@ -40,7 +41,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) ->
 
 def values() -> dict[str, str]:
     """All of them."""
-    return {**screening(), **cache(), **costs(), **parts(), "settings": settings(), "sources": sources()}
+    return {
+        **screening(),
+        **cache(),
+        **costs(),
+        **parts(),
+        "settings": settings(),
+        "sources": sources(),
+        "pairs": pairs.text(),
+    }
 
 
 # Does it help? --------------------------------------------------------------------------------------------------------

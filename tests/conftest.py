@@ -118,9 +118,10 @@ def detector(shared: Shared) -> Callable[..., Path]:
     """Gives the checkpoint of a detector with random weights; arguments as of ``make_detector``."""
     from tests.helpers import NAMES, make_detector
 
-    def give(model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7) -> Path:
-        name = "-".join([model.removesuffix(".yaml"), *([] if names == NAMES else names), str(seed)])
-        return shared(f"{name}.pt", lambda file: make_detector(file, model, names, seed))
+    def give(model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, channels: int = 3) -> Path:
+        told = [*([] if names == NAMES else names), *([] if channels == 3 else [f"{channels} channels"])]
+        name = "-".join([model.removesuffix(".yaml"), *told, str(seed)])
+        return shared(f"{name}.pt", lambda file: make_detector(file, model, names, seed, channels))
 
     return give
 

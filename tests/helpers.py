@@ -48,13 +48,16 @@ def copied_data(data: Path, folder: Path) -> Path:
     return copy
 
 
-def make_detector(file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7) -> Path:
+def make_detector(
+    file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, channels: int = 3
+) -> Path:
     """A detector checkpoint with random weights, as Ultralytics saves one."""
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 
+    kind = RTDETRDetectionModel if "rtdetr" in model else DetectionModel
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        detector = DetectionModel(model, nc=len(names), verbose=False)
+        detector = kind(model, ch=channels, nc=len(names), verbose=False)
         for module in detector.modules():  # statistics that are not those of a fresh batch norm
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)

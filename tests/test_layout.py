@@ -91,7 +91,8 @@ def test_there_is_no_circle():
 
 
 def test_ultralytics_is_not_imported_before_it_is_needed():
-    modules = ["tskd_yolo", "tskd_yolo.config", "tskd_yolo.cli", "tskd_yolo.data.voc", "tskd_yolo.losses"]
+    modules = ["tskd_yolo", "tskd_yolo.config", "tskd_yolo.cli", "tskd_yolo.data.convert.command"]
+    modules += ["tskd_yolo.data.sets", "tskd_yolo.losses"]
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     code += "    print(name, 'ultralytics' in sys.modules)"
     line = [sys.executable, "-c", code, *modules]

@@ -1,6 +1,6 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train``, ``check``, ``compare``, ``voc`` and ``demo`` are ours, and the page of ``val``; every other mode goes to
+``train``, ``check``, ``compare``, ``convert`` and ``demo`` are ours, and the page of ``val``; every other mode goes to
 Ultralytics' entry point, after names of our data sets were resolved.
 """
 
@@ -13,7 +13,6 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from tskd_yolo import __version__
@@ -41,8 +40,16 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       Ultralytics' own, and a page: COCO's metrics, and what is missed at a fixed number of false alarms
   tskd-yolo predict model=best.pt source=images/
       Ultralytics' own, as are export, track, benchmark, settings, checks and the rest
-  tskd-yolo voc images=IMAGES annotations=ANNOTATIONS out=FOLDER [val=0.2] [skip]
-      a Pascal VOC folder becomes a data set; skip leaves bad files out instead of stopping
+  tskd-yolo convert voc images=IMAGES annotations=ANNOTATIONS out=FOLDER
+  tskd-yolo convert coco images=IMAGES annotations=TRAIN.json [val=VAL.json] [test=TEST.json] out=FOLDER
+  tskd-yolo convert labelme images=IMAGES [annotations=ANNOTATIONS] out=FOLDER
+  tskd-yolo convert masks images=IMAGES [masks=MASKS] [names=crack | names=1:crack,2:dent | folders] out=FOLDER
+  tskd-yolo convert rle images=IMAGES annotations=MASKS.csv [names=1:crack,2:dent] out=FOLDER
+  tskd-yolo convert deeppcb source=FOLDER out=FOLDER
+      your own data become a data set: images are linked, originals left alone, every problem is named with its file.
+      val=0.2 test=0 are shares, drawn by the images' content. skip leaves bad files and boxes out instead of stopping.
+      background: images without an annotation show no defect. min_area=10: smaller regions of a mask are left out.
+      names=a,b orders the classes
   tskd-yolo demo [out=runs/demo] [seed=0]
       the whole way on drawn images, in minutes
   tskd-yolo help | version
@@ -76,10 +83,10 @@ _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """What a mistake in a user's files raises before training; anything else is a fault and keeps its trace."""
-    from tskd_yolo.data.voc import VocError
+    from tskd_yolo.data.convert.files import ConvertError
     from tskd_yolo.train.checkpoints import RunError
 
-    return VocError, RunError, FileNotFoundError, FileExistsError
+    return ConvertError, RunError, FileNotFoundError, FileExistsError
 
 
 def _run(arguments: list[str]) -> int:
@@ -87,8 +94,8 @@ def _run(arguments: list[str]) -> int:
     words = [a.lstrip("-") for a in arguments]
     first = words[0] if words else "help"
     commands: dict[str, Callable[[list[str]], int]] = {
-        "help": _help, "h": _help, "version": _version, "v": _version, "voc": _voc, "demo": _demo, "tune": _tune,
-        "check": _check, "compare": _compare,
+        "help": _help, "h": _help, "version": _version, "v": _version, "convert": _convert, "demo": _demo,
+        "tune": _tune, "check": _check, "compare": _compare,
     }  # fmt: skip
     if first in commands:
         return commands[first](arguments[1:])
@@ -125,13 +132,14 @@ def help_text() -> str:
 
 
 def parse(
-    arguments: list[str], known: tuple[str, ...] | None = None, more: Mapping[str, Any] | None = None
+    arguments: list[str], known: Mapping[str, Any] | None = None, more: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """``key=value`` arguments as Ultralytics reads them; ``cfg=FILE`` is unfolded beneath the explicit ones.
 
     Args:
         arguments: Words of the command line without the mode.
-        known: The keys that are allowed; by default all of Ultralytics' and ours.
+        known: The keys that are allowed, with their defaults: of a text the value is taken as it stands. Without it all
+            of Ultralytics' and ours, read as Ultralytics does.
         more: Keys that are allowed besides, with their defaults.
 
     Returns:
@@ -139,12 +147,12 @@ def parse(
     """
     from ultralytics.cfg import DEFAULT_CFG_DICT
 
-    keys = {**DEFAULT_CFG_DICT, **DEFAULTS, **(more or {})} if known is None else dict.fromkeys(known)
+    keys = {**DEFAULT_CFG_DICT, **DEFAULTS, **(more or {})} if known is None else dict(known)
     values: dict[str, Any] = {}
     words, errors = _joined(arguments)
     for word in words:
         try:
-            key, value = _read(word.removeprefix("--").removesuffix(","), keys, tasks=known is None)
+            key, value = _read(word.removeprefix("--").removesuffix(","), keys, theirs=known is None)
             values[key] = value
         except ConfigError as error:
             errors += error.problems
@@ -167,8 +175,8 @@ def _joined(arguments: list[str]) -> tuple[list[str], list[str]]:
         return words, ["brackets: some are not closed; quote a list, such as 'classes=[0, 2]'."]
 
 
-def _read(word: str, keys: Mapping[str, Any], *, tasks: bool) -> tuple[str, Any]:
-    """Key and value of one word: ``key=value``, a flag, or where they are allowed a task.
+def _read(word: str, keys: Mapping[str, Any], *, theirs: bool) -> tuple[str, Any]:
+    """Key and value of one word: ``key=value``, a flag, or for a command that takes Ultralytics' keys a task.
 
     Raises:
         ConfigError: If it is none of these.
@@ -176,13 +184,15 @@ def _read(word: str, keys: Mapping[str, Any], *, tasks: bool) -> tuple[str, Any]
     from ultralytics.cfg import TASKS, parse_key_value_pair
 
     key, sign, value = word.partition("=")
+    if sign and value.strip() and not theirs and isinstance(keys.get(key), str):
+        return key, value.strip()
     if sign and value.strip():
         return parse_key_value_pair(word)
     if sign:
         raise ConfigError([f"{key}: has no value; write {key}=VALUE."])
-    if isinstance(keys.get(word), bool) or (word == "skip" and word in keys):
+    if isinstance(keys.get(word), bool):
         return word, True
-    if tasks and word in TASKS:
+    if theirs and word in TASKS:
         return "task", word
     if word in keys:
         raise ConfigError([f"{word}: is missing its '=' sign; write {word}=VALUE."])
@@ -277,7 +287,7 @@ def _val(arguments: list[str]) -> bool:
 def _demo(arguments: list[str]) -> int:
     from tskd_yolo.demo import demo
 
-    values, errors = parse(arguments, known=("out", "seed"))
+    values, errors = parse(arguments, known={"out": "runs/demo", "seed": 0})
     if errors:
         raise ConfigError(errors)
     demo(**values)
@@ -290,24 +300,13 @@ def _tune(arguments: list[str]) -> int:
     )
 
 
-def _voc(arguments: list[str]) -> int:
-    from tskd_yolo.data.voc import convert
+def _convert(arguments: list[str]) -> int:
+    from tskd_yolo.data.convert import command
 
-    values, errors = parse(arguments, known=("images", "annotations", "out", "val", "skip"))
-    errors += [f"{key}: missing; write {key}=FOLDER." for key in ("images", "annotations", "out") if key not in values]
-    fraction = values.get("val", 0.2)
-    if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        errors.append(f"val: must be a fraction between 0 and 1, got {fraction!r}.")
-    if errors:
-        raise ConfigError(errors)
+    layout = command.chosen(arguments)
+    values, errors = parse(arguments[1:], known=layout.keys)
     logging.getLogger("ultralytics").setLevel(logging.INFO)
-    convert(
-        images=Path(values["images"]),
-        annotations=Path(values["annotations"]),
-        out=Path(values["out"]),
-        split=float(fraction),
-        skip=bool(values.get("skip", False)),
-    )
+    command.convert(layout, values, errors)
     return 0
 
 

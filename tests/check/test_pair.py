@@ -24,6 +24,26 @@ def test_classes_are_paired_by_name(theirs, ours, pairs, lost):
     assert found == {"pairs": pairs, "lost": lost}
 
 
+def test_several_classes_of_a_teacher_may_be_one_of_the_data():
+    theirs, names = {0: "long", 1: "short", 2: "pit"}, {0: "scratch", 1: "pit"}
+    found = pair.classes(theirs=theirs, names=names, mapping={"long": "scratch", "short": "scratch"})
+    assert found == {"pairs": {"scratch": "long, short", "pit": "pit"}, "lost": []}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "level", "words"),
+    [
+        ({"a": "a", "b": "b"}, None, ""),
+        ({"a": None, "b": "b"}, "note", "does not know a; give classes_map="),
+        ({"a": None, "b": None}, "warning", "knows none of them, so CRD is off"),
+        ({}, None, ""),
+    ],
+)
+def test_classes_that_the_teacher_does_not_know_are_told(pairs, level, words):
+    found = pair.unknown(pairs)
+    assert [f.level for f in found] == ([level] if level else []) and all(words in str(f) for f in found)
+
+
 @pytest.mark.parametrize(("trained", "sees", "told"), [(640, 320, True), (640, 480, False), (64, 64, False),
                                                        (None, 64, False), ([640, 480], 64, False)])  # fmt: skip
 def test_a_teacher_that_sees_less_than_it_was_trained_on_is_told(trained, sees, told):

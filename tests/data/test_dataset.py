@@ -10,7 +10,8 @@ import yaml
 
 from tests.data.helpers import tree
 from tskd_yolo.data import dataset
-from tskd_yolo.data.voc import convert
+from tskd_yolo.data.convert.common import Options
+from tskd_yolo.data.convert.voc import convert
 
 
 def test_data_yaml_names_folders_and_classes(folder):
@@ -44,20 +45,6 @@ def test_a_test_split_is_written_when_there_is_one(folder):
     assert yaml.safe_load((folder.out / "data.yaml").read_text())["test"] == "images/test"
 
 
-def test_a_share_splits_by_stem_alone(folder):
-    for number in range(3, 60):
-        folder.add(f"a_{number}", ("hole", 1, 1, 9, 9))
-    first = folder.convert(split=0.3)
-    before = {path.stem for path in (folder.out / "images/val").iterdir()}
-    for number in range(60, 80):
-        folder.add(f"a_{number}", ("hole", 1, 1, 9, 9))
-    folder.convert(split=0.3)
-    after = {path.stem for path in (folder.out / "images/val").iterdir()}
-
-    assert 8 <= first.images["val"] <= 28
-    assert before == {stem for stem in after if int(stem[2:]) < 60}
-
-
 def test_images_are_links_and_the_originals_stay_as_they_are(folder):
     before = tree(folder.images) | tree(folder.annotations)
 
@@ -74,20 +61,69 @@ def test_images_are_copied_where_links_cannot_be_made(folder, monkeypatch, error
         raise error
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
     folder.convert()
 
     copy = folder.out / "images/train/a_1.png"
     assert not copy.is_symlink()
+    assert copy.stat().st_nlink == 1
     assert copy.read_bytes() == (folder.images / "a_1.png").read_bytes()
+
+
+def test_images_are_hard_links_where_only_those_can_be_made(folder, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no right")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    folder.convert()
+
+    link = folder.out / "images/train/a_1.png"
+    assert not link.is_symlink() and link.samefile(folder.images / "a_1.png")
+
+
+def test_ultralytics_repairs_an_image_and_not_its_original(folder):
+    from ultralytics.data.dataset import YOLODataset
+    from ultralytics.data.utils import check_det_dataset
+
+    folder.add("a_3", ("hole", 1, 1, 9, 9), suffix=".jpg")
+    original = folder.images / "a_3.jpg"
+    original.write_bytes(original.read_bytes() + b"more behind its end")
+    before = original.read_bytes()
+    folder.convert()
+
+    data = check_det_dataset(str(folder.out / "data.yaml"), autodownload=False)
+    YOLODataset(img_path=data["train"], data=data, imgsz=32, augment=False)
+
+    assert original.read_bytes() == before
+    assert (folder.out / "images/train/a_3.jpg").read_bytes() != before
+
+
+def test_what_is_there_is_compared_with_what_was_written(folder, monkeypatch):
+    monkeypatch.setattr(dataset, "_link", lambda *_: None)
+
+    with pytest.raises(OSError, match="train: 0 images, 1 label files and 1 boxes are there after writing 1 images"):
+        folder.convert()
+
+    assert list(folder.out.parent.iterdir()) == []
+
+
+def test_replacing_a_set_is_said(folder):
+    from tests.helpers import logged
+
+    with logged() as lines:
+        folder.convert()
+        assert not any("is replaced" in line for line in lines)
+        folder.convert()
+    assert sum("the data set that was there is replaced" in line for line in lines) == 1
 
 
 def test_relative_folders_give_links_that_hold(folder, monkeypatch):
     monkeypatch.chdir(folder.images.parent)
 
     convert(
-        images=Path("IMAGES"),
-        annotations=Path("ANNOTATIONS"),
-        out=Path("here"),
+        Path("IMAGES"),
+        Path("ANNOTATIONS"),
+        Options(out=Path("here")),
         split=lambda s: "val" if "2" in s else "train",
     )
 
@@ -141,7 +177,7 @@ def test_the_folder_with_the_originals_is_never_replaced(folder):
     (folder.images.parent / "data.yaml").write_text(dataset.MARKER + "\n")
 
     with pytest.raises(FileExistsError, match="Choose another"):
-        convert(images=folder.images, annotations=folder.annotations, out=folder.images.parent)
+        convert(folder.images, folder.annotations, Options(out=folder.images.parent))
 
     assert (folder.images / "a_1.png").is_file()
 
@@ -170,9 +206,3 @@ def test_a_crash_keeps_the_former_set(folder, monkeypatch):
         folder.convert()
 
     assert tree(folder.out.parent) == before
-
-
-@pytest.mark.parametrize("split", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_share_that_leaves_a_split_empty_is_refused(folder, split):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        folder.convert(split=split)

@@ -9,7 +9,7 @@ import pytest
 from tests.data.helpers import tree
 from tskd_yolo.data import drawn
 from tskd_yolo.data.drawn import KINDS, NAMES, draw, prepare
-from tskd_yolo.data.neu import NEU_NAMES
+from tskd_yolo.data.sets import NEU_NAMES
 
 
 def test_classes_are_those_of_neu_in_the_same_order():

@@ -39,7 +39,7 @@ def apart(outputs: StudentOutputs, dtype: torch.dtype | None = None) -> StudentO
 
     responses = {b: [Response(*map(leaf, r)) for r in levels] for b, levels in outputs.responses.items()}
     maps = {name: [leaf(x) for x in features] for name, features in outputs.maps.items()}
-    return StudentOutputs(maps, responses, outputs.positives)
+    return StudentOutputs(maps, responses, outputs.assigned)
 
 
 def tensors(outputs: StudentOutputs) -> list[torch.Tensor]:

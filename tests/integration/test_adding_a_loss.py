@@ -42,8 +42,8 @@ def test_a_fourth_loss_is_a_file_a_key_and_an_entry(tmp_path, data, teacher):
         shutil.copytree(folder(name), package / name, dirs_exist_ok=True)
     (package / "losses" / "hint.py").write_text(LOSS, encoding="utf-8")
     put_before(package / "cfg" / "default.yaml", "balance:", KEY)
-    put_before(package / "distill" / "terms.py", "# Sources of maps", "from tskd_yolo.losses.hint import Hint\n\n")
-    put_before(package / "distill" / "terms.py", '        "crd": [ResponseTerm(', ENTRY)
+    put_before(package / "distill" / "terms.py", "# Terms ---", "from tskd_yolo.losses.hint import Hint\n\n")
+    put_before(package / "distill" / "terms.py", '        "crd": responses(panel),', ENTRY)
     values = settings(tmp_path, data, teacher=teacher, ded=0)
     command = [sys.executable, "-m", "tskd_yolo", "train", *(f"{key}={value}" for key, value in values.items())]
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}

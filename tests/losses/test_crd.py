@@ -19,6 +19,7 @@ from tskd_yolo.losses.crd import (
     Tails,
     adapter,
     box_distance,
+    expected_distances,
     moments,
     overlap,
     quality_focal,
@@ -158,7 +159,7 @@ def test_gradient_reaches_student_and_adapters_but_no_teacher(hidden):
     assert all(t.grad.abs().sum() > 0 for s in student for t in s)
     assert len(list(loss.parameters())) == 4 and all(p.grad.abs().sum() > 0 for p in loss.parameters())
     assert all(t.grad is None for r in teacher for t in r)
-    assert all(p.grad is None for tail in scene.tails for part in tail for p in part.parameters())
+    assert all(p.grad is None for tail in scene.tails for part in (tail.box, tail.score) for p in part.parameters())
 
 
 def test_an_adapter_is_only_between_unlike_widths_without_bias():
@@ -348,3 +349,16 @@ def test_renormalize_of_dead_channels_or_single_values_is_finite():
         out = renormalize(student, torch.randn(shape))
         out.sum().backward()
         assert out.isfinite().all() and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bins", [1, 8])
+def test_cross_boxes_of_larger_cells_are_longer_in_the_students(bins):
+    scene, units = Scene(bins=bins), (1.0, 2.5)
+    loss = CRD(scene.widths)
+    target = loss.target(scene.teacher)
+    plain = loss.cross_responses(scene.student, target, scene.tails)
+    scaled = loss.cross_responses(scene.student, target, [t._replace(unit=u) for t, u in zip(scene.tails, units)])
+    for unit, (_, before), (_, after) in zip(units, plain, scaled, strict=True):
+        assert after.shape[1] == 4
+        expected = unit * expected_distances(before.flatten(2)).unflatten(2, before.shape[2:])
+        torch.testing.assert_close(after, expected)

@@ -102,7 +102,8 @@ def odd(folder: Path) -> Path:
 
 def moved_originals(folder: Path) -> Path:
     """A set prepared from Pascal VOC, whose images lie elsewhere by now."""
-    from tskd_yolo.data.voc import convert
+    from tskd_yolo.data.convert.common import Options
+    from tskd_yolo.data.convert.voc import convert
 
     (folder / "IMAGES").mkdir()
     (folder / "ANNOTATIONS").mkdir()
@@ -112,7 +113,7 @@ def moved_originals(folder: Path) -> Path:
         text = f"<annotation><object><name>{name}</name>{box}</object></annotation>"
         (folder / "ANNOTATIONS" / f"a_{number}.xml").write_text(text)
     convert(
-        images=folder / "IMAGES", annotations=folder / "ANNOTATIONS", out=folder / "prepared",
+        folder / "IMAGES", folder / "ANNOTATIONS", Options(out=folder / "prepared"),
         split=lambda stem: "train" if int(stem[2:]) < 6 else "val",
     )  # fmt: skip
     (folder / "IMAGES").rename(folder / "elsewhere")
@@ -167,14 +168,24 @@ CASES = [
     Case("teacher .bin", REFUSE, {"teacher": "{f}/weights.bin"}, ("teacher: ", "ends in '.bin', not in '.pt'")),
     Case("teacher segments", REFUSE, {"teacher": "{f}/seg.pt"}, ("teacher: ", "SegmentationModel for 'segment'")),
     Case("teacher classifies", REFUSE, {"teacher": "{f}/cls.pt"}, ("teacher: ", "ClassificationModel", "'classify'")),
-    Case("teacher finds poses", REFUSE, {"teacher": "{f}/pose.pt"}, ("teacher: ", "PoseModel for 'pose'", "give")),
+    Case("teacher finds poses", REFUSE, {"teacher": "{f}/pose.pt"}, ("teacher: ", "PoseModel for 'pose'", "give a")),
     Case("teacher turns boxes", REFUSE, {"teacher": "{f}/obb.pt"}, ("teacher: ", "OBBModel for 'obb'", "give")),
-    Case("teacher RT-DETR", REFUSE, {"teacher": "{f}/rtdetr.pt"}, ("teacher: ", "RTDETRDetectionModel", "give a YOLO")),
-    Case("teacher with P2", REFUSE, {"teacher": "{f}/p2.pt"}, ("teacher: its architecture (yolov8n-p2)", "use one")),
-    Case("teacher YOLOv5", REFUSE, {"teacher": "{f}/v5.pt"}, ("teacher: its architecture (yolov5n) is not", "use one")),
-    Case("teacher of another family", REFUSE, {"teacher": "{f}/v8.pt"}, ("a YOLOv8 cannot teach a YOLO11", "use a")),
-    Case("teacher of other count", REFUSE, {"teacher": "{f}/two.pt"}, ("it knows 2 classes (crazing, inclusion)",)),
-    Case("teacher of other names", REFUSE, {"teacher": "{f}/others.pt"}, ("6 classes (cat, dog", "has 6 (crazing",)),
+    Case("teacher with P2", WORKS, {"teacher": "{f}/p2.pt"}, ("levels of stride [4] are in one network only",)),
+    Case("teacher RT-DETR", WORKS, {"teacher": "{f}/rtdetr.pt"}, ("crd       off: teacher and student have no class",)),
+    Case("teacher of other count", WORKS, {"teacher": "{f}/two.pt"}, ("the teacher knows 2 of the 6", "alone: pa")),
+    Case(
+        "teacher of other names", REFUSE, {"teacher": "{f}/others.pt", "drd": 0, "ded": 0},
+        ("no class (cat, dog", "in common with the data (crazing", "give classes_map="),
+    ),
+    Case("teacher twice", REFUSE, {"teacher": "[a.pt,a.pt]"}, ("teacher: must be a file, or a list of different",)),
+    Case("teachers and a gap", REFUSE, {"teacher": "[a.pt,]"}, ("teacher: must be a file, or a list of different",)),
+    Case(
+        "teachers missing", REFUSE, {"teacher": "[nowhere.pt,no.pt]"},
+        ("nowhere.pt was not found", "no.pt was not found"), count=2,
+    ),
+    Case("map missing", REFUSE, {"classes_map": "nowhere.yaml"}, ("classes_map: nowhere.yaml was not found; give a",)),
+    Case("map no map", REFUSE, {"classes_map": "{f}/words.pt"}, ("classes_map: ", "words.pt maps no names to names")),
+    Case("map a number", REFUSE, {"classes_map": 3}, ("classes_map: must be a YAML file, or a mapping",)),
     Case("teacher turned", WORKS, {"teacher": "{f}/turned.pt"}, ("are in another order; they are matched by name",)),
     Case("teacher fused", WORKS, {"teacher": "{f}/fused.pt"}, ("fused.pt",)),
     Case("teacher built-in", WORKS, {"teacher": "{f}/built_in.pt"}, ("interrupted run of distill_", "its student")),
@@ -187,9 +198,11 @@ CASES = [
     Case("student YAML missing", REFUSE, {"model": "nowhere.yaml"}, ("model: nowhere.yaml", "give a detector's")),
     Case("student left out", REFUSE, {"model": None}, ("model: missing; give the student",)),
     Case("student empty", REFUSE, {"model": "{f}/empty.pt"}, ("model: ", "is empty, cut short or no checkpoint")),
-    Case("student segments", REFUSE, {"model": "yolo11n-seg.yaml"}, ("architecture (yolo11n-seg) is not", "use one")),
+    Case("student segments", REFUSE, {"model": "yolo11n-seg.yaml"}, ("(yolo11n-seg) ends in Segment", "give one")),
+    Case("student RT-DETR", REFUSE, {"model": "rtdetr-l.yaml"}, ("(rtdetr-l) ends in RTDETRDecoder", "give one")),
+    Case("student .pt RT-DETR", REFUSE, {"model": "{f}/rtdetr.pt"}, ("model: ", "RTDETRDetectionModel", "give a")),
     Case("student .pt segments", REFUSE, {"model": "{f}/seg.pt"}, ("model: ", "SegmentationModel for 'segment'")),
-    Case("student classifies", REFUSE, {"model": "yolo11n-cls.yaml"}, ("architecture (yolo11n-cls) is not", "use one")),
+    Case("student classifies", REFUSE, {"model": "yolo11n-cls.yaml"}, ("(yolo11n-cls) ends in Classify", "give one")),
     Case("student ONNX", REFUSE, {"model": "{f}/model.onnx"}, ("model: ", "is an exported model")),
     Case("student built-in", REFUSE, {"model": "{f}/built_in.pt"}, ("model: ", "interrupted run of distill_model=")),
     Case("pretrained missing", REFUSE, {"pretrained": "{f}/nowhere.pt"}, ("pretrained: ", "was not found")),
@@ -274,8 +287,8 @@ CASES = [
         ("techer: ", "teacher: ", "model: ", "data: ", "drd: ", "epochs: ", "lr0: ", "device: "), count=8,
     ),
     Case(
-        "teacher of another family and list", REFUSE, {"teacher": "{f}/v8.pt", "freeze": 99},
-        ("a YOLOv8 cannot teach", "freeze: 99"), count=2,
+        "teacher of other names, all frozen", REFUSE, {"teacher": "{f}/others.pt", "drd": 0, "ded": 0, "freeze": 99},
+        ("no class (cat", "freeze: 99"), count=2,
     ),
 ]  # fmt: skip
 

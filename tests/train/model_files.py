@@ -95,8 +95,6 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "obb.pt": model_file("OBBModel", "yolo11n-obb.yaml", "obb"),
     "rtdetr.pt": model_file("RTDETRDetectionModel", RTDETR, "detect"),
     "p2.pt": lambda file: make_detector(file, "yolov8n-p2.yaml"),
-    "v5.pt": lambda file: make_detector(file, "yolov5n.yaml"),
-    "v8.pt": lambda file: make_detector(file, "yolov8n.yaml"),
     "two.pt": lambda file: make_detector(file, "yolo11n.yaml", names=("crazing", "inclusion")),
     "others.pt": lambda file: make_detector(file, "yolo11n.yaml", names=("cat", "dog", "cow", "hen", "ox", "ant")),
     "turned.pt": lambda file: make_detector(file, "yolo11n.yaml", names=NAMES[::-1]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import cv2
 import pytest
 import torch
 from torch import nn
@@ -54,3 +55,12 @@ def test_an_image_is_reduced_by_position():
     assert small.shape == (1, 3, 64, 64)
     middle = (small[0, 0] > 0.5).nonzero()
     assert middle.min(dim=0).values.tolist() == [16, 48] and middle.max(dim=0).values.tolist() == [31, 55]
+
+
+@pytest.mark.parametrize("ratio", [1.5, 1.75, 2])
+def test_an_image_is_reduced_as_the_engine_reduces_it(ratio):
+    images = (torch.rand(1, 3, round(64 * ratio), round(64 * ratio)) * 255).round()
+    expected = cv2.resize(images[0].permute(1, 2, 0).numpy(), (64, 64), interpolation=cv2.INTER_LINEAR)
+    torch.testing.assert_close(
+        prepare.reduced(images, 64)[0].permute(1, 2, 0), torch.from_numpy(expected), atol=0.5, rtol=0
+    )

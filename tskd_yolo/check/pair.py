@@ -10,45 +10,52 @@ from ultralytics.utils.checks import check_model_file_from_stem
 
 from tskd_yolo import compat, files
 from tskd_yolo.check.trial import Trial
-from tskd_yolo.config import ConfigError
+from tskd_yolo.config import ConfigError, teachers
 from tskd_yolo.distill import teacher
-from tskd_yolo.distill.matching import folded
+from tskd_yolo.distill.classes import match, of_all
 from tskd_yolo.findings import Finding
 
 SHRUNK = 1.5
 """How many times the size that it sees a teacher may have been trained at: its objects are smaller by as much."""
 
 
-def classes(*, theirs: Mapping[int, str], names: Mapping[int, str]) -> dict[str, Any]:
+def classes(
+    *, theirs: Mapping[int, str], names: Mapping[int, str], mapping: Any = None, single: bool = False
+) -> dict[str, Any]:
     """Which class of the teacher is which of the data's.
 
     Args:
-        theirs: The teacher's classes.
-        names: The data's.
+        theirs, names, mapping, single: As :func:`tskd_yolo.distill.classes.match` takes them.
 
     Returns:
-        ``pairs``: per class of the data the teacher's name for it, None where it has none; ``lost``: the teacher's
+        ``pairs``: per class of the data the teacher's names for it, None where it has none; ``lost``: the teacher's
         classes that the data does not have.
     """
-    left = list(theirs.values())
-    pairs: dict[str, str | None] = {}
-    for key in (str, folded):  # the exact spelling first
-        for name in names.values():
-            same = next((other for other in left if key(other) == key(name)), None)
-            if pairs.get(str(name)) is None:
-                pairs[str(name)] = None if same is None else str(same)
-                left = [other for other in left if other is not same]
-    return {"pairs": pairs, "lost": [str(name) for name in left]}
+    matched = match(theirs, names, mapping, single)
+    called = [", ".join(str(theirs[output]) for output in outputs) or None for outputs in matched.members]
+    return {"pairs": dict(zip(matched.names, called, strict=True)), "lost": matched.lost}
+
+
+def unknown(pairs: Mapping[str, str | None]) -> list[Finding]:
+    """What is to be said of the data's classes that the teacher does not know, from ``pairs`` of :func:`classes`."""
+    alone = [name for name, theirs in pairs.items() if theirs is None]
+    remedy = "give classes_map= if it calls them otherwise"
+    if pairs and len(alone) == len(pairs):
+        reason = "the teacher knows none of them, so CRD is off and only features are taught"
+        return [Finding("warning", "classes", reason, f"{remedy}, or another teacher")]
+    if alone:
+        return [Finding("note", "classes", f"the teacher does not know {', '.join(alone)}", remedy)]
+    return []
 
 
 def teacher_names(values: Mapping[str, Any]) -> dict[int, str] | None:
-    """The classes of a teacher that a run was refused with; None where it cannot be loaded."""
-    path = values.get("teacher")
-    if not isinstance(path, (str, Path)):
+    """The classes of teachers that a run was refused with; None where they cannot be loaded."""
+    given = values.get("teacher")
+    if not isinstance(given, (str, Path, list, tuple)):
         return None
     try:
         with compat.guarded(trust=values.get("trust") is True):
-            return dict(teacher.load(path).names)
+            return of_all(teacher.load(path).names for path in teachers(given))
     except ConfigError:  # told by the run already
         return None
 
@@ -83,6 +90,9 @@ def sizes(trial: Trial) -> list[Finding]:
 
 
 def file(path: Any) -> dict[str, str | None]:
-    """Name and content of a file; of an official name, or of a YAML that comes with Ultralytics, the name."""
-    found = Path(check_model_file_from_stem(str(path)))
-    return {"name": found.name, "sha256": files.digest(found)[:16] if found.is_file() else None}
+    """Name and content of a file, or of several; of an official name, or of a YAML that comes with Ultralytics, the
+    name.
+    """
+    found = [Path(check_model_file_from_stem(each)) for each in teachers(path)]
+    digests = [files.digest(each)[:16] for each in found if each.is_file()]
+    return {"name": ", ".join(each.name for each in found), "sha256": ", ".join(digests) or None}

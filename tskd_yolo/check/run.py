@@ -141,10 +141,17 @@ def _finest(trial: Trial | None) -> int:
 def _summary(found: _Found, *, seconds: float) -> dict[str, Any]:
     """All of it; no path and no host."""
     trial = found.trial if found.measured else None
+    theirs = found.trial.teacher_names if found.trial else pair.teacher_names(found.values)
+    matched = pair.classes(
+        theirs=theirs or {},
+        names=found.data.names if found.data else {},
+        mapping=found.trial.args.classes_map if found.trial else None,
+        single=found.values.get("single_cls") is True,
+    )
+    if trial:
+        found.findings += pair.unknown(matched["pairs"])
     decided = verdict.decide(found.findings)
     found.findings = verdict.ordered(found.findings)
-    theirs = found.trial.teacher_names if found.trial else pair.teacher_names(found.values)
-    matched = pair.classes(theirs=theirs or {}, names=found.data.names if found.data else {})
     return {
         "verdict": decided.word,
         "exit": decided.code,
@@ -182,7 +189,7 @@ def _network(trial: Trial | None, who: str) -> dict[str, Any] | None:
     score = trial.facts.taught if who == "teacher" else trial.facts.known
     parameters, gflops = trial.facts.teacher if who == "teacher" else trial.facts.student
     return {
-        "name": Path(str(trial.args.teacher if who == "teacher" else trial.args.model)).name,
+        "name": pair.file(trial.args.teacher if who == "teacher" else trial.args.model)["name"],
         "parameters": parameters,
         "GFLOPs": round(gflops, 2),
         "imgsz": trial.config.teacher_imgsz or trial.args.imgsz if who == "teacher" else trial.args.imgsz,

@@ -25,6 +25,7 @@ from ultralytics.utils.torch_utils import autocast, time_sync, unwrap_model
 
 from tskd_yolo import compat
 from tskd_yolo.config import DEFAULTS
+from tskd_yolo.distill.classes import of_all
 from tskd_yolo.train import summary
 from tskd_yolo.train.trainer import Trainer
 
@@ -121,10 +122,10 @@ class Trial(Trainer):
         self.asked_batch = self.args.batch
         """On one device; the engine makes it smaller where it does not fit."""
         self._asked_views = arguments.get("views", DEFAULTS["views"])
-        self.teacher_names = dict(self._teacher.names)
-        """The teacher's classes, in its own order."""
-        self.teacher_trained_at = dict(self._teacher.args).get("imgsz")
-        """The size of the images on which the teacher was trained, where its checkpoint tells it."""
+        self.teacher_names = of_all(model.names for model in self._teacher)
+        """The classes of the teacher, or of several, in their own order."""
+        self.teacher_trained_at = dict(self._teacher[0].args).get("imgsz")
+        """The size of the images on which the first teacher was trained, where its checkpoint tells it."""
 
     def measure(self) -> None:
         """Takes the steps; what they take is in :attr:`cost`, what is distilled in :attr:`facts`.

@@ -15,7 +15,6 @@ from ultralytics.data.augment import LetterBox
 from ultralytics.data.utils import check_det_dataset
 
 from tskd_yolo.distill import teacher as teachers
-from tskd_yolo.distill.features import STAGE_STRIDES
 from tskd_yolo.distill.matching import SPATIAL_STEPS
 from tskd_yolo.losses.boxes import Boxes, covered
 from tskd_yolo.losses.paper import spatial_attention
@@ -173,7 +172,7 @@ class DEDWeights:
         corners = torch.tensor([row[1:5] for row in truth]).view(-1, 4) * torch.tensor([width, height, width, height])
         boxes = Boxes(corners, torch.zeros(len(corners)), 1, (height, width))
         found = {}
-        for stride, step in zip(STAGE_STRIDES, SPATIAL_STEPS, strict=True):
+        for stride, step in SPATIAL_STEPS.items():
             areas = covered(boxes, ceil_div(height, stride), ceil_div(width, stride), step)
             shares = torch.stack([region[0] / region.sum() for region in areas if region.sum() > 0])
             found[stride] = shares.mean(dim=0) * shares[0].numel()

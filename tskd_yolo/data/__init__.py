@@ -1,1 +1,1 @@
-"""Data sets: Pascal VOC folders made ready for Ultralytics, and drawn images to try things on."""
+"""Data sets: other layouts made ready for Ultralytics, public sets by name, and drawn images to try things on."""

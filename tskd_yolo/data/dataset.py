@@ -5,17 +5,19 @@ Originals are only read and linked to. A set is built beside its place and moved
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+
+LOGGER = logging.getLogger("ultralytics")
 
 MARKER = "# Made by tskd-yolo: the folder around this file is replaced as a whole when it is made again."
 SPLITS = ("train", "val", "test")
@@ -34,6 +36,7 @@ class Summary:
         clipped: Number of boxes that reached over the image's edge and were clipped to it.
         skipped: The problems whose file or box was left out; empty unless ``skip=True``.
         out: The data set's folder, absolute.
+        left_out: Number of things that were left out on purpose, by what they are.
     """
 
     images: dict[str, int]
@@ -41,12 +44,20 @@ class Summary:
     clipped: int
     skipped: list[str]
     out: Path
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         splits = ", ".join(
             f"{name} {count} images with {sum(self.boxes[name].values())} boxes" for name, count in self.images.items()
         )
-        return f"{self.out}: {splits}; {self.clipped} boxes clipped, {len(self.skipped)} problems skipped"
+        classes: Counter[str] = Counter()
+        for boxes in self.boxes.values():
+            classes.update(boxes)
+        return (
+            f"{self.out}: {splits}; {self.clipped} boxes clipped, {len(self.skipped)} problems skipped"
+            + "".join(f"; left out: {count} {what}" for what, count in self.left_out.items())
+            + f"\nboxes per class: {', '.join(f'{name} {count}' for name, count in classes.items())}"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class Sample:
 
     Args:
         image: The original image file.
+        name: Its file name in the data set.
         split: One of ``SPLITS``.
         size: (width, height) in pixels.
         boxes: (class name, corners) per object, clipped to the image.
@@ -62,31 +74,57 @@ class Sample:
     """
 
     image: Path
+    name: str
     split: str
     size: tuple[int, int]
     boxes: list[tuple[str, Corners]]
     clipped: int
 
 
-def write(samples: Sequence[Sample], out: Path, names: Sequence[str], skipped: list[str]) -> Summary:
-    """Writes the data set and counts what was written."""
+def write(
+    samples: Sequence[Sample],
+    out: Path,
+    names: Sequence[str],
+    skipped: list[str],
+    left_out: Mapping[str, int] | None = None,
+) -> Summary:
+    """Writes the data set, counts what was written and compares it with what there was to write.
+
+    Raises:
+        FileExistsError: As :func:`data_set_folder`.
+        OSError: If something could not be written, or is not there afterwards.
+    """
     images = Counter(sample.split for sample in samples)
     splits = [split for split in SPLITS if images[split]]
     boxes = {split: dict.fromkeys(names, 0) for split in splits}
     index = {name: i for i, name in enumerate(names)}
     with data_set_folder(out, names=names, splits=splits) as folder:
         for sample in samples:
-            _link(sample.image, folder / "images" / sample.split / sample.image.name)
-            _write_labels(sample, index, folder / "labels" / sample.split / f"{sample.image.stem}.txt")
+            _link(sample.image, folder / "images" / sample.split / sample.name)
+            _write_labels(sample, index, folder / "labels" / sample.split / f"{Path(sample.name).stem}.txt")
             for name, _ in sample.boxes:
                 boxes[sample.split][name] += 1
+        for split in splits:
+            _check_counts(folder, split, images=images[split], boxes=sum(boxes[split].values()))
     return Summary(
         images={split: images[split] for split in splits},
         boxes=boxes,
         clipped=sum(sample.clipped for sample in samples),
         skipped=skipped,
         out=Path(out).expanduser().resolve(),
+        left_out=dict(left_out or {}),
     )
+
+
+def _check_counts(folder: Path, split: str, *, images: int, boxes: int) -> None:
+    """Raises OSError unless so many images, as many label files and so many boxes in them were written."""
+    labels = [file.read_text(encoding="ascii") for file in (folder / "labels" / split).iterdir()]
+    there = sum(1 for _ in (folder / "images" / split).iterdir()), len(labels), sum(t.count("\n") for t in labels)
+    if there != (images, images, boxes):
+        raise OSError(
+            f"{folder.name}, {split}: {there[0]} images, {there[1]} label files and {there[2]} boxes are there after "
+            f"writing {images} images with {boxes} boxes. Choose an out= on another disk."
+        )
 
 
 @contextmanager
@@ -114,6 +152,8 @@ def data_set_folder(out: Path, *, names: Sequence[str], splits: Sequence[str]) -
         (folder / "data.yaml").write_text(f"{MARKER}\n{text}", encoding="utf-8")
         yield folder
         _check_replaceable(out)
+        if (out / "data.yaml").exists():
+            LOGGER.info(f"{out}: the data set that was there is replaced.")
         _swap(folder, out, old=work / "old")
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -145,10 +185,14 @@ def _write_labels(sample: Sample, index: Mapping[str, int], file: Path) -> None:
 
 def _link(original: Path, link: Path) -> None:
     """Makes ``link`` show the original image; copies it where links cannot be made."""
-    try:
-        link.symlink_to(original.resolve())
-    except (OSError, NotImplementedError):  # no rights (Windows), or no links on this file system
-        shutil.copyfile(original, link)
+    original = original.resolve()
+    for make in (link.symlink_to, link.hardlink_to):
+        try:
+            make(original)
+            return
+        except (OSError, NotImplementedError):  # no rights (Windows), another disk, or a file system without links
+            continue
+    shutil.copyfile(original, link)
 
 
 def _check_replaceable(out: Path) -> None:
@@ -173,18 +217,3 @@ def _swap(new: Path, out: Path, *, old: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
-
-
-def split_function(split: Callable[[str], str] | float) -> Callable[[str], str]:
-    """The split as a function, whichever way it was given."""
-    if callable(split):
-        return split
-    share = float(split)
-    if not 0 < share < 1:
-        raise ValueError(f"split must be a function or a share between 0 and 1, got {split}.")
-
-    def by_hash(stem: str) -> str:
-        digest = hashlib.sha256(os.fsencode(stem)).digest()
-        return "val" if int.from_bytes(digest[:8], "big") < share * 2**64 else "train"
-
-    return by_hash

@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.modules.head import RTDETRDecoder
+from ultralytics.utils.ops import xywh2xyxy
 
 from tskd_yolo.losses import Response
+from tskd_yolo.losses.assigned import Queries
 from tskd_yolo.losses.crd import Target
 from tskd_yolo.losses.standardize import Map
 
@@ -40,22 +43,28 @@ class Level(NamedTuple):
     responses: dict[str, Response]
 
 
+class Levels(dict[int, Level]):
+    """The levels of one network by stride in pixels; of a network with queries also what these say."""
+
+    queries: Queries | None = None
+
+
 class StudentOutputs:
     """What terms read of the student's pass.
 
     Args:
         maps: Feature maps ``(N, C, H, W)`` by source: ``neck`` (levels that both networks have), ``stages``.
         responses: Per branch of the head, one per level.
-        positives: Per branch the number of locations that the detection loss has assigned, where a term asks for it.
+        assigned: Per branch what the detection loss has assigned, as a term that asks for it reads it.
     """
 
     def __init__(
         self,
         maps: Mapping[str, Sequence[Tensor]],
         responses: Mapping[str, Sequence[Response]],
-        positives: Mapping[str, Tensor] | None = None,
+        assigned: Mapping[str, Any] | None = None,
     ) -> None:
-        self.maps, self.responses, self.positives = maps, responses, positives or {}
+        self.maps, self.responses, self.assigned = maps, responses, assigned or {}
         self._adapted: dict[str, Any] = {}
 
     def adapted(self, source: Any) -> Any:
@@ -78,7 +87,7 @@ class TeacherOutputs(NamedTuple):
     """
 
     maps: Mapping[str, Sequence[Tensor | Callable[[], Map]]]
-    responses: Mapping[str, Target]
+    responses: Mapping[str, Target | Queries]
     level_scores: Tensor | None = None
 
 
@@ -99,8 +108,12 @@ def strides(head: Any) -> list[int]:
 
 def neck_width(head: Any, stride: int) -> int:
     """Channels of the features that come into a level of the head."""
+    level = strides(head).index(stride)
+    if isinstance(head, RTDETRDecoder):
+        projection: Any = head.input_proj[level]
+        return projection[0].in_channels
     box, _ = next(iter(towers(head).values()))
-    return box[strides(head).index(stride)][0].conv.in_channels
+    return box[level][0].conv.in_channels
 
 
 def tower_widths(head: Any, branch: str, stride: int, stage: int) -> tuple[int, int]:
@@ -128,9 +141,13 @@ class Capture:
 
     def output_of(self, module: nn.Module, key: Any, keep: Callable[[Any], Any] = lambda output: output) -> None:
         """Catches ``keep(output)`` of a module; the rest of the output can be forgotten within the pass."""
+        self.call_of(module, key, lambda _, output: keep(output))
+
+    def call_of(self, module: nn.Module, key: Any, keep: Callable[[tuple, Any], Any]) -> None:
+        """Catches ``keep(inputs, output)`` of a module."""
 
         def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
-            self.caught[key] = keep(output)
+            self.caught[key] = keep(inputs, output)
 
         self._handles.append(module.register_forward_hook(hook))
 
@@ -162,7 +179,7 @@ class HeadReader:
                 for level, layers in enumerate(tower.children()):
                     capture.output_of(layers[self.entry_stage], (branch, kind, level))
 
-    def read(self, predictions: Any, caught: Mapping[Any, Tensor]) -> dict[int, Level]:
+    def read(self, predictions: Any, caught: Mapping[Any, Any]) -> Levels:
         """Levels by stride, from the head's output and what was caught in the same pass."""
         raw = predictions[1] if isinstance(predictions, tuple) else predictions
         branches = raw if "boxes" not in raw else {"one2many": raw}
@@ -180,7 +197,45 @@ class HeadReader:
                 activations = (caught[name, kind, i] for kind in (0, 1))
                 responses[name] = Response(*(part[i].unflatten(2, size) for part in outputs), *activations)
             levels.append(Level(feature, scores[i].unflatten(2, size), responses))
-        return dict(zip(self.strides, levels, strict=True))
+        return Levels(zip(self.strides, levels, strict=True))
+
+
+class QueryReader:
+    """Reads the passes of an RT-DETR decoder in evaluation: features, the encoder's class scores, queries.
+
+    Args:
+        head: The decoder, with the strides of its inputs in ``head.stride``.
+        responses: Whether the queries are wanted.
+    """
+
+    towers: Mapping[str, Any] = {}
+
+    def __init__(self, head: Any, responses: bool) -> None:
+        self.head, self.responses, self.strides = head, responses, strides(head)
+
+    def attach(self, capture: Capture) -> None:
+        """Catches the decoder's inputs and the class scores by which it chooses its queries."""
+        capture.call_of(self.head, "inputs", lambda inputs, _: inputs[0])
+        capture.output_of(self.head.enc_score_head, "scores")
+
+    def read(self, predictions: Any, caught: Mapping[Any, Any]) -> Levels:
+        """As :meth:`HeadReader.read`; no level has a response, the queries speak for all."""
+        features = caught["inputs"]
+        scores = caught["scores"].detach().transpose(1, 2).split([f.shape[2] * f.shape[3] for f in features], dim=2)
+        pairs = zip(features, scores, strict=True)
+        levels = [Level(feature, score.unflatten(2, feature.shape[2:]), {}) for feature, score in pairs]
+        found = Levels(zip(self.strides, levels, strict=True))
+        if self.responses:
+            boxes, logits = (output[-1] for output in predictions[1][:2])  # of the decoder's last layer
+            found.queries = Queries(xywh2xyxy(boxes), logits)
+        return found
+
+
+def reader(head: Any, responses: bool, entry_stage: int = ENTRY_STAGE) -> HeadReader | QueryReader:
+    """What reads the passes of a head; see :class:`HeadReader`."""
+    if isinstance(head, RTDETRDecoder):
+        return QueryReader(head, responses)
+    return HeadReader(head, responses, entry_stage)
 
 
 @contextlib.contextmanager
@@ -206,7 +261,7 @@ def probe(model: Any, images: Tensor | None = None) -> dict[int, Tensor]:
     parameter = next(model.parameters())
     if images is None:
         side = 2 * int(max(model.stride))
-        images = parameter.new_zeros(1, model.yaml.get("channels", 3), side, side)
+        images = parameter.new_zeros(1, channels(model), side, side)
     capture = Capture()
     for number, layer in enumerate(model.model[:-1]):
         capture.output_of(layer, number)
@@ -218,15 +273,17 @@ def probe(model: Any, images: Tensor | None = None) -> dict[int, Tensor]:
     return {number: out for number, out in capture.caught.items() if isinstance(out, Tensor) and out.dim() == 4}
 
 
+def channels(model: Any) -> int:
+    """Channels of the images that a detector takes."""
+    return next(m for m in model.modules() if isinstance(m, nn.Conv2d)).in_channels
+
+
 class StageReader:
-    """Reads the maps of a backbone's stages: for each of some strides the last map of that stride.
+    """Reads the maps of a backbone's stages: for each of some strides the last map of that stride, where it has one.
 
     Args:
         model: The detector.
         wanted: The strides in pixels.
-
-    Raises:
-        ValueError: If the backbone has no map of one of these strides.
     """
 
     def __init__(self, model: Any, wanted: Sequence[int] = STAGE_STRIDES) -> None:
@@ -235,10 +292,8 @@ class StageReader:
         side = 2 * int(max(model.stride))
         numbers = [n for n in outputs if n < len(model.yaml["backbone"])]
         last = {side // outputs[n].shape[2]: n for n in numbers}
-        if missing := [stride for stride in wanted if stride not in last]:
-            raise ValueError(f"the backbone has no map of stride {missing[0]}; it has {sorted(last)}.")
-        self.strides = list(wanted)
-        self.numbers = [last[stride] for stride in wanted]
+        self.strides = [stride for stride in wanted if stride in last]
+        self.numbers = [last[stride] for stride in self.strides]
         self.widths = [outputs[n].shape[1] for n in self.numbers]
         self.layers = [model.model[n] for n in self.numbers]
 
@@ -246,6 +301,15 @@ class StageReader:
         """The same for a copy of the model."""
         reader = copy(self)
         reader.layers = [model.model[n] for n in self.numbers]
+        return reader
+
+    def only(self, wanted: Sequence[int]) -> StageReader:
+        """The same for some of the strides."""
+        reader, places = copy(self), [self.strides.index(stride) for stride in wanted]
+        reader.strides = list(wanted)
+        reader.numbers, reader.widths, reader.layers = (
+            [values[place] for place in places] for values in (self.numbers, self.widths, self.layers)
+        )
         return reader
 
     def attach(self, capture: Capture, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,22 +9,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.nn.modules.head import RTDETRDecoder
 
 from tskd_yolo.distill.features import STAGE_STRIDES, StageReader, neck_width, strides, tower_widths, towers
 from tskd_yolo.distill.resample import to_grid
 from tskd_yolo.rounding import ceil_div
 
-FAMILIES = {"YOLOv8": "yolov8.yaml", "YOLO11": "yolo11.yaml", "YOLO12": "yolo12.yaml", "YOLO26": "yolo26.yaml"}
-
 CHANNELS = 64
 """How many channels of a map, or somewhat more, the feature terms compare where the widths differ."""
 
-HALF = 0.5
-"""Levels are partners up to so many powers of two between their strides."""
+HALF, ONE = 0.5, 1.0
+"""Levels are partners up to so many powers of two between their strides: half, and one where the images are not of one
+size, so that the coarsest level of a student, whose like the teacher of a larger image does not have, is taught."""
 
-SPATIAL_STEPS = 2, 2, 1
-"""Distance of the cells that are read of each backbone stage: all of stride 4 would cost more than the neck."""
+SPATIAL_STEPS = {4: 2, 8: 2, 16: 1}
+"""Distance of the cells that are read of each backbone stage, by its stride: all of stride 4 would cost more than the
+neck."""
 
 
 class Pair(NamedTuple):
@@ -78,21 +77,33 @@ class Match:
     def __init__(self, *, student: Any, teacher: Any, entry_stage: int, scale: float = 1.0) -> None:
         head, teacher_head = student.model[-1], teacher.model[-1]
         self.head, self.teacher_head, self.entry_stage, self.scale = head, teacher_head, entry_stage, scale
-        self.stages = StageReader(student)
-        self.teacher_stages = StageReader(teacher, [2 ** round(math.log2(s * scale)) for s in STAGE_STRIDES])
-        theirs = strides(teacher_head)
-        self.levels = {s: t for s in strides(head) if (t := _nearest(s * scale, theirs, HALF)) is not None}
+        self._pair_stages(student, teacher)
+        ours, theirs = strides(head), strides(teacher_head)
+        most = HALF if scale == 1 else ONE
+        self.levels = {s: t for s in ours if (t := _nearest(s * scale, theirs, most)) is not None}
         """The teacher's stride for each of the student's that has a partner."""
         self.strides = list(self.levels)
-        at = {t: _nearest(t / scale, self.strides, HALF if scale == 1 else 2 * HALF) for t in theirs}
+        at = {t: _nearest(t / scale, self.strides, most) for t in theirs}
         self.heard = {s: [t for t in theirs if at[t] == s or t == self.levels[s]] for s in self.strides}
         """The teacher's strides whose responses are heard on each level of the student."""
-        alone = {s for s in strides(head) if s not in self.levels}
+        alone = {s for s in ours if s not in self.levels}
         self.unpaired = sorted(alone | {t for t in theirs if not any(t in heard for heard in self.heard.values())})
         """Strides of levels that have no partner in the other network."""
-        self.branches = [branch for branch in towers(head) if branch in towers(teacher_head)]
+        self.queries = isinstance(teacher_head, RTDETRDecoder)
+        """Whether the teacher answers by queries, and not by a response per location."""
+        self.answering = ours if self.queries else self.strides
+        """The student's levels whose responses are compared: a query speaks to all of them."""
+        self.branches = [branch for branch in towers(head) if self.queries or branch in towers(teacher_head)]
         self.untaught = [branch for branch in towers(head) if branch not in self.branches]
         """Branches that only the student has."""
+
+    def _pair_stages(self, student: Any, teacher: Any) -> None:
+        partner = {stride: 2 ** round(math.log2(stride * self.scale)) for stride in STAGE_STRIDES}
+        ours, theirs = StageReader(student), StageReader(teacher, list(partner.values()))
+        common = [stride for stride in ours.strides if partner[stride] in theirs.strides]
+        self.stages, self.teacher_stages = ours.only(common), theirs.only([partner[stride] for stride in common])
+        self.unpaired_stages = [stride for stride in STAGE_STRIDES if stride not in common]
+        """Strides of early stages that one of the backbones does not have."""
 
     def neck(self, all_channels: bool = False) -> list[Pair]:
         """The levels of the neck."""
@@ -106,8 +117,8 @@ class Match:
     def early_stages(self) -> list[Pair]:
         """The early stages of the backbone."""
         ours, theirs = self.stages, self.teacher_stages
-        rows = zip(ours.strides, ours.widths, theirs.widths, SPATIAL_STEPS, theirs.strides, strict=True)
-        return [Pair(stride, s, t, channel_step(s, t), step, other) for stride, s, t, step, other in rows]
+        rows = zip(ours.strides, ours.widths, theirs.widths, theirs.strides, strict=True)
+        return [Pair(stride, s, t, channel_step(s, t), SPATIAL_STEPS[stride], other) for stride, s, t, other in rows]
 
     def towers(self, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(student, teacher) width of the box and of the class tower, per level."""
@@ -130,64 +141,18 @@ def channel_step(student: int, teacher: int) -> int:
     return 1 if student == teacher else max(teacher // min(student, CHANNELS), 1)
 
 
-# Families and classes -------------------------------------------------------------------------------------------------
+# Architectures --------------------------------------------------------------------------------------------------------
+
+HEADS = {"Detect", "v10Detect"}
+"""Heads of plain detectors, as model YAMLs name them: box and class towers of three stages on every level."""
 
 
-@functools.lru_cache
-def _official(name: str) -> tuple:
-    return _architecture(yaml_model_load(FAMILIES[name]))
-
-
-def _architecture(model_yaml: Mapping[str, Any]) -> tuple:
-    """What all widths of a family have in common: which modules are wired how, and the form of the head."""
-    rows = tuple((str(row[0]), str(row[2])) for row in [*model_yaml["backbone"], *model_yaml["head"]])
-    return rows, model_yaml.get("reg_max", 16), bool(model_yaml.get("end2end"))
-
-
-def family(model_yaml: Mapping[str, Any]) -> str | None:
-    """``YOLOv8``, ``YOLO11``, ``YOLO12`` or ``YOLO26``, whatever the width; None for any other architecture."""
-    return next((name for name in FAMILIES if _official(name) == _architecture(model_yaml)), None)
-
-
-def mismatches(*, student_yaml: dict[str, Any], teacher: Any, names: Mapping[int, str]) -> list[str]:
-    """Why this teacher cannot teach this student these classes, one sentence each; empty if it can."""
-    problems = []
-    yamls = {"model": student_yaml, "teacher": teacher.yaml}
-    families = [family(model_yaml) for model_yaml in yamls.values()]
-    for (role, model_yaml), name in zip(yamls.items(), families, strict=True):
-        if name is None:
-            stem = Path(model_yaml.get("yaml_file") or "custom").stem
-            problems.append(f"{role}: its architecture ({stem}) is not a plain YOLOv8, 11, 12 or 26 detector; use one.")
-    if None not in families and families[0] != families[1]:
-        problems.append(
-            f"teacher: a {families[1]} cannot teach a {families[0]} yet; use a student and a teacher of one family."
-        )
-    ours, theirs = sorted(map(folded, names.values())), sorted(map(folded, teacher.names.values()))
-    if ours != theirs:
-        problems.append(
-            f"teacher: it knows {len(theirs)} classes ({_short(teacher.names)}) and the data has {len(ours)} "
-            f"({_short(names)}); train the teacher on the same class list."
-        )
-    return problems
-
-
-def folded(name: Any) -> str:
-    """A class name without what does not tell classes apart: case, and blanks around it."""
-    return str(name).strip().casefold()
-
-
-def _short(names: Mapping[int, str], most: int = 6) -> str:
-    first = [str(n) for n in list(names.values())[:most]]
-    return ", ".join([*first, "..."] if len(names) > most else first)
-
-
-def class_order(*, teacher: Mapping[int, str], names: Mapping[int, str]) -> list[int]:
-    """The teacher's output for each of ``names``, which it knows all: the exact spelling first, each output once."""
-    left = dict(teacher)
-    order = []
-    for _, name in sorted(names.items()):
-        same = [i for i, other in left.items() if other == name]
-        same = same or [i for i, other in left.items() if folded(other) == folded(name)]
-        order.append(same[0])
-        del left[same[0]]
-    return order
+def no_student(student_yaml: Mapping[str, Any]) -> list[str]:
+    """Why this model cannot be a student, in a sentence; empty if it can."""
+    if (head := str(student_yaml["head"][-1][2])) in HEADS:
+        return []
+    stem = Path(student_yaml.get("yaml_file") or "custom").stem
+    return [
+        f"model: its architecture ({stem}) ends in {head} and is no plain detector; give one that ends in Detect, such "
+        "as yolo11n.yaml."
+    ]

@@ -6,7 +6,7 @@ A record holds a view of an image, so that it is drawn only once, and what the t
 - neck features and maps of the backbone's stages as 8-bit codes, per channel ``value = code * step + low``, with the
   mean and variance of each channel, by which a batch is standardised; the teacher's class scores on each level;
 - per branch of the head: class logits, the box logits at the locations that CRD compares, and of the tower activations
-  the mean and sum of squares of each channel.
+  the mean and sum of squares of each channel; or boxes and class logits of the teacher's queries.
 
 Records lie in a file of fixed size: a header, one checksum per record, the records. A checksum is written after its
 record and is read with it, so a record that is torn, by a kill or by two processes that write it at once, is no record:
@@ -30,6 +30,7 @@ from torch import Tensor
 from ultralytics.utils import LOGGER
 
 from tskd_yolo.distill.features import TeacherOutputs
+from tskd_yolo.losses.assigned import Queries
 from tskd_yolo.losses.crd import Moments, Target
 from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.losses.standardize import Map, inverse_deviation
@@ -55,6 +56,9 @@ def pack(outputs: TeacherOutputs) -> dict[str, Tensor]:
             assert isinstance(features, Tensor)
             kept.update({f"{kind}{i}.{name}": value for name, value in _coded(features).items()})
     for branch, target in outputs.responses.items():
+        if isinstance(target, Queries):
+            kept[f"{branch}.queries"], kept[f"{branch}.logits"] = target.boxes.float(), _half(target.scores)
+            continue
         kept[f"{branch}.scores"] = _half(target.scores)
         kept[f"{branch}.place"] = target.place.int()
         kept[f"{branch}.boxes"] = _half(target.boxes)
@@ -86,7 +90,10 @@ def unpack(kept: Mapping[str, Tensor]) -> TeacherOutputs:
     """What the terms read of the teacher, from :func:`pack`: maps standardised over the batch."""
     maps = {source: _maps(kept, kind) for kind, source in _SOURCES.items()}
     branches = [name.removesuffix(".scores") for name in kept if name.endswith(".scores")]
-    return TeacherOutputs(maps, {branch: _target(kept, branch) for branch in branches}, kept.get("said"))
+    responses: dict[str, Target | Queries] = {branch: _target(kept, branch) for branch in branches}
+    for branch in [name.removesuffix(".queries") for name in kept if name.endswith(".queries")]:
+        responses[branch] = Queries(kept[f"{branch}.queries"], kept[f"{branch}.logits"])
+    return TeacherOutputs(maps, responses, kept.get("said"))
 
 
 def _maps(kept: Mapping[str, Tensor], kind: str) -> list[Callable[[], Map]]:

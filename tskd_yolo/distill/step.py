@@ -16,12 +16,13 @@ from tskd_yolo.losses.boxes import Boxes
 class Readers(NamedTuple):
     """How a student's passes are read.
 
-    ``strides`` are the levels that the teacher has too.
+    ``strides`` are the levels that the teacher has too; ``answering`` those whose responses are compared.
     """
 
     head: HeadReader
     stages: StageReader
     strides: Sequence[int]
+    answering: Sequence[int]
 
     def attach(self, capture: Capture, terms: Sequence[Term]) -> None:
         """Adds the hooks that these terms need for the next pass."""
@@ -32,13 +33,13 @@ class Readers(NamedTuple):
     def read(self, predictions: Any, caught: Mapping[Any, Tensor]) -> StudentOutputs:
         """What the terms read of a pass."""
         levels = self.head.read(predictions, caught)
-        paired = [levels[stride] for stride in self.strides]
-        maps = {"neck": [level.features for level in paired]}
+        maps = {"neck": [levels[stride].features for stride in self.strides]}
         if ("stage", 0) in caught:
             maps["stages"] = self.stages.read(caught)
-        responses = {branch: [level.responses[branch] for level in paired] for branch in self.head.towers}
-        positives = {key[1]: value for key, value in caught.items() if key[0] == "positives"}
-        return StudentOutputs(maps, responses, positives)
+        answering = [levels[stride] for stride in self.answering]
+        responses = {branch: [level.responses[branch] for level in answering] for branch in self.head.towers}
+        assigned = {key[1]: value for key, value in caught.items() if key[0] == "assigned"}
+        return StudentOutputs(maps, responses, assigned)
 
 
 class Losses(NamedTuple):

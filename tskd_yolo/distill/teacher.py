@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 from ultralytics.utils import LOGGER
+from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
-from tskd_yolo.distill.features import Capture, HeadReader, Level, StageReader, towers
-from tskd_yolo.distill.matching import class_order
+from tskd_yolo.distill.classes import Classes, bring, match
+from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, towers
 from tskd_yolo.losses.crd import Tails
+
+KINDS: dict[type, tuple[type, ...]] = {DetectionModel: (Detect, v10Detect), RTDETRDetectionModel: (RTDETRDecoder,)}
+"""Models that may teach, with their heads; only the first kind may learn."""
 
 
 def load(path: str | Path, *, key: str = "teacher") -> Any:
@@ -45,9 +49,11 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
         model.student_model.pt_path = model.pt_path
         model = model.student_model
     kind: Any = type(model)
-    if kind is not DetectionModel or not isinstance(model.model[-1], Detect):
+    wanted = KINDS if key == "teacher" else {DetectionModel: KINDS[DetectionModel]}
+    if type(model.model[-1]) not in wanted.get(kind, ()):
         found = f"{kind.__name__} for '{getattr(model, 'task', 'unknown')}'"
-        raise ConfigError([f"{key}: {path} is of type {found}; give a YOLOv8, 11, 12 or 26 detector."])
+        more = " or RT-DETR" if key == "teacher" else ""
+        raise ConfigError([f"{key}: {path} is of type {found}; give a YOLO{more} detector."])
     return model
 
 
@@ -59,11 +65,20 @@ class Teacher:
     Args:
         model: The loaded detector; it is changed in place.
         like: The student, for its device.
-        names: The student's classes; the teacher's class outputs are brought into their order.
+        names: The student's classes; the teacher's class outputs are brought to them.
+        classes: Which of the teacher's classes are which of them; by name, where it is missing.
         responses: Whether the head's responses are read, or the neck features only.
     """
 
-    def __init__(self, model: Any, *, like: nn.Module, names: Mapping[int, str], responses: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        like: nn.Module,
+        names: Mapping[int, str],
+        classes: Classes | None = None,
+        responses: bool = False,
+    ) -> None:
         self.name = Path(getattr(model, "pt_path", None) or "teacher").name
         self.params, self.gflops = get_num_params(model), 0.0
         head = model.model[-1]
@@ -72,19 +87,24 @@ class Teacher:
             model.fuse(verbose=False)
         finally:
             del head.fuse
-        self.reordered = _reorder(model, names)
+        self.classes = classes or match(model.names, names)
+        bring(model, self.classes, names)
         device = next(like.parameters()).device
         self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
         """The cheapest memory format whose outputs are right: Ultralytics found channels_last wrong on MPS."""
         self.model = model.to(device, memory_format=self.layout).requires_grad_(False).eval()
-        head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
-        self.head = head
-        self.reader = HeadReader(head, responses=responses)
+        self.head, self.channels = head, channels(model)
+        if isinstance(head, RTDETRDecoder):
+            head.stride = torch.tensor(_input_strides(model))
+        else:
+            head.training = True  # only the head's own flag: raw output, nothing decoded, no box suppressed
+        self.reader = reader(head, responses=responses)
         self._checksum = self._sums()
 
     def cast(self, dtype: torch.dtype) -> None:
         """Holds the weights in the dtype that autocast would bring them to at every pass."""
         self.model.to(dtype)
+        _forget_anchors(self.head)
         self._checksum = self._sums()
 
     def unmoved(self) -> bool:
@@ -94,23 +114,24 @@ class Teacher:
     def _sums(self) -> list[float]:
         return torch.stack([v.double().abs().sum() for v in self.model.state_dict().values()]).tolist()
 
-    def __call__(self, images: Tensor) -> dict[int, Level]:
-        """Levels by stride for a batch of images ``(N, 3, H, W)``."""
+    def __call__(self, images: Tensor) -> Levels:
+        """Levels by stride for a batch of images ``(N, C, H, W)``, grey or RGB, whatever the teacher was trained on."""
         return self._levels(images, Capture())
 
     def with_stages(
         self, images: Tensor, stages: StageReader, keep: Callable[[int, Tensor], Tensor] = lambda _, features: features
-    ) -> tuple[dict[int, Level], list[Tensor]]:
+    ) -> tuple[Levels, list[Tensor]]:
         """Levels by stride, and ``keep(i, map)`` of each of some stages of the backbone, in the same pass."""
         capture = Capture()
         stages.attach(capture, keep)
         return self._levels(images, capture), stages.read(capture.caught)
 
-    def _levels(self, images: Tensor, capture: Capture) -> dict[int, Level]:
+    def _levels(self, images: Tensor, capture: Capture) -> Levels:
         self.reader.attach(capture)
         try:
             with torch.no_grad():
-                predictions = self.model(images.to(self._dtype, memory_format=self.layout))
+                given = in_channels(images, self.channels).to(self._dtype, memory_format=self.layout)
+                predictions = self.model(given)
             return self.reader.read(predictions, capture.caught)
         finally:
             capture.detach()
@@ -126,22 +147,57 @@ class Teacher:
         return Tails(box, score)
 
     def detector(self) -> Any:
-        """A copy that decodes its boxes, for validation."""
-        return deepcopy(self.model).float().eval()
+        """A copy that decodes its boxes, for validation; boxes of queries come in pixels, as those of other heads.
+
+        It takes images of the student's channels, too.
+        """
+        copy = deepcopy(self.model).float().eval()
+        copy.register_forward_pre_hook(lambda _, inputs: (in_channels(inputs[0], self.channels), *inputs[1:]))
+        if isinstance(self.head, RTDETRDecoder):
+            _forget_anchors(copy.model[-1])
+            copy.register_forward_hook(_in_pixels)
+        return copy
 
     def measure(self, imgsz: int) -> None:
         """Counts the floating point operations of one image, in billions."""
         self.gflops = get_flops(self.detector(), imgsz)
 
 
-def _reorder(model: Any, names: Mapping[int, str]) -> bool:
-    """Brings the teacher's class outputs into the order of ``names``, once, by its last convolutions' rows."""
-    order = class_order(teacher=model.names, names=names)
-    if order == sorted(order):
-        return False
-    for _, tower in towers(model.model[-1]).values():
-        for layers in tower:
-            last = layers[-1]
-            last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
-    model.names = dict(names)
-    return True
+LUMINANCE = 0.299, 0.587, 0.114
+"""Weights of red, green and blue: those by which OpenCV reads an image in grey."""
+
+
+def in_channels(images: Tensor, wanted: int) -> Tensor:
+    """Images ``(N, C, H, W)`` in the channels that a network takes: grey ones three times, RGB ones as luminance.
+
+    Raises:
+        ValueError: If they are neither.
+    """
+    if (given := images.shape[1]) == wanted:
+        return images
+    if (given, wanted) == (1, 3):
+        return images.expand(-1, 3, -1, -1)
+    if (given, wanted) == (3, 1):
+        return sum(images[:, i : i + 1] * weight for i, weight in enumerate(LUMINANCE))  # type: ignore[return-value]
+    raise ValueError(f"images of {given} channels cannot be brought to {wanted}.")
+
+
+def _input_strides(model: Any) -> list[int]:
+    """Strides of the maps that come into the head, in pixels, from a pass of the model."""
+    with torch.no_grad():
+        outputs = probe(model)
+    side = 2 * int(max(model.stride))
+    return [side // outputs[number].shape[2] for number in model.model[-1].f]
+
+
+def _forget_anchors(head: Any) -> None:
+    """Has a decoder make its anchors anew: it keeps those of the last pass, in the dtype of that pass."""
+    if isinstance(head, RTDETRDecoder):
+        head.shapes = []
+
+
+def _in_pixels(model: Any, inputs: Any, outputs: Any) -> Tensor:
+    """An RT-DETR's detections ``(N, Q, 6)`` with corners in pixels instead of centre and size as parts of the image."""
+    height, width = inputs[0].shape[2:]
+    boxes, rest = outputs[0].split((4, 2), dim=2)
+    return torch.cat((xywh2xyxy(boxes) * boxes.new_tensor((width, height, width, height)), rest), dim=2)

@@ -1,13 +1,13 @@
 """The terms that a run adds to the detection loss: what each reads of the two networks, and its loss.
 
-A term is an object. It reads one source, feature maps (:class:`MapSource`) or a branch of the head, has a loss with
-parameters of its own, and a guard against values that are not finite. :data:`VARIANTS` lists the terms; a loss of
-one's own is one more entry there, with its key in ``cfg/default.yaml``.
+A term is an object. It reads one source, feature maps (:mod:`tskd_yolo.distill.sources`) or a branch of the head, has a
+loss with parameters of its own, and a guard against values that are not finite. :data:`VARIANTS` lists the terms; a
+loss of one's own is one more entry there, with its key in ``cfg/default.yaml``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,122 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from tskd_yolo.config import Config
-from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, Level, StudentOutputs, TeacherOutputs
-from tskd_yolo.distill.matching import Match, Pair
+from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, Levels, StudentOutputs, TeacherOutputs
+from tskd_yolo.distill.matching import Match
 from tskd_yolo.distill.nonfinite import Guard, Part, guarded
-from tskd_yolo.distill.resample import Grid, response
-from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.distill.panel import Panel
+from tskd_yolo.distill.resample import Grid, average, response
+from tskd_yolo.distill.sources import EarlyStages, MapSource, Neck, PaperNeck
 from tskd_yolo.losses import CRD, DED, DRD, Response
+from tskd_yolo.losses.assigned import AssignedResponse, as_assigned, nothing_assigned
 from tskd_yolo.losses.boxes import Boxes
-from tskd_yolo.losses.crd import Tails, adapter
-from tskd_yolo.losses.distributed import all_reduce_mean
+from tskd_yolo.losses.crd import Tails
 from tskd_yolo.losses.hint import Hint
 from tskd_yolo.losses.paper import PaperCRD, PaperDED, PaperDRD
-from tskd_yolo.losses.standardize import Map, standardize
+from tskd_yolo.losses.standardize import Map
 from tskd_yolo.rounding import ceil_div
-
-# Sources of maps ------------------------------------------------------------------------------------------------------
-
-
-class MapSource:
-    """Feature maps at strides that both networks have, which any number of terms compare.
-
-    The student's maps come to the teacher's width through adapters and are standardised, once for all terms.
-
-    Args:
-        name: Where the maps are, as :class:`StudentOutputs` and :class:`TeacherOutputs` have them.
-        pairs: The maps.
-    """
-
-    bias = False
-    weighed = False
-    """Whether levels weigh by the teacher's class scores on them."""
-
-    def __init__(self, name: str, pairs: Sequence[Pair]) -> None:
-        self.name, self.pairs = name, pairs
-        self.adapters: Any = None
-
-    def build(self) -> nn.ModuleList:
-        """Draws the adapters."""
-        self.adapters = nn.ModuleList(
-            adapter(p.student, p.compared, bias=self.bias, channel_step=p.channel_step) for p in self.pairs
-        )
-        return self.adapters
-
-    def adapt(self, maps: Sequence[Tensor]) -> list[Any]:
-        """The student's maps ``(N, C, H, W)`` at the teacher's width, as the losses take them."""
-        return [self._adapted(*each) for each in zip(self.pairs, self.adapters, maps, strict=True)]
-
-    def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
-        weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
-        return standardize(features, weight, spatial_step=pair.spatial_step)
-
-    def teacher_map(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
-        """A map of the teacher's as the losses take it."""
-        return standardize(features) if isinstance(features, Tensor) else features()
-
-    def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
-        """A term from its values on every map."""
-        return torch.stack(list(values)).mean()
-
-    measured_at = "neck"
-    """Where gradient shares are measured, as columns name it."""
-
-    def measured(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The student's maps on which gradient shares are measured."""
-        return maps
-
-
-class Neck(MapSource):
-    """Levels of the neck, which weigh by the teacher's class scores.
-
-    Where the teacher finds nothing, nothing was ever asked of its features: for a student they are noise.
-    """
-
-    weighed = True
-
-    def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
-        """The weighted mean."""
-        assert teacher.level_scores is not None
-        return (level_weights(teacher.level_scores) * torch.stack(list(values))).sum()
-
-
-class EarlyStages(MapSource):
-    """Early stages of the backbone.
-
-    Gradient shares are measured at the last of them: a walk back from the loss to earlier ones takes more time, and
-    memory while all of the graph is there.
-    """
-
-    measured_at = f"stride{STAGE_STRIDES[-1]}"
-
-    def measured(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The map of the last stage."""
-        return maps[-1:]
-
-
-class PaperNeck(MapSource):
-    """Levels of the neck as the release takes them: as they are, adapters with a bias, and summed."""
-
-    bias = True
-
-    def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
-        return adapter(features.float())
-
-    def teacher_map(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
-        """The features themselves."""
-        return features if isinstance(features, Tensor) else features()
-
-    def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
-        """The sum."""
-        return torch.stack(list(values)).sum()
-
-
-def level_weights(scores: Tensor) -> Tensor:
-    """The part of the teacher's class scores on each level, ``(N, levels)`` -> ``(levels,)``; they add up to 1."""
-    total = all_reduce_mean(scores.sum(dim=0))
-    return total / total.sum().clamp(min=1e-12)
-
 
 # Terms ----------------------------------------------------------------------------------------------------------------
 
@@ -246,61 +144,50 @@ class MapTerm(Term):
         return self.source.measured(student.maps[self.source.name])
 
 
-class ResponseTerm(Term):
-    """CRD of one branch of the head. Towers of a dual head share no weight, so no branch dilutes the other.
+class HeadTerm(Term):
+    """A loss between responses, of one branch of the student's head.
 
     Args:
         key: As in :class:`Term`.
         branch: Of the head.
         match: Student and teacher.
-        teacher: The teacher, whose head the student's activations enter.
-        loss: Makes the loss from the widths of the towers.
     """
 
-    def __init__(self, key: str, branch: str, *, match: Match, teacher: Teacher, loss: type[CRD] = CRD) -> None:
+    def __init__(self, key: str, branch: str, match: Match) -> None:
         super().__init__(key, f"{key}:{branch}")
-        self.branch, self.loss, self.match = branch, loss, match
-        self.widths = match.towers(branch)
-        # Copies in float32: the teacher itself may come to be held in half precision.
-        tails = [teacher.tails(stride, branch, match.entry_stage) for stride in match.levels.values()]
-        self.tails = [Tails(*(deepcopy(part).float() for part in tail)) for tail in tails]
+        self.branch, self.match = branch, match
         self.shown = branch != "one2one"  # of two branches the one that teaches the neck
 
-    def build(self) -> nn.Module:
-        """Adapters of the towers."""
-        self.module = self.loss(self.widths)
-        return self.module
-
-    def target(self, levels: Mapping[int, Level], size: tuple[int, int]) -> Any:
-        """What it reads of the teacher's levels, by stride.
+    def target(self, levels: Sequence[Levels], size: tuple[int, int]) -> Any:
+        """What it reads of the teachers' levels.
 
         Args:
-            levels: As the teacher gives them.
+            levels: As each teacher gives them.
             size: (height, width) of the student's image in pixels.
         """
-        return self.loss.target([self._response(levels, stride, size) for stride in self.match.strides])
-
-    def _response(self, levels: Mapping[int, Level], stride: int, size: tuple[int, int]) -> Response:
-        match = self.match
-        if match.scale == 1:
-            return levels[match.levels[stride]].responses[self.branch]
-        grid = Grid(stride, *(ceil_div(side, stride) for side in size))
-        heard = {theirs: levels[theirs] for theirs in match.heard[stride]}
-        return response(self.branch, heard, match.levels[stride], grid, match.scale)
+        raise NotImplementedError
 
     def parts(self, *, student: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> list[Part]:
         """One over all levels."""
         responses, width = student.responses[self.branch], len(Response._fields)
 
         def value(*tensors: Tensor) -> Tensor:
-            return self.module(
-                student=[Response(*tensors[i : i + width]) for i in range(0, len(tensors), width)],
-                teacher=teacher.responses[self.branch],
-                tails=self.tails,
-                positives=student.positives.get(self.branch),
-            )
+            levels = [Response(*tensors[i : i + width]) for i in range(0, len(tensors), width)]
+            assigned = student.assigned.get(self.branch)
+            return self.value(levels, teacher.responses[self.branch], assigned, boxes.size)
 
         return [Part(value, [t for response in responses for t in response], list(self.module.parameters()))]
+
+    def value(self, student: Sequence[Response], teacher: Any, assigned: Any, size: tuple[int, int]) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student: A response per level.
+            teacher: What :meth:`target` has made.
+            assigned: What a hook of the term has caught; None where the detection loss was not asked.
+            size: (height, width) of the student's image in pixels.
+        """
+        raise NotImplementedError
 
     def reached(self, student: StudentOutputs) -> Sequence[Tensor]:
         """Tower activations and outputs of the branch."""
@@ -321,18 +208,103 @@ class ResponseTerm(Term):
         return places[self.measured_at]
 
 
+def assigner(criterion: Any, branch: str) -> Any:
+    """What assigns locations to annotated boxes for a branch; a dual head's criterion holds one per branch."""
+    return getattr(criterion, branch, criterion).assigner
+
+
+class ResponseTerm(HeadTerm):
+    """CRD of one branch of the head. Towers of a dual head share no weight, so no branch dilutes the other.
+
+    Of several teachers that have the branch, the first one's head is what the student's activations enter.
+
+    Args:
+        key, branch: As in :class:`HeadTerm`.
+        panel: The teachers.
+        loss: Makes the loss from the widths of the towers, and from the classes that are known.
+    """
+
+    def __init__(self, key: str, branch: str, panel: Panel, loss: type[CRD] = CRD) -> None:
+        match, teacher = panel.first
+        super().__init__(key, branch, match)
+        self.panel, self.loss, self.widths = panel, loss, match.towers(branch)
+        # Copies in float32: the teacher itself may come to be held in half precision.
+        self.tails = [
+            Tails(deepcopy(tail.box).float(), deepcopy(tail.score).float(), theirs / match.scale / ours)
+            for ours, theirs in match.levels.items()
+            for tail in [teacher.tails(theirs, branch, match.entry_stage)]
+        ]
+
+    def build(self) -> nn.Module:
+        """Adapters of the towers."""
+        classes = self.panel.first.teacher.classes
+        entered = None if len(classes.known) == len(classes.members) else classes.known
+        self.module = self.loss(self.widths, self.panel.known(self.branch), entered)
+        return self.module
+
+    def target(self, levels: Sequence[Levels], size: tuple[int, int]) -> Any:
+        """Responses on the student's levels."""
+        return self.loss.target([self._response(levels, stride, size) for stride in self.match.strides])
+
+    def _response(self, levels: Sequence[Levels], stride: int, size: tuple[int, int]) -> Response:
+        speaking = self.panel.speaking(self.branch)
+        if self.match.scale == 1 and len(speaking) == 1:
+            return levels[0][self.match.levels[stride]].responses[self.branch]
+        grid, said = Grid(stride, *(ceil_div(side, stride) for side in size)), []
+        for number in speaking:
+            match, theirs = self.panel.voices[number].match, levels[number]
+            heard = {stride: theirs[stride] for stride in match.heard[grid.stride]}
+            said.append(response(self.branch, heard, match.levels[stride], grid, match.scale))
+        return average(said, self.panel.weights(self.branch))
+
+    def value(self, student: Sequence[Response], teacher: Any, assigned: Any, size: tuple[int, int]) -> Tensor:
+        """CRD over all levels."""
+        return self.module(student=student, teacher=teacher, tails=self.tails, positives=assigned)
+
+
 class PaperResponseTerm(ResponseTerm):
     """The release's CRD, which divides by the locations that the detection loss has assigned to a defect."""
 
     after_detection = True
 
-    def __init__(self, key: str, branch: str, *, match: Match, teacher: Teacher) -> None:
-        super().__init__(key, branch, match=match, teacher=teacher, loss=PaperCRD)
+    def __init__(self, key: str, branch: str, panel: Panel) -> None:
+        super().__init__(key, branch, panel, loss=PaperCRD)
 
     def attach(self, capture: Capture, criterion: Any) -> None:
-        """Counts the locations that the criterion assigns; a dual head's criterion holds one per branch."""
-        assigner = getattr(criterion, self.branch, criterion).assigner
-        capture.output_of(assigner, ("positives", self.branch), lambda output: output[3].sum())
+        """Counts the locations that the criterion assigns."""
+        capture.output_of(assigner(criterion, self.branch), ("assigned", self.branch), lambda output: output[3].sum())
+
+
+class QueryTerm(HeadTerm):
+    """What a teacher's queries say, to one branch of the head, where the detection loss has assigned an annotated box.
+
+    There is no cross response, because such a teacher has no head towers that the student's activations could enter.
+    """
+
+    after_detection = True
+
+    def __init__(self, key: str, branch: str, panel: Panel) -> None:
+        super().__init__(key, branch, panel.first.match)
+        self.known = panel.known(branch)
+
+    def build(self) -> nn.Module:
+        """A loss without parameters."""
+        self.module = AssignedResponse(self.known)
+        return self.module
+
+    def attach(self, capture: Capture, criterion: Any) -> None:
+        """Notes what the criterion assigns."""
+        capture.call_of(assigner(criterion, self.branch), ("assigned", self.branch), as_assigned)
+
+    def target(self, levels: Sequence[Levels], size: tuple[int, int]) -> Any:
+        """The queries."""
+        return levels[0].queries
+
+    def value(self, student: Sequence[Response], teacher: Any, assigned: Any, size: tuple[int, int]) -> Tensor:
+        """The loss over all of the student's levels."""
+        given = assigned or nothing_assigned([level.scores for level in student])
+        levels = self.match.answering
+        return self.module(student=student, strides=levels, teacher=teacher, assigned=given, size=size)
 
 
 def _tensors(features: Tensor | Map) -> list[Tensor]:
@@ -349,40 +321,62 @@ def _with(features: Tensor | Map, first: Tensor, projection: Tensor | None = Non
 
 # The lists ------------------------------------------------------------------------------------------------------------
 
-Terms = dict[str, list[Term]]
-"""Terms by their key."""
+Terms = dict[str, list[Term] | str]
+"""By their key the terms, or the sentence that says why student and teacher have none."""
 
 
 class Variant(NamedTuple):
     """A value of ``variant=``: its terms, and the stage after which activations enter the teacher's head."""
 
-    terms: Callable[[Match, Teacher, Config], Terms]
+    terms: Callable[[Panel, Config], Terms]
     entry_stage: int
 
 
-def default_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+def default_terms(panel: Panel, config: Config) -> Terms:
     """DRD on the neck, DED on the backbone's early stages, CRD through the last layer of the teacher's head."""
+    match = panel.first.match
     return {
         "drd": [MapTerm("drd", Neck("neck", match.neck()), partial(DRD, trained=config.graph == "trained"))],
-        "ded": [MapTerm("ded", EarlyStages("stages", match.early_stages()), lambda channels: DED())],
-        "crd": [ResponseTerm("crd", branch, match=match, teacher=teacher) for branch in match.branches],
+        "ded": on_stages("ded", match, lambda channels: DED()),
+        "crd": responses(panel),
     }
 
 
-def paper_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+def paper_terms(panel: Panel, config: Config) -> Terms:
     """The release's: DRD and DED on all channels of the neck, CRD through two stages of the teacher's head."""
+    match = panel.first.match
     neck = PaperNeck("neck", match.neck(all_channels=True))
     return {
         "drd": [MapTerm("drd", neck, PaperDRD)],
         "ded": [MapTerm("ded", neck, lambda channels: PaperDED())],
-        "crd": [PaperResponseTerm("crd", branch, match=match, teacher=teacher) for branch in match.branches],
+        "crd": NO_TOWERS if match.queries else responses(panel, PaperResponseTerm),
     }
 
 
-def hint_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+def hint_terms(panel: Panel, config: Config) -> Terms:
     """The default's, with plain hints in the place of DED: the same maps, and a squared difference of them."""
-    hints = MapTerm("ded", EarlyStages("stages", match.early_stages()), lambda channels: Hint())
-    return {**default_terms(match, teacher, config), "ded": [hints]}
+    hints = on_stages("ded", panel.first.match, lambda channels: Hint())
+    return {**default_terms(panel, config), "ded": hints}
+
+
+NO_TOWERS = "variant=paper has a cross response only, and the teacher has no head that activations could enter"
+
+
+def on_stages(key: str, match: Match, loss: Callable[[int], nn.Module]) -> list[Term] | str:
+    """A loss on the early stages that both backbones have."""
+    if not (pairs := match.early_stages()):
+        return f"no stage of stride {', '.join(map(str, STAGE_STRIDES))} is in both backbones"
+    return [MapTerm(key, EarlyStages("stages", pairs), loss)]
+
+
+def responses(panel: Panel, kind: Callable[..., ResponseTerm] = ResponseTerm) -> list[Term] | str:
+    """CRD of every branch that both heads have; of a teacher with queries of every branch of the student's."""
+    match = panel.first.match
+    if not any(voice.teacher.classes.known for voice in panel.voices):
+        return "teacher and student have no class in common; classes_map= can name them"
+    if not match.branches:
+        return "the heads have no branch in common: the teacher has lost the one that the student has, by fusing"
+    return [(QueryTerm if match.queries else kind)("crd", branch, panel) for branch in match.branches]
 
 
 VARIANTS = {

@@ -70,10 +70,14 @@ class Target(NamedTuple):
 
 
 class Tails(NamedTuple):
-    """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out."""
+    """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out.
+
+    ``unit`` is the size of its cells over that of the student's, where the two do not see images of one size.
+    """
 
     box: nn.Sequential
     score: nn.Sequential
+    unit: float = 1.0
 
 
 class CRD(nn.Module):
@@ -92,6 +96,8 @@ class CRD(nn.Module):
 
     Args:
         widths: Per level, (student, teacher) width of the box tower and of the class tower.
+        known: The classes that are compared, by number; all of them where it is missing.
+        entered: Those of them that the head knows which the student's activations enter; ``known`` where it is missing.
 
     Shapes:
         output ``()``, float32.
@@ -99,8 +105,21 @@ class CRD(nn.Module):
         Loss per confident location; free of image size, batch and number of levels.
     """
 
-    def __init__(self, widths: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> None:
+    own: Tensor | None
+    cross: Tensor | None
+
+    def __init__(
+        self,
+        widths: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+        known: Sequence[int] | None = None,
+        entered: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        classes = {"own": known, "cross": known if entered is None else entered}
+        for name, numbers in classes.items():  # of each response those that are compared
+            self.register_buffer(
+                name, None if numbers is None else torch.tensor(numbers, dtype=torch.long), persistent=False
+            )
         self.box_adapters = nn.ModuleList(adapter(*box) for box, _ in widths)
         self.class_adapters = nn.ModuleList(adapter(*score) for _, score in widths)
 
@@ -143,7 +162,7 @@ class CRD(nn.Module):
         for name, levels in self.responses(student, teacher, tails).items():
             scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
             boxes = boxes_at(teacher.place, [box for _, box in levels])
-            terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
+            terms[f"{name}_class"] = quality_focal(*chosen(getattr(self, name), scores, target_scores)) / divisor
             terms[f"{name}_box"] = (self.box_distance(boxes, teacher.boxes) * confident).sum() / divisor
         return terms
 
@@ -158,11 +177,11 @@ class CRD(nn.Module):
         self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
     ) -> list[tuple[Tensor, Tensor]]:
         """What the teacher's head makes of the student's tower activations, per level class logits and boxes."""
-        cross = []
+        cross, scaled = [], any(tail.unit != 1 for tail in tails)  # all levels in one form
         for level, (s, towers, tail) in enumerate(zip(student, teacher.towers, tails, strict=True)):
             score = through(tail.score, self.class_adapters[level], s.class_features, towers[1])
             box = through(tail.box, self.box_adapters[level], s.box_features, towers[0])
-            cross.append((score, box))
+            cross.append((score, _in_students_cells(box, tail.unit) if scaled else box))
         return cross
 
     def divisor(self, confidence: Tensor, positives: Tensor | None) -> Tensor:
@@ -273,6 +292,11 @@ def _deviation_and_mean(teacher: Tensor | Moments, count: int) -> tuple[Tensor, 
     return (variance + 1e-12).sqrt(), mean
 
 
+def chosen(classes: Tensor | None, *scores: Tensor) -> list[Tensor]:
+    """Scores ``(N, classes, A)`` of some classes, or of all."""
+    return list(scores) if classes is None else [s.index_select(1, classes) for s in scores]
+
+
 def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """``sum |sig(p) - sig(t)| BCE(p, sig(t))``: a score counts by its disagreement; 0 where the two agree."""
     target = teacher_logits.detach().float().sigmoid()
@@ -294,6 +318,11 @@ def box_distance(boxes: Tensor, teacher: Tensor, overlap_weight: float = 0) -> T
     log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
     divergence = (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
     return divergence + overlap_weight * (1 - overlap(boxes, teacher)) if overlap_weight else divergence
+
+
+def _in_students_cells(boxes: Tensor, unit: float) -> Tensor:
+    """Distances ``(N, 4, H, W)`` in the student's strides from a box response ``(N, 4 R, H, W)`` in the teacher's."""
+    return expected_distances(boxes.flatten(2)).unflatten(2, boxes.shape[2:]) * unit
 
 
 def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:

@@ -24,28 +24,28 @@ def of_scores(taught: Score, known: Score, *, larger: bool, names: Mapping[int, 
     """What speaks against a teacher.
 
     Args:
-        taught: The teacher's metrics on the validation set.
+        taught: The teacher's metrics on the validation set; empty where it knows none of its classes.
         known: The student's before training; empty where they would say nothing.
         larger: Whether the teacher has more parameters than the student.
         names: The classes.
     """
     found = []
-    best, own = taught["metrics/mAP50-95(B)"], known.get("metrics/mAP50-95(B)", 0.0)
-    if (coarse := taught["metrics/mAP50(B)"]) < USELESS:
+    best, own = (score.get("metrics/mAP50-95(B)", 0.0) for score in (taught, known))
+    if taught and (coarse := taught["metrics/mAP50(B)"]) < USELESS:
         found.append(
             Finding(
                 "no", "teacher", f"it finds next to nothing on this validation set (mAP50 {coarse:.3f})",
                 "give one that is trained, and on these classes",
             )
         )  # fmt: skip
-    elif weak := _weak(taught, names):
+    elif taught and (weak := _weak(taught, names)):
         found.append(
             Finding(
                 "warning", "teacher", f"it hardly finds {', '.join(weak)} (AP50 below {USELESS:g})",
                 "look at the labels of these classes, or train it longer: here it has nothing to teach",
             )
         )  # fmt: skip
-    if known and best <= own:
+    if taught and known and best <= own:
         found.append(
             Finding(
                 "warning", "teacher",

@@ -23,6 +23,7 @@ class Arguments(Protocol):
     channels_last: bool | None
     freeze: Any
     classes: Any
+    single_cls: bool
 
 
 if TYPE_CHECKING:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
@@ -29,11 +30,11 @@ class Facts(NamedTuple):
     """What the summary of a run knows: scores (:data:`tskd_yolo.hashing.METRICS`), sizes, what speaks against it."""
 
     taught: dict[str, Any]
-    """The teacher's score on the validation set."""
+    """The teacher's score on the validation set, of several the best one's."""
     known: dict[str, Any]
     """The student's before training; empty where it would say nothing."""
     teacher: tuple[int, float]
-    """The teacher's parameters and GFLOPs."""
+    """The teacher's parameters and GFLOPs, of several together."""
     student: tuple[int, float]
     exceptions: list[str]
     """What is not as one would expect it."""
@@ -67,40 +68,39 @@ def log_summary(
     Returns:
         What it says; None in all processes but the first.
     """
-    frozen, student = distiller.teacher, deepcopy(student)
-    size = config.teacher_imgsz or args.imgsz
-    theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
-    taught = teacher_score(frozen, loader=teacher_loader, args=theirs, processes=processes)
+    student, size = deepcopy(student), config.teacher_imgsz or args.imgsz
+    taught = teacher_scores(distiller, loader=teacher_loader, args=args, size=size, processes=processes)
     known = student_score(student, loader=loader, args=args, processes=processes) if trained else {}
     if not FIRST:
         return None
-    frozen.measure(size)
     exceptions = _exceptions(distiller)
     rows = [
-        *_networks(frozen, student, args=args, size=size, taught=taught, known=known),
+        *_networks(distiller.teachers, student, args=args, size=size, taught=taught, known=known),
         *_maps(distiller),
         *_settings(distiller, config),
         *exceptions,
     ]
     LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
+    best = max(taught, key=lambda metrics: metrics.get("metrics/mAP50-95(B)", 0.0))
+    theirs = _together(distiller.teachers)
     ours = get_num_params(student), get_flops(student, args.imgsz)
-    against = doubts.of_scores(taught, known, larger=frozen.params > ours[0], names=frozen.model.names)
+    larger = max(frozen.params for frozen in distiller.teachers) > ours[0]
+    against = doubts.of_scores(best, known, larger=larger, names=dict(enumerate(distiller.teacher.classes.names)))
     log(against)
-    return Facts(taught, known, (frozen.params, frozen.gflops), ours, exceptions, against)
+    return Facts(best, known, theirs, ours, exceptions, against)
 
 
-def log_data(train: Any, val: Any, *, names: Mapping[int, str], args: Arguments, stride: int) -> None:
+def log_data(train: Any, val: Any, *, args: Arguments, stride: int) -> None:
     """Logs what speaks against the data, in the first process.
 
     Args:
         train, val: The engine's data sets.
-        names: The classes.
         args: The run's arguments.
         stride: Of the student's finest level, in pixels.
     """
     if FIRST:
         splits = [Split(name, dataset.labels) for name, dataset in (("train", train), ("val", val))]
-        log(doubts.of_data(*splits, names=asked(names, args.classes), imgsz=args.imgsz, stride=stride))
+        log(doubts.of_data(*splits, names=asked(val.data["names"], args.classes), imgsz=args.imgsz, stride=stride))
 
 
 def log(findings: Iterable[Finding]) -> None:
@@ -111,6 +111,26 @@ def log(findings: Iterable[Finding]) -> None:
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
+
+
+def teacher_scores(
+    distiller: Distiller, *, loader: Any, args: Arguments, size: int, processes: Processes
+) -> list[dict[str, Any]]:
+    """The score of each teacher, which sees images of a size; empty of one that knows no class of the set."""
+    theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
+    given = dict(loader=loader, args=theirs, processes=processes)
+    return [teacher_score(each, **given) if each.classes.known else {} for each in distiller.teachers]
+
+
+def weigh_teachers(distiller: Distiller, *, loader: Any, args: Arguments, size: int, processes: Processes) -> None:
+    """Has each of several teachers count in each class by its AP on the validation set, where the set has the class."""
+    taught = teacher_scores(distiller, loader=loader, args=args, size=size, processes=processes)
+    count = len(distiller.teacher.classes.members)
+    rows = [score.get("classes") or [None] * count for score in taught]  # only the first process has all of them
+    aps = torch.tensor([[row["AP50-95"] if row else 1.0 for row in classes] for classes in rows])
+    together = aps.to(processes.device)
+    processes.broadcast([together])
+    distiller.panel.weigh(together.cpu())
 
 
 def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, Any]:
@@ -180,22 +200,35 @@ def _classes(validator: Any) -> list[dict[str, float] | None]:
 
 
 def _networks(
-    frozen: Teacher,
+    teachers: Sequence[Teacher],
     student: nn.Module,
     *,
     args: Arguments,
     size: int,
-    taught: dict[str, float],
+    taught: Sequence[dict[str, Any]],
     known: dict[str, float],
 ) -> list[str]:
-    """A line each for teacher and student, under a heading."""
+    """A line for each teacher, for what several take together, and for the student, under a heading."""
     head = f"{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}"
     name, gflops = Path(str(args.model)).name, get_flops(student, args.imgsz)
+    rows = []
+    for frozen, metrics in zip(teachers, taught, strict=True):
+        frozen.measure(size)
+        cost = f"{frozen.params:>12,}{frozen.gflops:>9.1f}"
+        rows.append(f"{'teacher':10}{frozen.name:<28}{cost}{_accuracy(metrics)}   at {size} px")
+    if len(teachers) > 1:
+        params, together = _together(teachers)
+        rows.append(f"{'teachers':10}{'together':<28}{params:>12,}{together:>9.1f}")
     return [
         f"{'':10}{head}",
-        f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(taught)}   at {size} px",
+        *rows,
         f"{'student':10}{name:<28}{get_num_params(student):>12,}{gflops:>9.1f}{_accuracy(known)}   at {args.imgsz} px",
     ]
+
+
+def _together(teachers: Sequence[Teacher]) -> tuple[int, float]:
+    """Parameters and GFLOPs."""
+    return sum(each.params for each in teachers), sum(each.gflops for each in teachers)
 
 
 def _accuracy(metrics: dict[str, float]) -> str:
@@ -237,11 +270,33 @@ def _settings(distiller: Distiller, config: Config) -> list[str]:
 
 def _exceptions(distiller: Distiller) -> list[str]:
     """What is not as one would expect it."""
-    rows = []
-    if distiller.match.unpaired:
-        rows.append(f"unpaired  levels of stride {distiller.match.unpaired} are in one network only and not distilled")
+    match, rows = distiller.match, []
+    for key, why in distiller.left_out.items():
+        rows.append(f"{key:<10}off: {why}")
+    if match.unpaired:
+        rows.append(f"unpaired  levels of stride {match.unpaired} are in one network only and not distilled")
+    if match.unpaired_stages and distiller.source("stages") is not None:
+        rows.append(f"unpaired  backbone stages of stride {match.unpaired_stages} are in one network only, also")
     if distiller.untaught:
-        rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher has lost this branch by fusing")
-    if distiller.teacher.reordered:
-        rows.append("classes   the teacher's are in another order; they are matched by name")
+        rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher's head has no such branch")
+    if (theirs := distiller.teacher.channels) != (ours := distiller.channels):
+        rows.append(f"images    of {ours} channel(s) are brought to the teacher's {theirs}")
+    if match.queries and "crd" in distiller.on:
+        rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
+    for frozen in distiller.teachers:
+        whose = f"{frozen.name}: " if len(distiller.teachers) > 1 else ""
+        rows += [f"classes   {whose}{line}" for line in frozen.classes.told()]
+    rows += _votes(distiller)
+    return rows
+
+
+def _votes(distiller: Distiller) -> list[str]:
+    """Of several teachers, how much each counts in the student's classes."""
+    if len(distiller.teachers) == 1:
+        return []
+    rows = ["several   features and cross response are those of the first, responses a mean by AP of each class:"]
+    votes = distiller.panel.votes / distiller.panel.votes.sum(dim=0).clamp(min=1e-9)
+    names = distiller.teacher.classes.names
+    for frozen, parts in zip(distiller.teachers, votes.tolist(), strict=True):
+        rows.append(f"{'':10}{frozen.name}: " + ", ".join(f"{name} {part:.2f}" for name, part in zip(names, parts)))
     return rows

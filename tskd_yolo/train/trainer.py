@@ -171,6 +171,10 @@ class DistillationMixin(ResumableMixin):
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
+            if len(self.distiller.teachers) > 1:  # before the cache: what they say together depends on it
+                size, loader = self.config.teacher_imgsz or self.args.imgsz, self._teacher_loader()
+                given = dict(loader=loader, args=self.args, size=size, processes=self._processes)
+                summary.weigh_teachers(self.distiller, **given)
             self._open_cache(self.distiller)
             self.facts = summary.log_summary(
                 self.distiller,
@@ -182,13 +186,8 @@ class DistillationMixin(ResumableMixin):
                 processes=self._processes,
                 teacher_loader=self._teacher_loader(),
             )
-            summary.log_data(
-                self.train_loader.dataset,
-                self.test_loader.dataset,
-                names=self.data["names"],
-                args=self.args,
-                stride=min(self.distiller.readers.head.strides),
-            )
+            finest = min(self.distiller.readers.head.strides)
+            summary.log_data(self.train_loader.dataset, self.test_loader.dataset, args=self.args, stride=finest)
 
     def _teacher_loader(self) -> Any:
         """The validation images at the size at which the teacher sees images."""

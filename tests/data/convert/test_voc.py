@@ -2,7 +2,7 @@
 
 import functools
 import io
-import pickle
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.helpers import SIZE, VocFolder, annotation_xml, tree
+from tskd_yolo.data.convert.common import Options
+from tskd_yolo.data.convert.files import ConvertError
+from tskd_yolo.data.convert.voc import convert
 from tskd_yolo.data.dataset import Summary
-from tskd_yolo.data.voc import VocError, convert
 
 # What comes out
 
@@ -30,6 +32,7 @@ def test_boxes_become_shares_of_the_image_in_pixels_from_zero(folder):
         clipped=0,
         skipped=[],
         out=folder.out.resolve(),
+        left_out={},
     )
 
 
@@ -140,7 +143,7 @@ def break_image(folder: VocFolder) -> None:
 
 def two_images(folder: VocFolder) -> None:
     folder.add("bad", ("hole", 1, 1, 9, 9))
-    folder.image("bad.bmp")
+    folder.image("bad.bmp", seed="another")
 
 
 FILE_PROBLEMS = {
@@ -178,7 +181,7 @@ NAMES = ["dent", "hole"]
 def test_a_problem_stops_the_conversion_and_leaves_nothing(folder, spoil, message):
     spoil(folder)
 
-    with pytest.raises(VocError, match="^1 problem") as error:
+    with pytest.raises(ConvertError, match="^1 problem") as error:
         folder.convert(names=NAMES)
 
     assert message in str(error.value)
@@ -215,7 +218,7 @@ def test_all_problems_come_in_one_message(folder):
             for file in part.glob("bad.*"):
                 file.rename(part / f"bad_{number}{file.suffix}")
 
-    with pytest.raises(VocError) as error:
+    with pytest.raises(ConvertError) as error:
         folder.convert(names=NAMES)
 
     assert len(error.value.problems) == len(FILE_PROBLEMS) + len(BOX_PROBLEMS)
@@ -225,24 +228,80 @@ def test_all_problems_come_in_one_message(folder):
 def test_two_images_of_one_stem_are_a_problem(folder):
     two_images(folder)
 
-    with pytest.raises(VocError, match="bad.bmp has the same stem"):
+    with pytest.raises(ConvertError, match="bad.png: bad.bmp has the same stem and another content"):
         folder.convert()
 
 
+def test_copies_of_one_image_are_one_image(folder):
+    folder.add("a_3", ("hole", 1, 1, 9, 9))
+    (folder.images / "other").mkdir()
+    shutil.copy(folder.images / "a_3.png", folder.images / "other" / "a_3.png")
+    with Image.open(folder.images / "a_3.png") as image:
+        image.save(folder.images / "a_3.bmp")  # the same pixels in another file
+
+    summary = folder.convert()
+
+    assert summary.images == {"train": 2, "val": 1}
+    assert summary.left_out == {"copies of a file in another folder": 2}
+
+
+def test_of_two_images_of_one_stem_neither_is_taken(folder):
+    two_images(folder)
+
+    summary = folder.convert(skip=True)
+
+    assert summary.images == {"train": 1, "val": 1} and len(summary.skipped) == 2
+
+
+def test_subfolders_are_searched_too(folder):
+    folder.add("a_3", ("hole", 1, 1, 9, 9))
+    for part in (folder.images, folder.annotations):
+        (part / "more").mkdir()
+        for file in part.glob("a_3.*"):
+            file.rename(part / "more" / file.name)
+
+    assert folder.convert().images["train"] == 2
+
+
+def test_images_without_xml_are_background_where_that_is_said(folder):
+    folder.image("a_3.png")
+
+    assert folder.convert(background=True).images["train"] == 2
+    assert folder.labels("a_3") == []
+
+
+def test_a_broken_xml_makes_no_background_image(folder):
+    break_xml("<annotation>")(folder)
+
+    assert folder.convert(background=True, skip=True).images["train"] == 1
+
+
+def test_classes_may_be_renamed(folder):
+    convert(
+        folder.images,
+        folder.annotations,
+        Options(out=folder.out, names=("pit", "dent")),
+        split=lambda stem: "val" if stem == "a_2" else "train",
+        renamed={"hole": "pit"},
+    )
+
+    assert folder.labels("a_1")[0][0] == 0
+
+
 def test_missing_folders_are_named(folder):
-    with pytest.raises(VocError, match="nowhere: no such folder"):
-        convert(images=Path("nowhere"), annotations=folder.annotations, out=folder.out)
+    with pytest.raises(ConvertError, match="nowhere: no such folder"):
+        convert(Path("nowhere"), folder.annotations, Options(out=folder.out))
 
 
 @pytest.mark.parametrize("answer", ["training", None])
 def test_an_unknown_split_is_a_problem(folder, answer):
-    with pytest.raises(VocError, match=f"a_1.png: split is {answer!r}"):
+    with pytest.raises(ConvertError, match=f"a_1.png: split is {answer!r}"):
         folder.convert(split=lambda stem: answer)
 
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_nothing_to_validate_on_is_a_problem_even_with_skip(folder, skip):
-    with pytest.raises(VocError, match="No usable image falls into 'val'"):
+    with pytest.raises(ConvertError, match="No usable image falls into 'val'"):
         folder.convert(split=lambda stem: "train", skip=skip)
 
 
@@ -250,19 +309,9 @@ def test_no_box_at_all_is_a_problem_unless_names_are_given(folder):
     for stem in ("a_1", "a_2"):
         folder.xml(stem, annotation_xml())
 
-    with pytest.raises(VocError, match="no class is known"):
+    with pytest.raises(ConvertError, match="no class is known"):
         folder.convert()
     assert folder.convert(names=["hole"]).boxes == {"train": {"hole": 0}, "val": {"hole": 0}}
-
-
-@pytest.mark.parametrize("names", [[], ["hole", "hole"]])
-def test_names_must_be_different(folder, names):
-    with pytest.raises(ValueError, match="different class names"):
-        folder.convert(names=names)
-
-
-def test_the_error_survives_a_trip_to_another_process():
-    assert pickle.loads(pickle.dumps(VocError("a.xml: one.", "b.xml: two."))).problems == ("a.xml: one.", "b.xml: two.")
 
 
 # Any XML whatsoever
@@ -318,7 +367,7 @@ ANY_IMAGE = st.just(png(*SIZE)) | st.builds(png, SIDE, SIDE) | st.binary(max_siz
 
 
 def convert_anything(fuzzed: VocFolder, content: bytes, image: bytes) -> None:
-    """A valid data set or VocError comes out, with ``skip`` too, and no half of a folder is left either way."""
+    """A valid data set or ConvertError comes out, with ``skip`` too, and no half of a folder is left either way."""
     (fuzzed.annotations / "any.xml").write_bytes(content)
     (fuzzed.images / "any.png").write_bytes(image)
     kept = fuzzed.convert(skip=True)
@@ -327,7 +376,7 @@ def convert_anything(fuzzed: VocFolder, content: bytes, image: bytes) -> None:
 
     try:
         fuzzed.convert()
-    except VocError as error:
+    except ConvertError as error:
         assert all(problem.startswith("any.") for problem in error.problems) and kept.skipped
         assert tree(fuzzed.out) == before
     else:

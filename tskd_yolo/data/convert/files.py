@@ -1,0 +1,169 @@
+"""Reading files that others wrote: images, JSON, and folders of them. What cannot be read is a sentence, no trace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+IMAGES = frozenset(
+    (".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
+)
+"""Suffixes of the images that Ultralytics reads."""
+
+EXIF_ORIENTATION = 274
+EXIF_TURNED = frozenset((5, 6, 7, 8))  # orientations that swap width and height
+
+_TOLD = 200
+"""Of more problems than these the rest is a number."""
+
+
+class ConvertError(ValueError):
+    """Data that cannot be converted as they are.
+
+    Args:
+        problems: One sentence each: the file, what was found, what to do.
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.problems):,} problem(s) in the data to convert:", *self.problems[:_TOLD]]
+        if len(self.problems) > _TOLD:
+            lines.append(f"and {len(self.problems) - _TOLD:,} more.")
+        return "\n  ".join(lines)
+
+
+@dataclass
+class Notes:
+    """What comes up while a layout is read.
+
+    Args:
+        problems: One sentence each, as in :class:`ConvertError`. They stop the conversion, unless it skips them.
+        left_out: Number of things that are left out on purpose, by what they are. They stop nothing.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def files_below(folder: Path, suffixes: frozenset[str], notes: Notes) -> dict[str, Path]:
+    """The files of a folder and its subfolders with one of these suffixes, by their path below it; no hidden ones."""
+    if not folder.is_dir():
+        notes.problems.append(
+            f"{folder}: no such folder. Name the one that holds the {'/'.join(sorted(suffixes))} files."
+        )
+        return {}
+    found: dict[str, Path] = {}
+    for file in sorted(folder.rglob("*")):
+        path = file.relative_to(folder)
+        if file.suffix.lower() in suffixes and not any(p.startswith(".") for p in path.parts) and file.is_file():
+            found[path.as_posix()] = file
+    return found
+
+
+def by_stem(folder: Path, suffixes: frozenset[str], notes: Notes) -> dict[str, Path]:
+    """The same by file stem. A stem that several files have is a problem, unless they are copies of one another."""
+    groups: dict[str, list[Path]] = {}
+    for file in files_below(folder, suffixes, notes).values():
+        groups.setdefault(file.stem, []).append(file)
+    found = {}
+    for stem, (first, *others) in groups.items():
+        different = [file for file in others if not _copies(first, file)]
+        notes.left_out["copies of a file in another folder"] += len(others) - len(different)
+        for file in different:
+            notes.problems.append(
+                f"{file.relative_to(folder).as_posix()}: {first.relative_to(folder).as_posix()} has the same stem and "
+                "another content. Rename or remove one of them."
+            )
+        if not different:  # otherwise nobody knows which of them an annotation of this stem belongs to
+            found[stem] = first
+    return found
+
+
+def _copies(a: Path, b: Path) -> bool:
+    """Whether two files have the same content, or as images the same pixels: metadata may differ."""
+    if a.read_bytes() == b.read_bytes():
+        return True
+    if a.suffix.lower() not in IMAGES:
+        return False
+    try:
+        with Image.open(a) as first, Image.open(b) as second:
+            return first.size == second.size and np.array_equal(np.asarray(first), np.asarray(second))
+    except Exception:  # broken files raise whatever the format's reader stumbles on; what is unreadable is told later
+        return False
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """The path below a folder that a relative file name means; None where it leads out of the folder."""
+    path = PurePosixPath(posixpath.normpath(name.replace("\\", "/")))
+    if path.is_absolute() or Path(path).drive or path.parts[:1] == ("..",):
+        return None
+    return folder / path
+
+
+def is_file(path: Path) -> bool:
+    """``path.is_file()``, and False where the name is none that a file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def image_size(image: Path, name: str) -> tuple[int, int]:
+    """(width, height) in pixels, turned as the camera's EXIF note says, which is how Ultralytics reads the image.
+
+    Args:
+        image: The file.
+        name: What to call it in a message.
+
+    Raises:
+        ConvertError: If it cannot be read.
+    """
+    try:
+        with Image.open(image) as header:
+            width, height = header.size
+            turned = header.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
+    except Exception as error:  # broken headers raise whatever the format's reader stumbles on
+        raise ConvertError(f"{name}: not readable as an image ({error}). Replace or remove it.") from error
+    return (height, width) if turned else (width, height)
+
+
+def content_fraction(file: Path) -> float:
+    """A number in [0, 1) that is drawn by a hash of a file's content: files of one content have the same."""
+    digest = hashlib.sha256(file.read_bytes()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def read_json(file: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ConvertError: If there is none.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConvertError(f"{name}: not readable as JSON ({error}). Repair or remove it.") from error
+    if not isinstance(content, dict):
+        raise ConvertError(f"{name}: holds a {type(content).__name__}, expected an object. Repair or remove it.")
+    return content
+
+
+def number(value: Any) -> float:
+    """The number that a JSON value or a text means, NaN if it is none."""
+    if isinstance(value, bool):
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return float("nan")

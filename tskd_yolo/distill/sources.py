@@ -1,0 +1,117 @@
+"""Sources of the feature maps that terms compare: where they are in both networks, and how they come to one width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tskd_yolo.distill.features import TeacherOutputs
+from tskd_yolo.distill.matching import Pair
+from tskd_yolo.losses.crd import adapter
+from tskd_yolo.losses.distributed import all_reduce_mean
+from tskd_yolo.losses.standardize import Map, standardize
+
+
+class MapSource:
+    """Feature maps at strides that both networks have, which any number of terms compare.
+
+    The student's maps come to the teacher's width through adapters and are standardised, once for all terms.
+
+    Args:
+        name: Where the maps are, as :class:`StudentOutputs` and :class:`TeacherOutputs` have them.
+        pairs: The maps.
+    """
+
+    bias = False
+    weighed = False
+    """Whether levels weigh by the teacher's class scores on them."""
+
+    def __init__(self, name: str, pairs: Sequence[Pair]) -> None:
+        self.name, self.pairs = name, pairs
+        self.adapters: Any = None
+
+    def build(self) -> nn.ModuleList:
+        """Draws the adapters."""
+        self.adapters = nn.ModuleList(
+            adapter(p.student, p.compared, bias=self.bias, channel_step=p.channel_step) for p in self.pairs
+        )
+        return self.adapters
+
+    def adapt(self, maps: Sequence[Tensor]) -> list[Any]:
+        """The student's maps ``(N, C, H, W)`` at the teacher's width, as the losses take them."""
+        return [self._adapted(*each) for each in zip(self.pairs, self.adapters, maps, strict=True)]
+
+    def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
+        weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
+        return standardize(features, weight, spatial_step=pair.spatial_step)
+
+    def teacher_map(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
+        """A map of the teacher's as the losses take it."""
+        return standardize(features) if isinstance(features, Tensor) else features()
+
+    def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
+        """A term from its values on every map."""
+        return torch.stack(list(values)).mean()
+
+    measured_at = "neck"
+    """Where gradient shares are measured, as columns name it."""
+
+    def measured(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The student's maps on which gradient shares are measured."""
+        return maps
+
+
+class Neck(MapSource):
+    """Levels of the neck, which weigh by the teacher's class scores.
+
+    Where the teacher finds nothing, nothing was ever asked of its features: for a student they are noise.
+    """
+
+    weighed = True
+
+    def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
+        """The weighted mean."""
+        assert teacher.level_scores is not None
+        return (level_weights(teacher.level_scores) * torch.stack(list(values))).sum()
+
+
+class EarlyStages(MapSource):
+    """Early stages of the backbone.
+
+    Gradient shares are measured at the last of them: a walk back from the loss to earlier ones takes more time, and
+    memory while all of the graph is there.
+    """
+
+    def __init__(self, name: str, pairs: Sequence[Pair]) -> None:
+        super().__init__(name, pairs)
+        self.measured_at = f"stride{pairs[-1].stride}"
+
+    def measured(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The map of the last stage."""
+        return maps[-1:]
+
+
+class PaperNeck(MapSource):
+    """Levels of the neck as the release takes them: as they are, adapters with a bias, and summed."""
+
+    bias = True
+
+    def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
+        return adapter(features.float())
+
+    def teacher_map(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
+        """The features themselves."""
+        return features if isinstance(features, Tensor) else features()
+
+    def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
+        """The sum."""
+        return torch.stack(list(values)).sum()
+
+
+def level_weights(scores: Tensor) -> Tensor:
+    """The part of the teacher's class scores on each level, ``(N, levels)`` -> ``(levels,)``; they add up to 1."""
+    total = all_reduce_mean(scores.sum(dim=0))
+    return total / total.sum().clamp(min=1e-12)
