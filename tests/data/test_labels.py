@@ -81,6 +81,11 @@ def test_classes_that_a_split_lacks_are_told():
     )
 
 
+@pytest.mark.parametrize(("classes", "left"), [(None, [0, 1]), (1, [1]), ([0], [0]), ([], [])])
+def test_classes_that_a_run_leaves_out_are_not_missed(classes, left):
+    assert list(labels.asked(NAMES, classes)) == left
+
+
 def test_a_class_on_few_of_many_images_is_told():
     train = split("train", both(), *([(0, *BOX)] for _ in range(30)))
     (line,) = told(train, split("val", both()))

@@ -56,11 +56,12 @@ class DataSet:
         }
 
 
-def look(values: Mapping[str, Any], *, stride: int = FINEST) -> DataSet:
+def look(values: Mapping[str, Any], *, data: dict[str, Any] | None = None, stride: int = FINEST) -> DataSet:
     """Reads the labels of both splits and looks at every image once.
 
     Args:
         values: A run's arguments.
+        data: The data set as the engine has read its YAML, where it has.
         stride: Of the student's finest level, in pixels.
 
     Raises:
@@ -69,7 +70,7 @@ def look(values: Mapping[str, Any], *, stride: int = FINEST) -> DataSet:
     given = {key: values[key] for key in KEYS if values.get(key) is not None}
     args = IterableSimpleNamespace(**{**DEFAULT_CFG_DICT, **given})
     with compat.guarded(trust=values.get("trust") is True):
-        data = check_det_dataset(values["data"])
+        data = data or check_det_dataset(values["data"])
         train, val = (_split(name, args, data) for name in ("train", "val"))
     names = {0: "item"} if args.single_cls else data["names"]
     same, near = twins(train, val, kept=_kept(data))
@@ -84,7 +85,7 @@ def look(values: Mapping[str, Any], *, stride: int = FINEST) -> DataSet:
             *of_twins(same, near, images=len(val.labels)),
             *labels.faults(train),
             *labels.faults(val),
-            *labels.oddities(train, val, names=names, **size),
+            *labels.oddities(train, val, names=labels.asked(names, args.classes), **size),
             *labels.without_image([train, val]),
         ],
     )

@@ -59,8 +59,8 @@ def check(errors: list[str] | None = None, **arguments: Any) -> Verdict:
     found = _Found(config.with_variant(arguments))
     with tempfile.TemporaryDirectory(prefix="tskd-check-") as folder:
         _pair(found, Path(folder), errors or [])
-        _data(found)
         _steps(found)
+        _data(found)
         summary = _summary(found, seconds=time.time() - start)
     report.write(out, summary)
     LOGGER.info(f"\n{colorstr('tskd-yolo check:')} {report.text(summary)}\n")
@@ -85,23 +85,10 @@ def _pair(found: _Found, folder: Path, errors: list[str]) -> None:
         found.findings += refused(error.problems)
 
 
-def _data(found: _Found) -> None:
-    if NOT_READ & {finding.about for finding in found.findings}:
-        return
-    _tell("labels and images...")
-    try:
-        with quiet():
-            found.data = data.look(found.values)
-    except ConfigError as error:
-        found.findings += refused(error.problems)
-    else:
-        found.findings += found.data.findings
-
-
 def _steps(found: _Found) -> None:
     """The teacher's score, and a few steps: where nothing was refused."""
     trial = found.trial
-    if trial is None or found.data is None:
+    if trial is None:
         return
     _tell("the teacher on the validation images, and a few steps...")
     try:
@@ -125,6 +112,27 @@ def _steps(found: _Found) -> None:
         found.findings += trial.facts.doubts
     if trial.cost is not None:
         found.findings += verdict.of_cost(trial.cost, batch=trial.asked_batch)
+
+
+def _data(found: _Found) -> None:
+    if NOT_READ & {finding.about for finding in found.findings}:
+        return
+    trial = found.trial
+    _tell("labels and images...")
+    try:
+        with quiet():
+            found.data = data.look(found.values, data=trial.data if trial else None, stride=_finest(trial))
+    except ConfigError as error:
+        found.findings += refused(error.problems)
+    else:
+        found.findings += found.data.findings
+
+
+def _finest(trial: Trial | None) -> int:
+    """The stride of the student's finest level, in pixels, where a student has been built."""
+    if trial is None or trial.distiller is None:
+        return data.FINEST
+    return min(trial.distiller.readers.head.strides)
 
 
 # What was found, as JSON takes it -------------------------------------------------------------------------------------

@@ -259,6 +259,14 @@ def _tiny(split: Split, imgsz: int, stride: int) -> list[Finding]:
     ]  # fmt: skip
 
 
+def asked(names: Mapping[int, str], classes: Sequence[int] | int | None) -> dict[int, str]:
+    """The classes of a data set that a run trains on: all, or those of Ultralytics' ``classes=``."""
+    if classes is None:
+        return dict(names)
+    wanted = {classes} if isinstance(classes, int) else set(classes)
+    return {index: name for index, name in names.items() if index in wanted}
+
+
 def without_image(splits: Sequence[Split]) -> list[Finding]:
     """Label files beside which there is no image: renamed or removed images, or labels that nobody reads."""
     alone: set[str] = set()

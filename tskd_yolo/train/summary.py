@@ -15,7 +15,7 @@ from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo.config import Config
-from tskd_yolo.data.labels import Split
+from tskd_yolo.data.labels import Split, asked
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.teacher import Teacher
@@ -100,7 +100,7 @@ def log_data(train: Any, val: Any, *, args: Arguments, stride: int) -> None:
     """
     if FIRST:
         splits = [Split(name, dataset.labels) for name, dataset in (("train", train), ("val", val))]
-        log(doubts.of_data(*splits, names=val.data["names"], imgsz=args.imgsz, stride=stride))
+        log(doubts.of_data(*splits, names=asked(val.data["names"], args.classes), imgsz=args.imgsz, stride=stride))
 
 
 def log(findings: Iterable[Finding]) -> None:
