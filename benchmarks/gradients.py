@@ -32,9 +32,10 @@ from ultralytics.nn.tasks import DetectionModel
 from tskd_yolo import config
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.features import StudentOutputs, TeacherOutputs
+from tskd_yolo.distill.sources import level_weights
 from tskd_yolo.distill.step import boxes_of
 from tskd_yolo.distill.teacher import Teacher, load
-from tskd_yolo.distill.terms import ResponseTerm, level_weights
+from tskd_yolo.distill.terms import ResponseTerm
 from tskd_yolo.losses.boxes import Boxes, covered
 
 KEYS = {"teacher", "student", "data", "imgsz", "batch", "batches", "seed", "json"}

@@ -84,6 +84,18 @@ def timm_yaml(folder: Path, name: str = "test_resnet") -> Path:
     return file
 
 
+def timm_file(file: Path, name: str = "test_resnet") -> Path:
+    """A checkpoint of timm's with random weights."""
+    import timm
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        tensors = timm.create_model(name).state_dict()
+    save_file({key: value.contiguous() for key, value in tensors.items()}, file)
+    return file
+
+
 def settings(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
     """Arguments of a run of two steps per epoch that writes into ``folder``."""
     base = dict(

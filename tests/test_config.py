@@ -6,6 +6,7 @@ import dataclasses
 import math
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from tskd_yolo.config import (
     folder,
     problems,
     resolve,
+    teachers,
     with_variant,
     without_file,
 )
@@ -40,6 +42,21 @@ def test_the_defaults_lack_nothing_but_the_teacher():
     rest = {key: value for key, value in GOOD.items() if key not in TERMS}
     assert built == Config(**rest, weights={term: DEFAULTS[term] for term in TERMS})
     assert list(built.weights) == ["drd", "ded", "crd"] and all(weight > 0 for weight in built.weights.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "files"),
+    [
+        ("a.pt", ["a.pt"]),
+        ("[a.pt,b.pt]", ["a.pt", "b.pt"]),
+        ("['a.pt', \"b c.pt\"]", ["a.pt", "b c.pt"]),
+        (["a.pt", Path("b.pt")], ["a.pt", "b.pt"]),
+        (Path("a.pt"), ["a.pt"]),
+    ],
+)
+def test_teachers_are_one_file_or_several(given, files):
+    assert teachers(given) == files
+    assert build({**GOOD, "teacher": given}).teacher == (files if len(files) > 1 else files[0])
 
 
 def test_our_keys_are_the_fields_of_config_and_ours_alone():

@@ -13,7 +13,11 @@ import torch
 from tskd_yolo import hashing
 from tskd_yolo.hashing import Score, hash_tensors
 
-SCORE = {"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.25}
+SCORE = {
+    "metrics/mAP50(B)": 0.5,
+    "metrics/mAP50-95(B)": 0.25,
+    "classes": [{"AP50": 0.5, "AP50-95": 0.25}, None],
+}
 
 
 @pytest.fixture
@@ -98,7 +102,11 @@ def test_a_score_is_not_found_where_what_decides_it_changed(given, change):
         b"{",
         b"[1]",
         b'{"metrics/mAP50(B)": 0.5}',
-        b'{"metrics/mAP50(B)": "x", "metrics/mAP50-95(B)": 0.2}',
+        b'{"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.2}',
+        b'{"metrics/mAP50(B)": "x", "metrics/mAP50-95(B)": 0.2, "classes": []}',
+        b'{"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.2, "classes": 0}',
+        b'{"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.2, "classes": [0.5]}',
+        b'{"metrics/mAP50(B)": 0.5, "metrics/mAP50-95(B)": 0.2, "classes": [{"AP50": 0.5}]}',
         b"\xff",
     ],
 )

@@ -19,10 +19,11 @@ MODULES = {
     ".".join(["tskd_yolo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-BOTTOM = {"config", "files", "backbones", "compat", "guards", "hashing", "data", "rng", "rounding"}
+BOTTOM = {"config", "files", "backbones", "compat", "findings", "guards", "hashing", "data", "rng", "rounding"}
 MAY_IMPORT = {
-    "cli": {"compare", "train", "demo", *BOTTOM},
+    "cli": {"check", "compare", "train", "demo", *BOTTOM},
     "demo": {"train", "data"},
+    "check": {"compare", "train", "distill", *BOTTOM},
     "compare": {"train", "distill", "losses", *BOTTOM},
     "train": {"distill", *BOTTOM},
     "distill": {"losses", *BOTTOM},
@@ -31,8 +32,9 @@ MAY_IMPORT = {
     "backbones": {"config", "rng"},
     "guards": {"config"},
     "hashing": {"files"},
-    "data": {"config", "rng", "rounding"},
+    "data": {"config", "files", "findings", "rng", "rounding"},
     "files": set(),
+    "findings": set(),
     "rng": set(),
     "rounding": set(),
     "config": set(),

@@ -1,6 +1,6 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train``, ``compare``, ``convert`` and ``demo`` are ours, and the page of ``val``; every other mode goes to
+``train``, ``check``, ``compare``, ``convert`` and ``demo`` are ours, and the page of ``val``; every other mode goes to
 Ultralytics' entry point, after names of our data sets were resolved.
 """
 
@@ -25,6 +25,9 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       distil; every Ultralytics training argument works beside ours
   tskd-yolo train resume model=runs/detect/train/weights/last.pt
       go on with an interrupted run
+  tskd-yolo check data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/check/check]
+      do the three fit, is there anything to gain, and what will it take? Classes, levels, scores per class, odd labels,
+      images that are in train and val, memory and time of a few real steps. Exit code 0: go, 1: with a warning, 2: no
   tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
           [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
       does it help? Every arm with every seed, paired with plain training; a verdict, corrected over the arms, its
@@ -93,7 +96,7 @@ def _run(arguments: list[str]) -> int:
     first = words[0] if words else "help"
     commands: dict[str, Callable[[list[str]], int]] = {
         "help": _help, "h": _help, "version": _version, "v": _version, "convert": _convert, "demo": _demo,
-        "tune": _tune, "compare": _compare,
+        "tune": _tune, "check": _check, "compare": _compare,
     }  # fmt: skip
     if first in commands:
         return commands[first](arguments[1:])
@@ -238,6 +241,18 @@ def _train(arguments: list[str]) -> int:
 
     Trainer(**values).train()
     return 0
+
+
+def _check(arguments: list[str]) -> int:
+    """Exit code 0: go; 1: go with a warning; 2: no, and what is wrong with the arguments is that, too."""
+    from tskd_yolo.check.run import KEYS, check
+
+    values, errors = parse(arguments, more=KEYS)
+    try:
+        return check(errors, **values).code
+    except ConfigError as error:
+        print(f"tskd-yolo: {error}", file=sys.stderr)
+        return 2
 
 
 def _compare(arguments: list[str]) -> int:

@@ -36,8 +36,11 @@ class ConfigError(ValueError):
 class Config:
     """The settings of ``cfg/default.yaml``, checked."""
 
-    teacher: str
+    teacher: str | list[str]
+    """A file; or several, of which the features of the first are compared."""
     teacher_imgsz: int | None
+    classes_map: Any
+    """A file that maps the teacher's class names to the student's, or what it says; None without one."""
     weights: Mapping[str, float]
     """Weight of every term, in column order."""
     balance: str
@@ -194,6 +197,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *_graph(values),
         *_teacher_size(values),
         *_teacher(values),
+        *_classes_map(values["classes_map"]),
     ]
 
 
@@ -255,16 +259,45 @@ def _teacher_size(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _teacher(values: Mapping[str, Any]) -> list[str]:
-    teacher = values["teacher"]
-    if teacher is None or teacher == "":
+def teachers(given: Any) -> list[str]:
+    """The files in ``teacher=``: one, or several in a list or between brackets."""
+    if isinstance(given, str) and given.startswith("[") and given.endswith("]"):
+        given = [word.strip(" '\"") for word in given[1:-1].split(",")]
+    return [str(file) for file in given] if isinstance(given, (list, tuple)) else [str(given)]
+
+
+def teacher_problems(given: Any) -> list[str]:
+    """What is wrong with ``teacher``, before any file is looked at."""
+    if given is None or given == "":
         return [
             "teacher: missing; give teacher=FILE.pt, a larger detector trained on the same classes "
             "(to train without a teacher, use Ultralytics' own 'yolo train')."
         ]
-    if not isinstance(teacher, (str, Path)):
-        return [f"teacher: must be the path of a checkpoint, got {type(teacher).__name__}; save the model first."]
+    entries = given if isinstance(given, (list, tuple)) else [given]
+    if wrong := [entry for entry in entries if not isinstance(entry, (str, Path))]:
+        return [f"teacher: must be the path of a checkpoint, got {type(wrong[0]).__name__}; save the model first."]
+    files = teachers(given)
+    if "" in files or not files or len({*files}) < len(files):
+        return [f"teacher: must be a file, or a list of different ones such as [a.pt,b.pt], got {given!r}."]
     return []
+
+
+def _teacher(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with ``teacher``, or with what stands beside several: they teach together by responses."""
+    problems = teacher_problems(values["teacher"])
+    if problems or len(teachers(values["teacher"])) == 1:
+        return problems
+    if values["crd"] == 0:
+        problems.append("teacher: several teach together by CRD, and crd=0 leaves the first alone; give one of them.")
+    if values["variant"] == "paper":
+        problems.append("teacher: variant=paper has one teacher; give one of them.")
+    return problems
+
+
+def _classes_map(given: Any) -> list[str]:
+    if given is None or given is False or isinstance(given, (str, Path, Mapping)):
+        return []
+    return [f"classes_map: must be a YAML file, or a mapping of the teacher's class names, got {given!r}."]
 
 
 def _limits(values: Mapping[str, Any]) -> list[str]:
@@ -348,9 +381,11 @@ def build(values: Mapping[str, Any]) -> Config:
     """
     if errors := problems(values):
         raise ConfigError(errors)
+    files = teachers(values["teacher"])
     return Config(
-        teacher=str(values["teacher"]),
+        teacher=files[0] if len(files) == 1 else files,
         teacher_imgsz=values["teacher_imgsz"] or None,
+        classes_map=values["classes_map"] or None,
         balance=values["balance"],
         **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade")},
         variant=values["variant"],

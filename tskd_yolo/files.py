@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -54,6 +55,15 @@ def write_json(path: str | Path, content: Any) -> None:
         ValueError: If it holds NaN or infinity, which JSON has not.
     """
     replace(path, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
+
+
+def digest(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.hexdigest()
 
 
 class WholePath(type(Path())):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What decides a result, as a hash; and a teacher's score on a validation set, which is kept under such a hash.
+"""What decides a result, as a hash; and a network's score on a validation set, which is kept under such a hash.
 
 So a teacher is validated once per data set and image size, and not before every run.
 """
@@ -26,8 +26,9 @@ VALIDATION = (
 )  # fmt: skip
 """Ultralytics' arguments that a score depends on, beside the data."""
 
-METRICS = {"metrics/mAP50(B)", "metrics/mAP50-95(B)"}
-"""What a score consists of."""
+METRICS = {"metrics/mAP50(B)", "metrics/mAP50-95(B)", "classes"}
+"""What a score consists of: means over the classes, and for each class ``AP50`` and ``AP50-95``, or None where the set
+has no box of it."""
 
 
 def hash_tensors(tensors: Iterable[Tensor], hashed: Any = None) -> Any:
@@ -70,6 +71,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def kept(name: str) -> Path:
+    """Where a file is that later runs find again: in Ultralytics' settings folder."""
+    return USER_CONFIG_DIR / "tskd-yolo" / name
+
+
 class Score:
     """The score of one network on one validation set, in a file of Ultralytics' settings folder.
 
@@ -82,21 +88,31 @@ class Score:
     def __init__(self, *, network: Any, dataset: Any, args: Any) -> None:
         values = {k: str(getattr(args, k, None)) for k in VALIDATION}
         name = fingerprint(values, network=network, dataset=dataset)
-        self.file = USER_CONFIG_DIR / "tskd-yolo" / f"{name[:32]}.json"
+        self.file = kept(f"{name[:32]}.json")
 
-    def recall(self) -> dict[str, float]:
+    def recall(self) -> dict[str, Any]:
         """What was kept; empty where there is nothing, or nothing that can be read."""
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # never kept, or damaged: it is measured again
             return {}
-        whole = isinstance(found, dict) and found.keys() == METRICS
-        return found if whole and all(isinstance(v, float) for v in found.values()) else {}
+        return found if _whole(found) else {}
 
-    def keep(self, score: Mapping[str, float]) -> None:
+    def keep(self, score: Mapping[str, Any]) -> None:
         """Writes the score down; a folder that cannot be written costs the next run a validation, and is told."""
+        means = {key: float(score[key]) for key in sorted(METRICS - {"classes"})}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            files.replace(self.file, json.dumps({k: float(score[k]) for k in sorted(METRICS)}).encode())
+            files.replace(self.file, json.dumps({**means, "classes": score["classes"]}).encode())
         except OSError as error:
-            LOGGER.warning(f"the teacher's score could not be kept for later runs: {error}")
+            LOGGER.warning(f"the score could not be kept for later runs: {error}")
+
+
+def _whole(found: Any) -> bool:
+    """Whether this is a score. Those of earlier versions knew no classes."""
+    if not isinstance(found, dict) or found.keys() != METRICS or not isinstance(found["classes"], list):
+        return False
+    rows = [row for row in found["classes"] if row is not None]
+    whole = all(isinstance(row, dict) and row.keys() == {"AP50", "AP50-95"} for row in rows)
+    numbers = [found[key] for key in METRICS - {"classes"}] + [v for row in rows if whole for v in row.values()]
+    return whole and all(isinstance(number, float) for number in numbers)

@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 
 from tests.compare.helpers import asked, words
+from tests.helpers import timm_file
 from tskd_yolo.cli import main
 from tskd_yolo.compare.plan import ARMS, Run, checked
 from tskd_yolo.config import DEFAULTS, ConfigError
@@ -42,7 +43,6 @@ pytestmark = pytest.mark.usefixtures("at_hand")
         (dict(epochs=0), "epochs: must be a whole number from 1 on"),
         (dict(data="set.ndjson"), "data: a comparison needs a data YAML"),
         (dict(teacher="nowhere.pt"), "teacher: nowhere.pt was not found"),
-        (dict(teacher="timm:test_vit"), "timm:test_vit has no detection head; give a detector, and this one to an arm"),
         (dict(distill_model="a.pt"), "distill_model: "),
         (dict(techer="a.pt"), "techer: is not an argument"),
         (dict(armss="plain"), "did you mean 'arms'?"),
@@ -55,6 +55,14 @@ def test_a_mistake_is_told_and_nothing_is_written(wrong, sentence, files, tmp_pa
     said = capsys.readouterr().err
     assert sentence in said and "Traceback" not in said, said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_without_a_head_is_for_an_arm_of_ones_own(files, tmp_path):
+    vit = f"timm:test_vit:{timm_file(tmp_path / 'vit.safetensors', 'test_vit')}"
+    with pytest.raises(ConfigError, match="timm:test_vit:.* has no detection head; give a detector, and this one to a"):
+        checked(asked(files, tmp_path / "out", teacher=vit))
+    plan = checked(asked(files, tmp_path / "out", arms={"plain": {}, "vit": {"teacher": vit}}))
+    assert plan.own_arms["vit"]["teacher"] == vit
 
 
 def test_all_mistakes_are_told_at_once(files, tmp_path):

@@ -140,7 +140,7 @@ def contrast(a, b):
 def test_colours_have_the_contrast_of_wcag_aa(scheme):
     style = (Path(report.__file__).with_name("templates") / "style.css").read_text()
     colours = dict(re.findall(r"--([\w]+): (#[0-9a-f]{6})", style.split(":root {")[1 + scheme].split("}")[0]))
-    for name in ("text", "soft", "link", "helps", "hurts", "open"):
+    for name in ("text", "soft", "link", "helps", "hurts", "open", "warn"):
         assert contrast(colours[name], colours["page"]) >= 4.5, name
     assert contrast(colours["text"], colours["band"]) >= 4.5
     for index in range(8):

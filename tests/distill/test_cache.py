@@ -86,7 +86,7 @@ def key_of(data: Path, checkpoint: Path, **more) -> str:
     header = {"views": given["args"].views}
     folder = cache._folder(given["views"].dataset)
     dataset = given["views"].dataset
-    return key(header, teacher=given["distiller"].teacher, dataset=dataset, args=given["args"], folder=folder)
+    return key(header, panel=given["distiller"].panel, dataset=dataset, args=given["args"], folder=folder)
 
 
 def test_whatever_a_record_depends_on_changes_the_key(tmp_path, files):

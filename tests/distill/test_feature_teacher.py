@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.distill.helpers import make_batch, make_student, step
-from tskd_yolo import config
+from tests.distill.helpers import NAMES, make_batch, make_student, step
+from tskd_yolo import ConfigError, config
+from tskd_yolo.distill.classes import match
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.feature_model import FeatureModel
 from tskd_yolo.distill.feature_teacher import FeatureTeacher
@@ -18,7 +19,7 @@ STUDENT = "yolo11n.yaml"
 def made(student: torch.nn.Module, name: str, **settings: object) -> Distiller:
     """A distiller whose teacher is a timm model with random weights."""
     torch.manual_seed(6)
-    teacher = FeatureTeacher(FeatureModel(name), like=student)
+    teacher = FeatureTeacher(FeatureModel(name), like=student, classes=match({}, dict(enumerate(NAMES))))
     values = {**config.DEFAULTS, "balance": "fixed", "teacher": f"timm:{name}", **settings}
     return Distiller(student=student, teacher=teacher, config=config.build(values), seed=3)
 
@@ -97,8 +98,7 @@ def test_a_student_of_grey_images_is_taught_by_it():
 
 def test_a_larger_image_is_paired_by_position():
     student = make_student(STUDENT)
-    torch.manual_seed(6)
-    teacher = FeatureTeacher(FeatureModel("test_vit"), like=student)
+    teacher = made(student, "test_vit").teacher
     values = config.build({**config.DEFAULTS, "balance": "fixed", "teacher": "timm:test_vit"})
     distiller = Distiller(student=student, teacher=teacher, config=values, seed=3, scale=2.0)
     assert [(pair.stride, pair.teacher_stride) for pair in distiller.pairs("neck")] == [(8, 16), (16, 16)]
@@ -106,3 +106,11 @@ def test_a_larger_image_is_paired_by_position():
     large = torch.nn.functional.interpolate(batch["img"], (128, 128))
     distiller.attach(student, batch["img"], None, large)
     assert student.loss(batch)[1]["drd_loss"] > 0
+
+
+def test_it_teaches_alone():
+    student = make_student(STUDENT)
+    teacher = made(student, "test_vit").teacher
+    values = config.build({**config.DEFAULTS, "teacher": "timm:test_vit"})
+    with pytest.raises(ConfigError, match="timm:test_vit has no detection head and no response to average; give it al"):
+        Distiller(student=student, teacher=teacher, others=[teacher], config=values, seed=3)

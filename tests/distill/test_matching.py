@@ -1,59 +1,44 @@
-"""Which teacher fits which student: architectures, levels and stages, and lists of classes."""
+"""What of a student corresponds to what of its teacher: architectures, levels and stages."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
 
 import pytest
 from ultralytics.nn.tasks import yaml_model_load
 
-from tests.distill.helpers import NAMES, load
-from tskd_yolo.distill.matching import Match, mismatches
+from tests.distill.helpers import NAMES, load, make, make_student
+from tskd_yolo.distill.matching import Match, no_student
 
 
 @pytest.mark.parametrize("model", "yolo11n-seg yolo11n-cls yolov8n-worldv2 rtdetr-l yolo26n-obb".split())
-def test_a_student_without_a_plain_head_is_refused(model, detector):
-    known = load(detector("yolo11n.yaml", NAMES))
+def test_a_student_without_a_plain_head_is_refused(model):
     given = yaml_model_load(f"{model}.yaml")
-    (sentence,) = mismatches(student_yaml=given, teacher=known, names=dict(enumerate(NAMES)))
-    assert given["head"][-1][2] in sentence and "give one that ends in Detect" in sentence
+    (sentence,) = no_student(given)
+    assert given["head"][-1][2] in sentence and model in sentence and sentence.startswith("model: ")
+    assert sentence.endswith("give one that ends in Detect, such as yolo11n.yaml.") and "\n" not in sentence
 
 
-@pytest.fixture
-def unlike(detector) -> Callable[..., list[str]]:
-    """The mismatches of a student with a YOLO11n that knows NAMES."""
-
-    def found(names: Sequence[str] = NAMES, model: str = "yolo11n.yaml") -> list[str]:
-        known = load(detector("yolo11n.yaml", NAMES))
-        return mismatches(student_yaml=yaml_model_load(model), teacher=known, names=dict(enumerate(names)))
-
-    return found
+@pytest.mark.parametrize("model", "yolov3-tiny yolov5n-p6 yolov6n yolov8x-p2 yolov9t yolov10n yolo12x yolo26n".split())
+def test_plain_detectors_of_every_family_may_learn(model):
+    assert no_student(yaml_model_load(f"{model}.yaml")) == []
 
 
-def test_a_teacher_that_fits_has_no_mismatch_in_any_class_order(unlike):
-    assert unlike() == []
-    assert unlike(names=NAMES[::-1]) == []
-    assert unlike(names=[n.upper() for n in NAMES]) == []
+def without_stages(layers: int):
+    """A student whose backbone is taken to end after some layers."""
+    student = make_student()
+    student.yaml = {**student.yaml, "backbone": student.yaml["backbone"][:layers]}
+    return student
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (dict(model="yolo11n-seg.yaml"), ["model:", "no plain detector"]),
-        (dict(names=("crack", "pit", "rust")), ["3 classes", "crack, pit, scale", "crack, pit, rust"]),
-        (dict(names=("crack", "pit")), ["3 classes", "has 2"]),
-        (dict(names=("crack", "pit", "pit")), ["crack, pit, pit"]),
-        (dict(names=[f"c{i}" for i in range(80)]), ["has 80", "c5, ..."]),
-    ],
-    ids=["segmentation", "list", "count", "doubled", "many"],
-)
-def test_each_mismatch_is_one_sentence(change, words, unlike):
-    (sentence,) = unlike(**change)
-    assert all(word in sentence for word in words) and sentence.endswith(".") and "\n" not in sentence
+def test_a_stage_that_one_backbone_lacks_is_left_out(detector):
+    match = Match(student=without_stages(5), teacher=teacher(detector), entry_stage=1)
+    assert match.stages.strides == match.teacher_stages.strides == [4, 8] and match.unpaired_stages == [16]
+    assert [(pair.stride, pair.spatial_step) for pair in match.early_stages()] == [(4, 2), (8, 2)]
 
 
-def test_mismatches_are_told_together(unlike):
-    assert len(unlike(names=("a", "b"), model="yolo26n-seg.yaml")) == 2
+def test_without_any_common_stage_ded_is_off(detector):
+    found = make(without_stages(1), detector("yolo11n.yaml", NAMES))
+    assert list(found.on) == ["drd", "crd"]
+    assert found.left_out == {"ded": "no stage of stride 4, 8, 16 is in both backbones"}
 
 
 @pytest.mark.parametrize(
@@ -69,3 +54,8 @@ def test_every_level_that_a_larger_image_reaches_is_paired(scale, levels, detect
     network = load(detector("yolo11n.yaml", NAMES))
     match = Match(student=network, teacher=network, entry_stage=1, scale=scale)
     assert match.levels == levels and all(match.heard[stride] for stride in levels)
+    assert match.stages.strides == match.teacher_stages.strides == [4, 8, 16]  # of equal depth
+
+
+def teacher(detector):
+    return load(detector("yolo11n.yaml", NAMES))

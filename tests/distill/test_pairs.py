@@ -18,7 +18,10 @@ from tskd_yolo.losses import crd
 
 
 class Pairing(NamedTuple):
-    """A teacher, a student, and what is expected of them: strides of levels and stages that both have, branches."""
+    """A teacher, a student, and what is expected of them: strides of levels and stages that both have, branches.
+
+    ``names`` are the classes that the teacher knows, ``known`` those of the student's among them, by number.
+    """
 
     teacher: str
     student: str
@@ -26,9 +29,11 @@ class Pairing(NamedTuple):
     unpaired: list[int] = []
     branches: int = 1
     stages: list[int] = [4, 8, 16]
+    names: tuple[str, ...] = NAMES
+    known: list[int] = [0, 1, 2]
 
     def __str__(self) -> str:
-        return f"{self.teacher} to {self.student}"
+        return f"{self.teacher} to {self.student}" + (f" of {len(self.names)} classes" if self.names != NAMES else "")
 
 
 P3_P5 = [8, 16, 32]
@@ -50,6 +55,10 @@ PAIRS = [
     Pairing("yolo26n", "yolov5n-p6", P3_P5, [64]),
     Pairing("yolo11n", "yolov3-tiny", [16, 32], [8]),
     Pairing("yolov3-tiny", "yolo11n", [16, 32], [8]),
+    Pairing("yolov8n", "yolo11n", P3_P5, names=NAMES[1:], known=[1, 2]),
+    Pairing("yolo11n", "yolo26n", P3_P5, names=("dent", *NAMES[::-1], "hole")),
+    Pairing("yolo26n", "yolo26n", P3_P5, branches=2, names=("dent", "PIT"), known=[1]),
+    Pairing("yolov8n-rtdetr", "yolo11n", P3_P5, names=("hole", "Scale"), known=[2]),
     Pairing("timm-resnet50", "timm-resnet18", P3_P5),
     Pairing("timm-resnet50", "yolo11n", P3_P5),
     Pairing("yolo11s", "timm-mobilenetv4_conv_small", P3_P5),
@@ -122,10 +131,11 @@ def boxes(batch: Any) -> Any:
 def test_every_pair_is_taught_on_every_level_it_has(pair, detector, monkeypatch):
     monkeypatch.setattr(crd, "LOCATION_STEP", 1)  # a random teacher may be surest on one level only
     student = make_student(yaml_of(pair.student))
-    distiller = make(student, detector(yaml_of(pair.teacher), NAMES))
+    distiller = make(student, detector(yaml_of(pair.teacher), pair.names))
     match, batch = distiller.match, batch_of(distiller)
     assert (match.strides, match.unpaired, match.stages.strides) == (pair.levels, pair.unpaired, pair.stages)
     assert len(match.branches) == pair.branches and distiller.left_out == {}
+    assert distiller.teacher.classes.known == pair.known
     optimizer = torch.optim.SGD([*student.parameters(), *distiller.learned.parameters()], lr=1e-3)
     for _ in range(2):
         step = distiller.attach(student, batch["img"])

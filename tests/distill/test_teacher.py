@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
-from ultralytics.nn.tasks import ClassificationModel, DetectionModel, RTDETRDetectionModel, yaml_model_load
+from ultralytics.nn.tasks import ClassificationModel, DetectionModel, RTDETRDetectionModel
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 
 from tests.distill.helpers import NAMES
@@ -15,8 +16,7 @@ from tests.distill.helpers import load as loaded
 from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import ENTRY_STAGE, StageReader, neck_width
-from tskd_yolo.distill.matching import mismatches
-from tskd_yolo.distill.teacher import Teacher, load
+from tskd_yolo.distill.teacher import Teacher, in_channels, load
 from tskd_yolo.losses.crd import renormalize
 
 KINDS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
@@ -78,7 +78,7 @@ def test_it_is_frozen_and_running_it_changes_nothing_in_it(files, student):
 
 def test_a_pass_that_fails_leaves_no_hook(files, student):
     teacher = frozen(files["yolo11n.yaml"], student)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="images of 5 channels"):
         teacher(torch.rand(1, 5, 64, 64))
     assert not any(m._forward_hooks for m in teacher.model.modules())
 
@@ -111,22 +111,22 @@ def queries(detector) -> Path:
 
 
 def test_a_decoder_gives_features_scores_and_queries(queries, student):
-    images = torch.rand(2, 3, 64, 96)
-    plain = loaded(queries).eval()
-    entered = []
-    handle = plain.model[-1].register_forward_pre_hook(lambda _, inputs: entered.extend(inputs[0]))
+    images, teacher, entered = torch.rand(2, 3, 64, 96), frozen(queries, student), []
+    handle = teacher.head.register_forward_pre_hook(lambda _, inputs: entered.extend(inputs[0]))
     with torch.no_grad():
-        _, (boxes, scores, *_) = plain(images)
+        _, (boxes, scores, *_) = teacher.model(images)
     handle.remove()
-    teacher = frozen(queries, student)
     levels = teacher(images)
     assert list(levels) == [8, 16, 32] and teacher.reader.strides == [8, 16, 32]
     for (stride, level), features in zip(levels.items(), entered, strict=True):
-        torch.testing.assert_close(level.features, features, rtol=1e-4, atol=1e-4)
-        assert level.scores.shape == (2, 3, 64 // stride, 96 // stride) and not level.responses
+        assert torch.equal(level.features, features) and not level.responses
+        assert level.scores.shape == (2, 3, 64 // stride, 96 // stride)
         assert neck_width(teacher.head, stride) == features.shape[1]
-    torch.testing.assert_close(xyxy2xywh(levels.queries.boxes), boxes[-1], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(levels.queries.scores, scores[-1], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(xyxy2xywh(levels.queries.boxes), boxes[-1])
+    assert torch.equal(levels.queries.scores, scores[-1])
+    with torch.no_grad():  # folding changes next to nothing; which of many like queries are chosen may change
+        plain = loaded(queries).eval()(images)[1][1][-1]
+    torch.testing.assert_close(plain.amax(dim=(1, 2)), scores[-1].amax(dim=(1, 2)), rtol=1e-2, atol=1e-2)
     assert frozen(queries, student, responses=False)(images).queries is None
 
 
@@ -175,6 +175,32 @@ def test_backbones_of_rtdetr_are_read_by_stride(model, stages, student):
     assert [level.features.shape[1] for level in levels.values()] == [256] * 3
 
 
+# Channels -------------------------------------------------------------------------------------------------------------
+
+
+def test_grey_images_come_three_times_and_rgb_ones_as_luminance():
+    grey, colour = torch.rand(2, 1, 4, 4), torch.rand(2, 3, 4, 4)
+    assert torch.equal(in_channels(grey, 3), torch.cat([grey] * 3, dim=1))
+    expected = cv2.cvtColor(colour[0].permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY)
+    torch.testing.assert_close(in_channels(colour, 1)[0, 0], torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(in_channels(in_channels(grey, 3), 1), grey)
+    assert in_channels(colour, 3) is colour
+    with pytest.raises(ValueError, match="images of 4 channels cannot be brought to 3"):
+        in_channels(torch.rand(1, 4, 2, 2), 3)
+
+
+@pytest.mark.parametrize("own", [1, 3])
+def test_teacher_and_detector_take_grey_and_rgb(own, detector, student):
+    teacher = frozen(detector("yolo11n.yaml", NAMES, channels=own), student)
+    assert teacher.channels == own
+    for given in (1, 3):
+        images = torch.rand(1, given, 64, 64)
+        brought = in_channels(images, own)
+        assert torch.equal(teacher(images)[8].features, teacher(brought)[8].features)
+        with torch.no_grad():
+            assert torch.equal(teacher.detector()(images)[0], teacher.detector()(brought)[0])
+
+
 # Order of classes -----------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +209,7 @@ def test_a_teacher_of_another_class_order_gives_permuted_logits(kind, files, stu
     images, order = torch.rand(2, 3, 64, 64), [2, 0, 1]  # no permutation that is its own inverse
     ours = [NAMES[i] for i in order]
     straight, turned = frozen(files[kind], student), frozen(files[kind], student, names=ours)
-    assert not straight.reordered and turned.reordered
+    assert straight.classes.alike and not turned.classes.alike
     before, after = straight(images), turned(images)
     for stride in before:
         for branch in before[stride].responses:
@@ -196,7 +222,7 @@ def test_a_teacher_of_another_class_order_gives_permuted_logits(kind, files, stu
 
 
 def test_names_are_matched_without_case_and_blanks(files, student):
-    assert not frozen(files["yolo11n.yaml"], student, names=(" Crack", "PIT", "scale ")).reordered
+    assert frozen(files["yolo11n.yaml"], student, names=(" Crack", "PIT", "scale ")).classes.alike
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,7 +289,6 @@ TWICE = "Pit", "crack", "pit"
 def test_two_classes_of_one_name_on_both_sides_keep_both_outputs(tmp_path, student):
     """Names that are equal but for case match as multisets; each output must then be used once."""
     file = make_detector(tmp_path / "teacher.pt", "yolo11n.yaml", TWICE)
-    assert mismatches(student_yaml=yaml_model_load("yolo11n.yaml"), teacher=load(file), names=named(TWICE)) == []
     plain, images = load(file), torch.rand(1, 3, 64, 64)
     scores = raw(copy.deepcopy(plain), images)["one2many"]["scores"]
     said = joined(frozen(file, student, names=TWICE)(images), "one2many", "scores")

@@ -17,7 +17,7 @@ from tskd_yolo.distill.distiller import Distiller
 def test_the_cross_response_runs_through_one_layer_or_two(settings, layers, files):
     distiller = make(make_student(), files["11s"], **settings)
     (term,) = [term for term in distiller.terms if term.key == "crd"]
-    assert [[len(part) for part in tail] for tail in term.tails] == [[layers, layers]] * 3
+    assert [[len(tail.box), len(tail.score)] for tail in term.tails] == [[layers, layers]] * 3
     assert distiller.readers.head.entry_stage == distiller.teacher.reader.entry_stage == 2 - layers
 
 

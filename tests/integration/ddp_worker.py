@@ -39,9 +39,9 @@ class Stop(Exception):
     """Ends a run after an epoch, as a kill would."""
 
 
-def unvalidated(*_: Any, **__: Any) -> dict[str, float]:
+def unvalidated(*_: Any, **__: Any) -> dict[str, Any]:
     """The engine's validator wants a CUDA device here."""
-    return {"metrics/mAP50(B)": 0.0, "metrics/mAP50-95(B)": 0.0}
+    return {"metrics/mAP50(B)": 0.0, "metrics/mAP50-95(B)": 0.0, "classes": []}
 
 
 def train(folder: Path, arguments: dict[str, Any], stop_after: int | None = None) -> None:

@@ -43,7 +43,7 @@ def test_a_fourth_loss_is_a_file_a_key_and_an_entry(tmp_path, data, teacher):
     (package / "losses" / "hint.py").write_text(LOSS, encoding="utf-8")
     put_before(package / "cfg" / "default.yaml", "balance:", KEY)
     put_before(package / "distill" / "terms.py", "# Terms ---", "from tskd_yolo.losses.hint import Hint\n\n")
-    put_before(package / "distill" / "terms.py", '        "crd": responses(match, teacher),', ENTRY)
+    put_before(package / "distill" / "terms.py", '        "crd": responses(panel),', ENTRY)
     values = settings(tmp_path, data, teacher=teacher, ded=0)
     command = [sys.executable, "-m", "tskd_yolo", "train", *(f"{key}={value}" for key, value in values.items())]
     environment = {**os.environ, "PYTHONPATH": str(package.parent)}

@@ -9,12 +9,21 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
 import tskd_yolo
-from tests.helpers import logged, make_detector, rows, same, settings, timm_yaml, trained, weights, without_end
+from tests.helpers import (
+    logged,
+    make_detector,
+    rows,
+    same,
+    settings,
+    timm_file,
+    timm_yaml,
+    trained,
+    weights,
+    without_end,
+)
 from tskd_yolo import Trainer, backbones
 from tskd_yolo.cli import main
 from tskd_yolo.config import folder
@@ -76,10 +85,7 @@ def test_a_transformer_is_exported_too(tmp_path):
 
 def feature_teacher(folder: Path) -> str:
     """A value of ``teacher=`` that names a timm model without a head, with random weights in a file."""
-    torch.manual_seed(2)
-    tensors = timm.create_model("test_vit").state_dict()
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "vit.safetensors")
-    return f"timm:test_vit:{folder / 'vit.safetensors'}"
+    return f"timm:test_vit:{timm_file(folder / 'vit.safetensors', 'test_vit')}"
 
 
 @pytest.mark.parametrize("more", [{}, {"teacher_cache": "ram", "views": 2}, {"teacher_imgsz": 128}], ids=str)

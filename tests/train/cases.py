@@ -171,13 +171,25 @@ CASES = [
     Case("teacher finds poses", REFUSE, {"teacher": "{f}/pose.pt"}, ("teacher: ", "PoseModel for 'pose'", "give a")),
     Case("teacher turns boxes", REFUSE, {"teacher": "{f}/obb.pt"}, ("teacher: ", "OBBModel for 'obb'", "give")),
     Case("teacher with P2", WORKS, {"teacher": "{f}/p2.pt"}, ("levels of stride [4] are in one network only",)),
-    Case("teacher without classes of ours", REFUSE, {"teacher": "{f}/rtdetr.pt"}, ("it knows 6 classes (0, 1",)),
-    Case("teacher of other count", REFUSE, {"teacher": "{f}/two.pt"}, ("it knows 2 classes (crazing, inclusion)",)),
-    Case("teacher of other names", REFUSE, {"teacher": "{f}/others.pt"}, ("6 classes (cat, dog", "has 6 (crazing",)),
+    Case("teacher RT-DETR", WORKS, {"teacher": "{f}/rtdetr.pt"}, ("crd       off: teacher and student have no class",)),
+    Case("teacher of other count", WORKS, {"teacher": "{f}/two.pt"}, ("the teacher knows 2 of the 6", "alone: pa")),
+    Case(
+        "teacher of other names", REFUSE, {"teacher": "{f}/others.pt", "drd": 0, "ded": 0},
+        ("no class (cat, dog", "in common with the data (crazing", "give classes_map="),
+    ),
+    Case("teacher twice", REFUSE, {"teacher": "[a.pt,a.pt]"}, ("teacher: must be a file, or a list of different",)),
+    Case("teachers and a gap", REFUSE, {"teacher": "[a.pt,]"}, ("teacher: must be a file, or a list of different",)),
+    Case(
+        "teachers missing", REFUSE, {"teacher": "[nowhere.pt,no.pt]"},
+        ("nowhere.pt was not found", "no.pt was not found"), count=2,
+    ),
+    Case("map missing", REFUSE, {"classes_map": "nowhere.yaml"}, ("classes_map: nowhere.yaml was not found; give a",)),
+    Case("map no map", REFUSE, {"classes_map": "{f}/words.pt"}, ("classes_map: ", "words.pt maps no names to names")),
+    Case("map a number", REFUSE, {"classes_map": 3}, ("classes_map: must be a YAML file, or a mapping",)),
     Case("teacher turned", WORKS, {"teacher": "{f}/turned.pt"}, ("are in another order; they are matched by name",)),
     Case("teacher fused", WORKS, {"teacher": "{f}/fused.pt"}, ("fused.pt",)),
     Case("teacher built-in", WORKS, {"teacher": "{f}/built_in.pt"}, ("interrupted run of distill_", "its student")),
-    Case("teacher untrained", WARN, {"imgsz": 31}, ("the teacher finds next to nothing", "is it trained")),
+    Case("teacher untrained", WARN, {"imgsz": 31}, ("it finds next to nothing", "give one that is trained")),
     Case("teacher no better", WARN, SAME, ("no better than the student already is", "there is little to learn")),
     Case("teacher the student", WARN, SAME, ("is the student itself: it can teach nothing new",)),
     # Student
@@ -197,7 +209,7 @@ CASES = [
     Case("pretrained words", REFUSE, {"pretrained": "{f}/words.pt"}, ("pretrained: ", "is empty, cut short")),
     Case("all frozen by number", REFUSE, {"freeze": 24}, ("freeze: 24 freezes every layer of the student",)),
     Case("all frozen by list", REFUSE, {"freeze": list(range(24))}, ("freeze: [0, 1, ", "freezes every layer")),
-    Case("student larger", WARN, {"model": "yolo11s.yaml"}, ("the teacher is not larger than the student",)),
+    Case("student larger", WARN, {"model": "yolo11s.yaml"}, ("it is not larger than the student",)),
     # Data
     Case("data missing", REFUSE, {"data": "nowhere.yaml"}, ("data: nowhere.yaml", "'nowhere.yaml' does not exist")),
     Case("data left out", REFUSE, {"data": None}, ("data: missing; give data=FILE.yaml",)),
@@ -275,8 +287,8 @@ CASES = [
         ("techer: ", "teacher: ", "model: ", "data: ", "drd: ", "epochs: ", "lr0: ", "device: "), count=8,
     ),
     Case(
-        "teacher of another list", REFUSE, {"teacher": "{f}/two.pt", "freeze": 99},
-        ("it knows 2 classes", "freeze: 99"), count=2,
+        "teacher of other names, all frozen", REFUSE, {"teacher": "{f}/others.pt", "drd": 0, "ded": 0, "freeze": 99},
+        ("no class (cat", "freeze: 99"), count=2,
     ),
 ]  # fmt: skip
 

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 
-from tests.helpers import logged, make_detector, same, settings, timm_yaml
+from tests.helpers import logged, make_detector, same, settings, timm_file, timm_yaml
 from tskd_yolo import ConfigError, Trainer, backbones
 from tskd_yolo.compare.trainers import PlainTrainer
 from tskd_yolo.train.backbone import BackboneTrainer, names, weights_file
@@ -20,9 +18,7 @@ from tskd_yolo.train.backbone import BackboneTrainer, names, weights_file
 def made(tmp_path_factory) -> Path:
     """A folder with the YAML of a student, a checkpoint of timm's for its backbone, and a detector of the same kind."""
     folder = tmp_path_factory.mktemp("timm")
-    torch.manual_seed(8)
-    tensors = timm.create_model("test_resnet").state_dict()
-    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "timm.safetensors")
+    timm_file(folder / "timm.safetensors")
     make_detector(folder / "detector.pt", str(timm_yaml(folder)))
     return folder
 

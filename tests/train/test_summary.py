@@ -1,39 +1,19 @@
-"""What a run says before its first step: doubts, scores; the table itself is read in whole runs."""
+"""What a run says before its first step: scores; the table itself is read in whole runs."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from tskd_yolo import hashing
 from tskd_yolo.distill.distiller import Pair
+from tskd_yolo.findings import Finding
 from tskd_yolo.train import summary
 from tskd_yolo.train.processes import Processes
 
-SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4}
-
-
-def score(value: float) -> dict[str, float]:
-    return {"metrics/mAP50(B)": value, "metrics/mAP50-95(B)": value}
-
-
-@pytest.mark.parametrize(
-    ("taught", "known", "larger", "words"),
-    [
-        (0.8, {}, True, []),
-        (0.8, score(0.5), True, []),
-        (0.01, {}, True, ["the teacher finds next to nothing on this validation set (mAP50 0.010)"]),
-        (0.5, score(0.5), True, ["no better than the student already is (0.500 against 0.500 mAP50-95)"]),
-        (0.8, {}, False, ["the teacher is not larger than the student"]),
-        (0.01, score(0.5), False, ["next to nothing", "no better", "not larger"]),
-    ],
-)
-def test_what_speaks_against_a_teacher_is_said(taught, known, larger, words):
-    sentences = summary.doubts(score(taught), known, larger=larger)
-    assert len(sentences) == len(words) and all(word in said for word, said in zip(words, sentences, strict=True))
+SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4, "classes": [{"AP50": 0.7, "AP50-95": 0.4}, None]}
 
 
 def test_a_pair_shows_how_many_channels_are_compared():
@@ -53,3 +33,15 @@ def test_a_score_is_measured_once_and_then_remembered(tmp_path, monkeypatch, cap
     assert summary.teacher_score(teacher, **given) == SCORE and "is validated, once" in caplog.text
     assert summary.teacher_score(teacher, **given) == SCORE and "was validated on these images before" in caplog.text
     assert measured == ["its detector"]
+
+
+def test_the_score_of_every_class_is_told_where_it_has_boxes():
+    box = SimpleNamespace(ap_class_index=np.array([0, 2]), ap50=np.array([0.5, 0.25]), ap=np.array([0.4, 0.125]))
+    validator = SimpleNamespace(metrics=SimpleNamespace(box=box), names={0: "a", 1: "b", 2: "c"})
+    rows = [{"AP50": 0.5, "AP50-95": 0.4}, None, {"AP50": 0.25, "AP50-95": 0.125}]
+    assert summary._classes(validator) == rows
+
+
+def test_notes_are_not_logged(caplog):
+    summary.log([Finding("note", "labels", "one"), Finding("no", "teacher", "two", "do it")])
+    assert "one" not in caplog.text and "teacher: two; do it." in caplog.text

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from tskd_yolo.config import TERMS
+from tskd_yolo.config import TERMS, teachers
 
 STOCK = "plain", "plain_same_time", "ultralytics"
 """The arms that train with Ultralytics' own trainer; all others train with ours."""
@@ -45,7 +45,7 @@ def settings_of(arm: str, keys: Mapping[str, Any], own: Own) -> dict[str, Any]:
         own: Arms of the user's own.
     """
     if arm == "ultralytics":
-        return {"distill_model": keys["teacher"]}
+        return {"distill_model": teachers(keys["teacher"])[0]}
     return {} if arm in STOCK else {**keys, **overrides_of(arm, own)}
 
 

@@ -11,9 +11,10 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from tskd_yolo import compat, config
 from tskd_yolo.compare.arms import ARMS, overrides_of, read, settings_of, wrong_arms
+from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.splits import Judging, judging
 from tskd_yolo.config import ConfigError
-from tskd_yolo.distill import feature_model
+from tskd_yolo.distill import classes, feature_model
 from tskd_yolo.train.checks import check
 
 KEYS: dict[str, Any] = {
@@ -123,8 +124,9 @@ def checked(values: Mapping[str, Any]) -> Plan:
         problems += _wrong_settings(training, own_arms)
     if problems:
         raise ConfigError(problems)
-    for key in ("data", "model", "teacher"):
+    for key in ("data", "model"):
         training[key] = _absolute(training[key])
+    training["teacher"] = _teachers(training["teacher"])
     with compat.guarded(trust=training.get("trust") is True):
         judged = judging(training["data"], asked["split"])
     theirs = {k: v for k, v in training.items() if k not in {"model", "task", "mode", *config.DEFAULTS}}
@@ -173,7 +175,13 @@ def _resolved(settings: Any, given: Mapping[str, Any], training: Mapping[str, An
 
 def _with_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of an arm of the user's own; a teacher of its own by its absolute path."""
-    return {key: _absolute(value) if key == "teacher" else value for key, value in settings.items()}
+    return {key: _teachers(value) if key == "teacher" else value for key, value in settings.items()}
+
+
+def _teachers(given: Any) -> str | list[str]:
+    """One teacher or several, as :func:`_absolute` has each."""
+    files = [_absolute(file) for file in config.teachers(given)]
+    return files[0] if len(files) == 1 else files
 
 
 def _absolute(file: Any) -> str:
@@ -218,23 +226,38 @@ def _wrong_keys(asked: Mapping[str, Any]) -> list[str]:
 def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     """What the trainer finds wrong; the teacher is wanted by every comparison."""
     problems = []
+    fetched = str(training.get("data")).startswith("ul://") or str(training.get("data")).endswith(".ndjson")
     try:
-        check(_KNOWN, training)
+        teachers = check(_KNOWN, training)
+        problems += [] if fetched else _unjudged(teachers, training)
     except ConfigError as error:
         problems += error.problems
-    if feature_model.named(training.get("teacher")):
-        problems.append(
-            f"teacher: a comparison judges its teacher, and {training['teacher']} has no detection head; give a "
-            "detector, and this one to an arm of your own (arms=FILE.yaml)."
-        )
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
     if isinstance(epochs, int) and epochs < 1:
         problems.append(f"epochs: must be a whole number from 1 on, got {epochs}.")
-    if str(training.get("data")).startswith("ul://") or str(training.get("data")).endswith(".ndjson"):
+    if fetched:
         problems.append(f"data: a comparison needs a data YAML with its files on disk, got {training['data']!r}.")
     if training.get("time") and "plain_same_time" in arms:
         problems.append("time: plain_same_time takes the time of tskd; drop this arm, or drop time=.")
     return problems
+
+
+def _unjudged(teachers: Sequence[Any], training: Mapping[str, Any]) -> list[str]:
+    """What keeps teachers from being judged on the data set, after everything else was found right."""
+    if headless := [model.pt_path for model in teachers if isinstance(model, feature_model.FeatureModel)]:
+        return [
+            f"teacher: a comparison judges its teacher, and {headless[0]} has no detection head; give a detector, and "
+            "this one to an arm of your own (arms=FILE.yaml)."
+        ]
+    single = bool(training.get("single_cls"))
+    names = class_names(training["data"], single)
+    theirs = classes.of_all(model.names for model in teachers)
+    if classes.match(theirs, names, classes.read(training.get("classes_map")), single=single).known:
+        return []
+    return [
+        f"teacher: it has no class ({classes.short(theirs)}) in common with the data ({classes.short(names)}), "
+        "and a comparison judges it on them; give classes_map=, or another teacher."
+    ]
 
 
 def _wrong_settings(training: Mapping[str, Any], own_arms: Mapping[str, Any]) -> list[str]:

@@ -110,7 +110,9 @@ def settings(plan: Plan, files: Files) -> dict[str, Any]:
 
 
 def named(value: Any) -> Any:
-    """A file by its name and the hash of its content; anything else as it is."""
+    """A file by its name and the hash of its content, and so each of a list; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [named(entry) for entry in value]
     if not isinstance(value, str) or not Path(value).is_file():
         return value
     return f"{Path(value).name} (sha256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]})"

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from tskd_yolo import __version__
 from tskd_yolo.compare import charts
-from tskd_yolo.compare.images import EACH_WAY, Picture, Pictures, missed
-from tskd_yolo.compare.metrics import DRAWN_AT, FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
-from tskd_yolo.compare.stats import Corrected, Effect, interval, points, probability
+from tskd_yolo.compare.images import Picture, Pictures, missed
+from tskd_yolo.compare.metrics import FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
+from tskd_yolo.compare.page import page
 from tskd_yolo.compare.timing import mean_over_minutes
 from tskd_yolo.config import DEFAULTS, TERMS
 from tskd_yolo.files import replace, write_json
@@ -49,8 +47,7 @@ def write_comparison(
     shown = [picture.name for picture in pictures.shown] if pictures else []
     write_json(files[0], {**summary, "curves": _finite(curves), "pictures": shown})
     _write_csv(files[1], summary)
-    page = comparison_page(summary, curves=curves, pictures=pictures)
-    replace(files[2], page.encode("utf-8"))
+    replace(files[2], comparison_page(summary, curves=curves, pictures=pictures).encode("utf-8"))
     return files
 
 
@@ -59,7 +56,7 @@ def comparison_page(summary: dict[str, Any], *, curves: Curves, pictures: Pictur
     arms = {arm: index for index, arm in enumerate(summary["arms"])}
     others = [(arm, index) for arm, index in arms.items() if arm != "plain"]
     known = {**DEFAULT_CFG_DICT, **DEFAULTS}
-    return _page(
+    return page(
         "compare.html",
         s=summary,
         alarms=FALSE_ALARMS,
@@ -74,37 +71,6 @@ def comparison_page(summary: dict[str, Any], *, curves: Curves, pictures: Pictur
         pictures=pictures,
         tile=lambda picture, index, who: tile(picture, index, who, pictures.names if pictures else {}),
     )
-
-
-def _page(template: str, **values: Any) -> str:
-    folder = Path(__file__).with_name("templates")
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        points=points,
-        gain=lambda e: "–" if e is None else points(_effect(e).mean, sign=True),
-        span=lambda e: interval(None if e is None else _effect(e)),
-        corrected=lambda e: "–" if e is None else interval(Corrected(**e["corrected"], verdict=e["verdict"])),
-        p=lambda e: "–" if e is None else probability(e["corrected"]["p"]),
-        css=lambda verdict: verdict if verdict in {"helps", "hurts"} else "open",
-        first_word=lambda text: str(text).split(" (sha256")[0],
-        number=charts.number,
-        percent=lambda v: "–" if v is None else f"{100 * v:.0f} %".replace("-", "−"),
-        decimal=lambda v, digits=0, unit=1: "–" if v is None else f"{v / unit:.{digits}f}",
-        signed=lambda n: f"{n:+d}".replace("-", "−"),
-    )
-    return environment.get_template(template).render(
-        version=__version__, each_way=EACH_WAY, drawn_at=DRAWN_AT, **values
-    )
-
-
-def _effect(row: Mapping[str, Any]) -> Effect:
-    return Effect(**{k: row[k] for k in ("mean", "low", "high", "seeds")})
 
 
 def _class_charts(arms: Mapping[str, Any], others: Sequence[tuple[str, int]]) -> list[Markup]:
@@ -314,7 +280,7 @@ def validation_page(summary: dict[str, Any], images: Sequence[Image], pictures: 
     x_label, below = "false alarms per image", "the numbers are in the table below"
     line = charts.Series("miss rate", 1, [tuple(zip(*curve))] if curve else [])  # type: ignore[list-item]
     aps = [(c["name"], [charts.Bar(1, 100 * c["AP50-95"])]) for c in summary["classes"] if c["AP50-95"] is not None]
-    return _page(
+    return page(
         "val.html",
         s=summary,
         alarms=FALSE_ALARMS,

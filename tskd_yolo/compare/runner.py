@@ -24,7 +24,7 @@ from tskd_yolo.compare import record, report
 from tskd_yolo.compare.plan import Plan, Run, checked
 from tskd_yolo.compare.runs import history, result_of
 from tskd_yolo.compare.summary import all_curves, pictures, summarise
-from tskd_yolo.config import ConfigError
+from tskd_yolo.config import ConfigError, teachers
 
 TOLD_EVERY = 60.0
 """Seconds between two lines of progress."""
@@ -96,12 +96,18 @@ def _measure_latency(plan: Plan) -> list[str]:
         return []
     networks = {
         "student": str(plan.folder(trained) / "weights" / "last.pt"),
-        "teacher": check_file(plan.own["teacher"]),
+        "teacher": check_file(judged_teacher(plan)),
     }
     size = plan.argument("imgsz")
     sizes = {"imgsz": size, "teacher_imgsz": plan.own["teacher_imgsz"] or size}
     done = order(plan, "latency", {"kind": "latency", "networks": networks, **sizes})
     return [] if done else ["latency"]
+
+
+def judged_teacher(plan: Plan) -> str:
+    """The file of the teacher; of several, of the one that was judged best."""
+    judged = result_of(plan.folder("teacher")) or {}
+    return teachers(plan.own["teacher"])[judged.get("number", 0)]
 
 
 def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:

@@ -16,6 +16,7 @@ from tskd_yolo.compare.plan import Plan, Run
 from tskd_yolo.compare.runs import curves, result_of
 from tskd_yolo.compare.stats import Corrected, Effect, holm, paired, recovered, sentence
 from tskd_yolo.compare.timing import Columns, summary_of_time
+from tskd_yolo.config import teachers
 
 METRIC = "mAP50-95"
 """The metric that decides the verdicts."""
@@ -90,7 +91,7 @@ def pictures(plan: Plan) -> images.Pictures | None:
         {who: plan.folder(name) / "seen.json" for who, name in folders.items()},
         data=plan.common["data"],
         names=class_names(plan.common["data"], bool(plan.common.get("single_cls"))),
-        teacher=plan.own["teacher"],
+        teacher=teachers(plan.own["teacher"])[0],
         imgsz=plan.argument("imgsz"),
         variant=plan.own["variant"],
         seed=seeds[0],

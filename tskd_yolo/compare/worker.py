@@ -28,7 +28,8 @@ from tskd_yolo.compare.metrics import class_names, findings, judge, seen
 from tskd_yolo.compare.record import hardware
 from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
-from tskd_yolo.distill import teacher
+from tskd_yolo.config import teachers
+from tskd_yolo.distill import classes, teacher
 from tskd_yolo.files import write_json
 
 JUDGED_WITH = "imgsz", "batch", "device", "workers", "single_cls", "classes", "iou", "max_det", "nms", "agnostic_nms"
@@ -150,16 +151,32 @@ def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any], split:
 
 
 def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any], split: str) -> dict[str, Any]:
-    """The teacher's figures, with its classes in the data set's order."""
+    """The teacher's figures, with its classes brought to those of the data set; of several those of the best."""
     run = Path(folder)
     run.mkdir(parents=True, exist_ok=True)
-    names = class_names(common["data"], bool(common.get("single_cls")))
-    loaded = teacher.load(own["teacher"])
-    frozen = teacher.Teacher(loaded, like=loaded, names=names, responses=False)
+    files = teachers(own["teacher"])
+    judged = [_judge_teacher(run, file, common, own, split) for file in files]
+    best = max(range(len(files)), key=lambda number: judged[number][0]["last"]["mAP50-95"])
+    result, images = judged[best]
+    if len(files) > 1:
+        others = ", ".join(row["name"] for row, _ in judged)
+        result = {**result, "name": f"{result['name']} (the best of {others})", "number": best}
+    write_json(run / "seen.json", images)
+    write_json(run / "result.json", result)
+    return result
+
+
+def _judge_teacher(
+    run: Path, file: str, common: dict[str, Any], own: dict[str, Any], split: str
+) -> tuple[dict[str, Any], Any]:
+    """The figures of one teacher, and what it sees on every image."""
+    single = bool(common.get("single_cls"))
+    names, loaded = class_names(common["data"], single), teacher.load(file)
+    brought = classes.match(loaded.names, names, classes.read(own["classes_map"]), single=single)
+    frozen = teacher.Teacher(loaded, like=loaded, names=names, classes=brought)
     size = own["teacher_imgsz"] or common.get("imgsz", 640)
     frozen.measure(size)
     validator = judge(frozen.detector(), run, **_judged_with({**common, "imgsz": size}, split))
-    write_json(run / "seen.json", seen(validator.images))
     result = {
         "name": frozen.name,
         "imgsz": size,
@@ -167,8 +184,7 @@ def judge_teacher(*, folder: str, common: dict[str, Any], own: dict[str, Any], s
         "parameters": frozen.params,
         "GFLOPs": round(frozen.gflops, 2),
     }
-    write_json(run / "result.json", result)
-    return result
+    return result, seen(validator.images)
 
 
 # Latency --------------------------------------------------------------------------------------------------------------

@@ -19,8 +19,9 @@ from ultralytics.utils import LOGGER, colorstr
 
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import TeacherOutputs
+from tskd_yolo.distill.panel import Panel
 from tskd_yolo.distill.records import FORMAT, Layout, Store, pack, unpack
-from tskd_yolo.hashing import fingerprint
+from tskd_yolo.hashing import fingerprint, hash_tensors
 
 SUFFIX = ".tskd"
 
@@ -117,7 +118,7 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
         "images": len(views),
         "views": args.views,
     }
-    header["key"] = key(header, teacher=distiller.teacher, dataset=views.dataset, args=args, folder=folder)
+    header["key"] = key(header, panel=distiller.panel, dataset=views.dataset, args=args, folder=folder)
     name = f"{folder.name}.{header['key'][:16]}{SUFFIX}"
     file = folder.parent / name if args.teacher_cache == "disk" else _in_memory(name, shared)
     needed = _size(layout, len(views), args, epochs)
@@ -191,9 +192,13 @@ def _name_others(folder: Path, name: str) -> None:
         )
 
 
-def key(header: Mapping[str, Any], *, teacher: Any, dataset: Any, args: Any, folder: Path) -> str:
-    """A hash over everything that a record depends on: teacher, data, views, and what computes them."""
-    settings = {k: str(getattr(args, k, None)) for k in (*AUGMENTATIONS, "imgsz", "seed")}
+def key(header: Mapping[str, Any], *, panel: Panel, dataset: Any, args: Any, folder: Path) -> str:
+    """A hash over everything that a record depends on: teachers, data, views, and what computes them."""
+    settings: dict[str, Any] = {k: str(getattr(args, k, None)) for k in (*AUGMENTATIONS, "imgsz", "seed")}
     if args.teacher_imgsz:
         settings["teacher_imgsz"] = str(args.teacher_imgsz)
-    return fingerprint([header, settings], network=teacher.model, dataset=dataset, folder=folder)
+    first, *others = (voice.teacher.model for voice in panel.voices)
+    if others:
+        settings["others"] = [hash_tensors(model.state_dict().values()).hexdigest() for model in others]
+        settings["votes"] = panel.votes.tolist()
+    return fingerprint([header, settings], network=first, dataset=dataset, folder=folder)

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tskd_yolo.config import TERMS, Config
+from tskd_yolo.config import TERMS, Config, ConfigError
 from tskd_yolo.distill.balance import Fixed, Meter, Share
-from tskd_yolo.distill.features import Capture, HeadReader, Level, TeacherOutputs, channels, evaluating, reader
-from tskd_yolo.distill.matching import Match, Pair
+from tskd_yolo.distill.features import Capture, HeadReader, TeacherOutputs, channels, evaluating
+from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
+from tskd_yolo.distill.panel import Panel
 from tskd_yolo.distill.sources import MapSource
 from tskd_yolo.distill.step import Losses, Readers, Step
 from tskd_yolo.distill.teacher import Teacher
@@ -38,13 +39,24 @@ class Distiller:
         config: The checked settings.
         seed: Seed of the adapters' and graph units' first weights.
         scale: Size of the teacher's image over that of the student's.
+        others: Teachers whose responses are heard beside the first one's.
 
     Raises:
         ValueError: If a weight is given to a term that the variant does not have.
+        ConfigError: If the teachers cannot be asked together.
     """
 
-    def __init__(self, *, student: Any, teacher: Teacher, config: Config, seed: int, scale: float = 1.0) -> None:
-        self.teacher, self.config = teacher, config
+    def __init__(
+        self,
+        *,
+        student: Any,
+        teacher: Teacher,
+        config: Config,
+        seed: int,
+        scale: float = 1.0,
+        others: Sequence[Teacher] = (),
+    ) -> None:
+        self.teacher, self.config, self.channels = teacher, config, channels(student)
         self.on = {key: weight for key, weight in config.weights.items() if weight > 0}
         """Weight of every term that is on, by key."""
         self.balance = Share(self.on, config.floor, config.cap) if config.balance == "share" else Fixed(self.on)
@@ -54,14 +66,17 @@ class Distiller:
         self.cache: Cache | None = None
         """Stands between the teacher and batches of views, where the run keeps the teacher's outputs."""
         variant = VARIANTS[config.variant]
-        self.match = Match(student=student, teacher=teacher.model, entry_stage=variant.entry_stage, scale=scale)
+        self.panel = Panel([teacher, *others], student=student, entry_stage=variant.entry_stage, scale=scale)
+        self.match, self.teachers = self.panel.first.match, [teacher, *others]
+        if problems := self.panel.problems():
+            raise ConfigError(problems)
         self.left_out: dict[str, str] = {}
         """Of terms that have a weight, but that this student and this teacher have none of, why."""
-        self.terms = self._available(variant.terms(self.match, teacher, config))
+        self.terms = self._available(variant.terms(self.panel, config))
         self._responses = any(isinstance(term, HeadTerm) for term in self.terms)
         self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""
-        teacher.reader = reader(teacher.head, self._responses, variant.entry_stage)
+        self.panel.listen(self._responses)
         self.readers = self._readers(student)
         device = next(student.parameters()).device
         with undisturbed():
@@ -181,30 +196,15 @@ class Distiller:
             self.step = None
 
     def teacher_outputs(self, images: Tensor, size: tuple[int, int] | None = None) -> TeacherOutputs:
-        """What the terms read of the teacher for images ``(N, 3, H, W)``; the student needs the memory of the rest.
+        """What the terms read of the teacher for images ``(N, 3, H, W)``.
 
         Args:
             images: What the teacher sees.
             size: (height, width) of the student's images in pixels; the teacher's where it is missing.
         """
         size = size or (images.shape[2], images.shape[3])
-        stages, neck = self.source("stages"), self.source("neck")
-        maps: dict[str, Sequence[Tensor]] = {}
-        if stages is not None:
-            pairs = stages.pairs
-
-            def keep(i: int, features: Tensor) -> Tensor:
-                return pairs[i].cut(features, size)
-
-            levels, maps["stages"] = self.teacher.with_stages(images, self.match.teacher_stages, keep)
-        else:
-            levels = self.teacher(images)
-        if neck is not None:
-            maps["neck"] = [pair.cut(levels[pair.teacher_stride].features, size) for pair in neck.pairs]
-        responses = {term.branch: term.target(levels, size) for term in self.terms if isinstance(term, HeadTerm)}
-        weighed = any(source.weighed for source in self.sources)
-        paired = [levels[stride] for stride in self.match.levels.values()]
-        return TeacherOutputs(maps, responses, level_scores(paired) if weighed else None)
+        asked = [term for term in self.terms if isinstance(term, HeadTerm)]
+        return self.panel.outputs(images, size, self.sources, asked)
 
     def add(
         self, vector: Tensor, items: dict[str, Tensor], losses: Losses, images: int
@@ -295,8 +295,3 @@ class Trial(nn.Module):
     def forward(self, images: Tensor) -> tuple[Any, ...]:
         """``(N, 3, H, W)`` images -> predictions and terms, without boxes."""
         return self._distiller[0].trial(self.student, images)
-
-
-def level_scores(levels: Sequence[Level]) -> Tensor:
-    """Best class probabilities summed over the cells of each level, ``(N, levels)``."""
-    return torch.stack([level.scores.float().amax(dim=1).sigmoid().sum(dim=(1, 2)) for level in levels], dim=1)

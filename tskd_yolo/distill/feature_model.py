@@ -33,7 +33,7 @@ class FeatureModel(nn.Module):
         name: timm's name of the model, also with a tag of its weights.
 
     Shapes:
-        images ``(N, 3, H, W)`` or grey ``(N, 1, H, W)`` in 0 to 1; output a list of maps, as :class:`TimmModel`.
+        images ``(N, 3, H, W)`` in 0 to 1; output a list of maps, as :class:`TimmModel`.
     """
 
     def __init__(self, name: str) -> None:
@@ -47,12 +47,11 @@ class FeatureModel(nn.Module):
         self.stride = torch.tensor(strides)
         self.yaml = {"backbone": [[-1, 1, "TimmModel", [name]]], "head": [[-1, 1, "MapHead", []]]}
         self.names: dict[int, str] = {}
+        self.args: dict[str, Any] = {}
         self.pt_path = PREFIX + name
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps, the finest first."""
-        if images.shape[1] == 1:
-            images = images.expand(-1, 3, -1, -1)
         size = [ceil_div(side, self.cell) * self.patch for side in images.shape[2:]]
         if list(images.shape[2:]) != size:
             resized = F.interpolate(images.float(), size, mode="bicubic", antialias=True)

@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ultralytics.utils.torch_utils import get_num_params
 
+from tskd_yolo.distill.classes import Classes
 from tskd_yolo.distill.feature_model import FeatureModel
-from tskd_yolo.distill.features import reader
+from tskd_yolo.distill.features import channels, reader
 from tskd_yolo.distill.teacher import Teacher
 
 
@@ -20,13 +21,14 @@ class FeatureTeacher(Teacher):
     Args:
         model: The loaded model.
         like: The student, for its device.
+        classes: Those of the student, of which it knows none.
     """
 
-    def __init__(self, model: FeatureModel, *, like: nn.Module) -> None:
+    def __init__(self, model: FeatureModel, *, like: nn.Module, classes: Classes) -> None:
         network: Any = model
         self.name = model.pt_path
         self.params, self.gflops = get_num_params(model), 0.0
-        self.reordered = False
+        self.classes, self.channels = classes, channels(model)
         device = next(like.parameters()).device
         self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
         self.model = network.to(device, memory_format=self.layout).requires_grad_(False).eval()

@@ -64,8 +64,9 @@ class Pair(NamedTuple):
 class Match:
     """The levels, maps and branches that two detectors have in common.
 
-    Levels and stages are paired by position: a stride of the teacher's is as many pixels of the student's image as it
-    is of its own, divided by ``scale``.
+    Levels are paired by position: a stride of the teacher's is as many pixels of the student's image as it is of its
+    own, divided by ``scale``. Early stages are paired by their stride in the own image: what they compute depends on
+    their depth, and a shallow stage cannot follow a deeper one.
 
     Args:
         student: The student.
@@ -101,10 +102,9 @@ class Match:
         """Branches that only the student has."""
 
     def _pair_stages(self, student: Any, teacher: Any) -> None:
-        partner = {stride: 2 ** round(math.log2(stride * self.scale)) for stride in STAGE_STRIDES}
-        ours, theirs = StageReader(student), StageReader(teacher, list(partner.values()))
-        common = [stride for stride in ours.strides if partner[stride] in theirs.strides]
-        self.stages, self.teacher_stages = ours.only(common), theirs.only([partner[stride] for stride in common])
+        ours, theirs = StageReader(student), StageReader(teacher)
+        common = [stride for stride in ours.strides if stride in theirs.strides]
+        self.stages, self.teacher_stages = ours.only(common), theirs.only(common)
         self.unpaired_stages = [stride for stride in STAGE_STRIDES if stride not in common]
         """Strides of early stages that one of the backbones does not have."""
 
@@ -144,47 +144,18 @@ def channel_step(student: int, teacher: int) -> int:
     return 1 if student == teacher else max(teacher // min(student, CHANNELS), 1)
 
 
-# Architectures and classes --------------------------------------------------------------------------------------------
+# Architectures --------------------------------------------------------------------------------------------------------
 
 HEADS = {"Detect", "v10Detect"}
 """Heads of plain detectors, as model YAMLs name them: box and class towers of three stages on every level."""
 
 
-def mismatches(*, student_yaml: dict[str, Any], teacher: Any, names: Mapping[int, str]) -> list[str]:
-    """Why this teacher cannot teach this student these classes, one sentence each; empty if it can."""
-    problems = []
-    if (head := str(student_yaml["head"][-1][2])) not in HEADS:
-        stem = Path(student_yaml.get("yaml_file") or "custom").stem
-        problems.append(
-            f"model: its architecture ({stem}) ends in {head} and is no plain detector; give one that ends in Detect, "
-            "such as yolo11n.yaml."
-        )
-    ours, theirs = sorted(map(folded, names.values())), sorted(map(folded, teacher.names.values()))
-    if ours != theirs and not isinstance(teacher.model[-1], MapHead):
-        problems.append(
-            f"teacher: it knows {len(theirs)} classes ({_short(teacher.names)}) and the data has {len(ours)} "
-            f"({_short(names)}); train the teacher on the same class list."
-        )
-    return problems
-
-
-def folded(name: Any) -> str:
-    """A class name without what does not tell classes apart: case, and blanks around it."""
-    return str(name).strip().casefold()
-
-
-def _short(names: Mapping[int, str], most: int = 6) -> str:
-    first = [str(n) for n in list(names.values())[:most]]
-    return ", ".join([*first, "..."] if len(names) > most else first)
-
-
-def class_order(*, teacher: Mapping[int, str], names: Mapping[int, str]) -> list[int]:
-    """The teacher's output for each of ``names``, which it knows all: the exact spelling first, each output once."""
-    left = dict(teacher)
-    order = []
-    for _, name in sorted(names.items()):
-        same = [i for i, other in left.items() if other == name]
-        same = same or [i for i, other in left.items() if folded(other) == folded(name)]
-        order.append(same[0])
-        del left[same[0]]
-    return order
+def no_student(student_yaml: Mapping[str, Any]) -> list[str]:
+    """Why this model cannot be a student, in a sentence; empty if it can."""
+    if (head := str(student_yaml["head"][-1][2])) in HEADS:
+        return []
+    stem = Path(student_yaml.get("yaml_file") or "custom").stem
+    return [
+        f"model: its architecture ({stem}) ends in {head} and is no plain detector; give one that ends in Detect, such "
+        "as yolo11n.yaml."
+    ]

@@ -105,7 +105,7 @@ class Monitor:
                 problems.append(f"{key} does not reach the student: what it teaches is frozen")
         if self._adapters_stand_still():
             problems.append("the adapters have not moved: the learning rate is 0, or no step was taken")
-        if not self.distiller.teacher.unmoved():
+        if not all(teacher.unmoved() for teacher in self.distiller.teachers):
             problems.append("the teacher's weights have changed")
         return problems
 

@@ -85,15 +85,20 @@ def _middles(height: int, width: int, stride: float, like: Tensor) -> Tensor:
     return torch.stack((x.expand(height, width), y.unsqueeze(1).expand(height, width))).unsqueeze(0) * stride
 
 
-def average(responses: Sequence[Response]) -> Response:
+def average(responses: Sequence[Response], weights: Tensor | None = None) -> Response:
     """What several teachers say together: class probabilities as their mean, boxes as their mean by confidence.
 
-    Boxes have to be distances, ``(N, 4, H, W)``; tower activations are the first one's.
+    Args:
+        responses: Of each; boxes have to be distances, ``(N, 4, H, W)``. Tower activations are the first one's.
+        weights: How much each counts in each class, ``(teachers, classes)``, adding up to 1 where somebody knows it.
     """
     if len(responses) == 1:
         return responses[0]
     probabilities = torch.stack([r.scores.float().sigmoid() for r in responses])
-    weights = probabilities.amax(dim=2, keepdim=True).clamp(min=1e-6)
-    boxes = (torch.stack([r.boxes.float() for r in responses]) * weights).sum(dim=0) / weights.sum(dim=0)
-    scores = torch.logit(probabilities.mean(dim=0), eps=1e-6)
+    if weights is None:
+        weights = probabilities.new_full(probabilities.shape[:3:2], 1 / len(responses))
+    probabilities = probabilities * weights.to(probabilities)[:, None, :, None, None]
+    confidence = probabilities.amax(dim=2, keepdim=True).clamp(min=1e-6)
+    boxes = (torch.stack([r.boxes.float() for r in responses]) * confidence).sum(dim=0) / confidence.sum(dim=0)
+    scores = torch.logit(probabilities.sum(dim=0), eps=1e-6)
     return Response(boxes, scores, responses[0].box_features, responses[0].class_features)

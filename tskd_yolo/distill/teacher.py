@@ -19,8 +19,8 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill import feature_model
-from tskd_yolo.distill.features import Capture, Levels, StageReader, probe, reader, towers
-from tskd_yolo.distill.matching import class_order
+from tskd_yolo.distill.classes import Classes, bring, match
+from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, towers
 from tskd_yolo.losses.crd import Tails
 
 KINDS: dict[type, tuple[type, ...]] = {DetectionModel: (Detect, v10Detect), RTDETRDetectionModel: (RTDETRDecoder,)}
@@ -69,11 +69,20 @@ class Teacher:
     Args:
         model: The loaded detector; it is changed in place.
         like: The student, for its device.
-        names: The student's classes; the teacher's class outputs are brought into their order.
+        names: The student's classes; the teacher's class outputs are brought to them.
+        classes: Which of the teacher's classes are which of them; by name, where it is missing.
         responses: Whether the head's responses are read, or the neck features only.
     """
 
-    def __init__(self, model: Any, *, like: nn.Module, names: Mapping[int, str], responses: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        like: nn.Module,
+        names: Mapping[int, str],
+        classes: Classes | None = None,
+        responses: bool = False,
+    ) -> None:
         self.name = Path(getattr(model, "pt_path", None) or "teacher").name
         self.params, self.gflops = get_num_params(model), 0.0
         head = model.model[-1]
@@ -82,12 +91,13 @@ class Teacher:
             model.fuse(verbose=False)
         finally:
             del head.fuse
-        self.reordered = _reorder(model, names)
+        self.classes = classes or match(model.names, names)
+        bring(model, self.classes, names)
         device = next(like.parameters()).device
         self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
         """The cheapest memory format whose outputs are right: Ultralytics found channels_last wrong on MPS."""
         self.model = model.to(device, memory_format=self.layout).requires_grad_(False).eval()
-        self.head = head
+        self.head, self.channels = head, channels(model)
         if isinstance(head, RTDETRDecoder):
             head.stride = torch.tensor(_input_strides(model))
         else:
@@ -109,7 +119,7 @@ class Teacher:
         return torch.stack([v.double().abs().sum() for v in self.model.state_dict().values()]).tolist()
 
     def __call__(self, images: Tensor) -> Levels:
-        """Levels by stride for a batch of images ``(N, 3, H, W)``."""
+        """Levels by stride for a batch of images ``(N, C, H, W)``, grey or RGB, whatever the teacher was trained on."""
         return self._levels(images, Capture())
 
     def with_stages(
@@ -124,7 +134,8 @@ class Teacher:
         self.reader.attach(capture)
         try:
             with torch.no_grad():
-                predictions = self.model(images.to(self._dtype, memory_format=self.layout))
+                given = in_channels(images, self.channels).to(self._dtype, memory_format=self.layout)
+                predictions = self.model(given)
             return self.reader.read(predictions, capture.caught)
         finally:
             capture.detach()
@@ -140,8 +151,12 @@ class Teacher:
         return Tails(box, score)
 
     def detector(self) -> Any:
-        """A copy that decodes its boxes, for validation; boxes of queries come in pixels, as those of other heads."""
+        """A copy that decodes its boxes, for validation; boxes of queries come in pixels, as those of other heads.
+
+        It takes images of the student's channels, too.
+        """
         copy = deepcopy(self.model).float().eval()
+        copy.register_forward_pre_hook(lambda _, inputs: (in_channels(inputs[0], self.channels), *inputs[1:]))
         if isinstance(self.head, RTDETRDecoder):
             _forget_anchors(copy.model[-1])
             copy.register_forward_hook(_in_pixels)
@@ -150,6 +165,25 @@ class Teacher:
     def measure(self, imgsz: int) -> None:
         """Counts the floating point operations of one image, in billions."""
         self.gflops = get_flops(self.detector(), imgsz)
+
+
+LUMINANCE = 0.299, 0.587, 0.114
+"""Weights of red, green and blue: those by which OpenCV reads an image in grey."""
+
+
+def in_channels(images: Tensor, wanted: int) -> Tensor:
+    """Images ``(N, C, H, W)`` in the channels that a network takes: grey ones three times, RGB ones as luminance.
+
+    Raises:
+        ValueError: If they are neither.
+    """
+    if (given := images.shape[1]) == wanted:
+        return images
+    if (given, wanted) == (1, 3):
+        return images.expand(-1, 3, -1, -1)
+    if (given, wanted) == (3, 1):
+        return sum(images[:, i : i + 1] * weight for i, weight in enumerate(LUMINANCE))  # type: ignore[return-value]
+    raise ValueError(f"images of {given} channels cannot be brought to {wanted}.")
 
 
 def _input_strides(model: Any) -> list[int]:
@@ -171,21 +205,3 @@ def _in_pixels(model: Any, inputs: Any, outputs: Any) -> Tensor:
     height, width = inputs[0].shape[2:]
     boxes, rest = outputs[0].split((4, 2), dim=2)
     return torch.cat((xywh2xyxy(boxes) * boxes.new_tensor((width, height, width, height)), rest), dim=2)
-
-
-def _reorder(model: Any, names: Mapping[int, str]) -> bool:
-    """Brings the teacher's class outputs into the order of ``names``, once, by its last layers' rows."""
-    order = class_order(teacher=model.names, names=names)
-    if order == sorted(order):
-        return False
-    for last in _classifiers(model.model[-1]):
-        last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
-    model.names = dict(names)
-    return True
-
-
-def _classifiers(head: Any) -> list[Any]:
-    """The layers of a head that have a row per class."""
-    if isinstance(head, RTDETRDecoder):
-        return list(head.dec_score_head)
-    return [layers[-1] for _, tower in towers(head).values() for layers in tower]

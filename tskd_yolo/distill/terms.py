@@ -19,9 +19,9 @@ from tskd_yolo.config import Config
 from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, Levels, StudentOutputs, TeacherOutputs
 from tskd_yolo.distill.matching import Match
 from tskd_yolo.distill.nonfinite import Guard, Part, guarded
-from tskd_yolo.distill.resample import Grid, response
+from tskd_yolo.distill.panel import Panel
+from tskd_yolo.distill.resample import Grid, average, response
 from tskd_yolo.distill.sources import EarlyStages, MapSource, Neck, PaperNeck
-from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.losses import CRD, DED, DRD, Response
 from tskd_yolo.losses.assigned import AssignedResponse, as_assigned, nothing_assigned
 from tskd_yolo.losses.boxes import Boxes
@@ -158,11 +158,11 @@ class HeadTerm(Term):
         self.branch, self.match = branch, match
         self.shown = branch != "one2one"  # of two branches the one that teaches the neck
 
-    def target(self, levels: Levels, size: tuple[int, int]) -> Any:
-        """What it reads of the teacher's levels.
+    def target(self, levels: Sequence[Levels], size: tuple[int, int]) -> Any:
+        """What it reads of the teachers' levels.
 
         Args:
-            levels: As the teacher gives them.
+            levels: As each teacher gives them.
             size: (height, width) of the student's image in pixels.
         """
         raise NotImplementedError
@@ -216,15 +216,18 @@ def assigner(criterion: Any, branch: str) -> Any:
 class ResponseTerm(HeadTerm):
     """CRD of one branch of the head. Towers of a dual head share no weight, so no branch dilutes the other.
 
+    Of several teachers that have the branch, the first one's head is what the student's activations enter.
+
     Args:
-        key, branch, match: As in :class:`HeadTerm`.
-        teacher: The teacher, whose head the student's activations enter.
-        loss: Makes the loss from the widths of the towers.
+        key, branch: As in :class:`HeadTerm`.
+        panel: The teachers.
+        loss: Makes the loss from the widths of the towers, and from the classes that are known.
     """
 
-    def __init__(self, key: str, branch: str, *, match: Match, teacher: Teacher, loss: type[CRD] = CRD) -> None:
+    def __init__(self, key: str, branch: str, panel: Panel, loss: type[CRD] = CRD) -> None:
+        match, teacher = panel.first
         super().__init__(key, branch, match)
-        self.loss, self.widths = loss, match.towers(branch)
+        self.panel, self.loss, self.widths = panel, loss, match.towers(branch)
         # Copies in float32: the teacher itself may come to be held in half precision.
         self.tails = [
             Tails(deepcopy(tail.box).float(), deepcopy(tail.score).float(), theirs / match.scale / ours)
@@ -234,20 +237,25 @@ class ResponseTerm(HeadTerm):
 
     def build(self) -> nn.Module:
         """Adapters of the towers."""
-        self.module = self.loss(self.widths)
+        classes = self.panel.first.teacher.classes
+        entered = None if len(classes.known) == len(classes.members) else classes.known
+        self.module = self.loss(self.widths, self.panel.known(self.branch), entered)
         return self.module
 
-    def target(self, levels: Levels, size: tuple[int, int]) -> Any:
+    def target(self, levels: Sequence[Levels], size: tuple[int, int]) -> Any:
         """Responses on the student's levels."""
         return self.loss.target([self._response(levels, stride, size) for stride in self.match.strides])
 
-    def _response(self, levels: Levels, stride: int, size: tuple[int, int]) -> Response:
-        match = self.match
-        if match.scale == 1:
-            return levels[match.levels[stride]].responses[self.branch]
-        grid = Grid(stride, *(ceil_div(side, stride) for side in size))
-        heard = {theirs: levels[theirs] for theirs in match.heard[stride]}
-        return response(self.branch, heard, match.levels[stride], grid, match.scale)
+    def _response(self, levels: Sequence[Levels], stride: int, size: tuple[int, int]) -> Response:
+        speaking = self.panel.speaking(self.branch)
+        if self.match.scale == 1 and len(speaking) == 1:
+            return levels[0][self.match.levels[stride]].responses[self.branch]
+        grid, said = Grid(stride, *(ceil_div(side, stride) for side in size)), []
+        for number in speaking:
+            match, theirs = self.panel.voices[number].match, levels[number]
+            heard = {stride: theirs[stride] for stride in match.heard[grid.stride]}
+            said.append(response(self.branch, heard, match.levels[stride], grid, match.scale))
+        return average(said, self.panel.weights(self.branch))
 
     def value(self, student: Sequence[Response], teacher: Any, assigned: Any, size: tuple[int, int]) -> Tensor:
         """CRD over all levels."""
@@ -259,8 +267,8 @@ class PaperResponseTerm(ResponseTerm):
 
     after_detection = True
 
-    def __init__(self, key: str, branch: str, *, match: Match, teacher: Teacher) -> None:
-        super().__init__(key, branch, match=match, teacher=teacher, loss=PaperCRD)
+    def __init__(self, key: str, branch: str, panel: Panel) -> None:
+        super().__init__(key, branch, panel, loss=PaperCRD)
 
     def attach(self, capture: Capture, criterion: Any) -> None:
         """Counts the locations that the criterion assigns."""
@@ -275,18 +283,22 @@ class QueryTerm(HeadTerm):
 
     after_detection = True
 
+    def __init__(self, key: str, branch: str, panel: Panel) -> None:
+        super().__init__(key, branch, panel.first.match)
+        self.known = panel.known(branch)
+
     def build(self) -> nn.Module:
         """A loss without parameters."""
-        self.module = AssignedResponse()
+        self.module = AssignedResponse(self.known)
         return self.module
 
     def attach(self, capture: Capture, criterion: Any) -> None:
         """Notes what the criterion assigns."""
         capture.call_of(assigner(criterion, self.branch), ("assigned", self.branch), as_assigned)
 
-    def target(self, levels: Levels, size: tuple[int, int]) -> Any:
+    def target(self, levels: Sequence[Levels], size: tuple[int, int]) -> Any:
         """The queries."""
-        return levels.queries
+        return levels[0].queries
 
     def value(self, student: Sequence[Response], teacher: Any, assigned: Any, size: tuple[int, int]) -> Tensor:
         """The loss over all of the student's levels."""
@@ -316,33 +328,36 @@ Terms = dict[str, list[Term] | str]
 class Variant(NamedTuple):
     """A value of ``variant=``: its terms, and the stage after which activations enter the teacher's head."""
 
-    terms: Callable[[Match, Teacher, Config], Terms]
+    terms: Callable[[Panel, Config], Terms]
     entry_stage: int
 
 
-def default_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+def default_terms(panel: Panel, config: Config) -> Terms:
     """DRD on the neck, DED on the backbone's early stages, CRD through the last layer of the teacher's head."""
+    match = panel.first.match
     neck = (MapSource if match.headless else Neck)("neck", match.neck())
     return {
         "drd": [MapTerm("drd", neck, partial(DRD, trained=config.graph == "trained"))],
         "ded": on_stages("ded", match, lambda channels: DED()),
-        "crd": responses(match, teacher),
+        "crd": responses(panel),
     }
 
 
-def paper_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+def paper_terms(panel: Panel, config: Config) -> Terms:
     """The release's: DRD and DED on all channels of the neck, CRD through two stages of the teacher's head."""
+    match = panel.first.match
     neck = PaperNeck("neck", match.neck(all_channels=True))
     return {
         "drd": [MapTerm("drd", neck, PaperDRD)],
         "ded": [MapTerm("ded", neck, lambda channels: PaperDED())],
-        "crd": responses(match, teacher, PaperResponseTerm) if not match.queries else NO_TOWERS,
+        "crd": NO_TOWERS if match.queries else responses(panel, PaperResponseTerm),
     }
 
 
-def hint_terms(match: Match, teacher: Teacher, config: Config) -> Terms:
+def hint_terms(panel: Panel, config: Config) -> Terms:
     """The default's, with plain hints in the place of DED: the same maps, and a squared difference of them."""
-    return {**default_terms(match, teacher, config), "ded": on_stages("ded", match, lambda channels: Hint())}
+    hints = on_stages("ded", panel.first.match, lambda channels: Hint())
+    return {**default_terms(panel, config), "ded": hints}
 
 
 NO_TOWERS = "variant=paper has a cross response only, and the teacher has no head that activations could enter"
@@ -355,15 +370,16 @@ def on_stages(key: str, match: Match, loss: Callable[[int], nn.Module]) -> list[
     return [MapTerm(key, EarlyStages("stages", pairs), loss)]
 
 
-def responses(match: Match, teacher: Teacher, kind: Callable[..., ResponseTerm] = ResponseTerm) -> list[Term] | str:
+def responses(panel: Panel, kind: Callable[..., ResponseTerm] = ResponseTerm) -> list[Term] | str:
     """CRD of every branch that both heads have; of a teacher with queries of every branch of the student's."""
+    match = panel.first.match
     if match.headless:
         return "the teacher has no detection head; its maps teach DRD and DED"
-    if match.queries:
-        return [QueryTerm("crd", branch, match) for branch in match.branches]
+    if not any(voice.teacher.classes.known for voice in panel.voices):
+        return "teacher and student have no class in common; classes_map= can name them"
     if not match.branches:
         return "the heads have no branch in common: the teacher has lost the one that the student has, by fusing"
-    return [kind("crd", branch, match=match, teacher=teacher) for branch in match.branches]
+    return [(QueryTerm if match.queries else kind)("crd", branch, panel) for branch in match.branches]
 
 
 VARIANTS = {

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tskd_yolo.losses.crd import OVERLAP, Response, box_distance
+from tskd_yolo.losses.crd import OVERLAP, Response, box_distance, chosen
 from tskd_yolo.losses.distributed import all_reduce_mean, processes
 
 ALPHA, BETA = 0.5, 6.0
@@ -63,9 +63,18 @@ class AssignedResponse(nn.Module):
 
     where ``c_i`` is 0 if the query overlaps the box by less than half. No loop over boxes or images.
 
+    Args:
+        known: The classes that are compared, by number; all of them where it is missing.
+
     Units:
         Loss per location of full scale; free of image size and batch.
     """
+
+    known: Tensor | None
+
+    def __init__(self, known: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("known", None if known is None else torch.tensor(known), persistent=False)
 
     def forward(
         self,
@@ -93,7 +102,7 @@ class AssignedResponse(nn.Module):
         probability, corners, sure = (x.gather(1, place.expand(-1, -1, x.shape[2])) for x in said)
         scale = assigned.scale.float()
         confidence = sure.squeeze(2) * (scale > 0)
-        target = (probability * scale.unsqueeze(2)).transpose(1, 2)
+        scores, target = chosen(self.known, scores, (probability * scale.unsqueeze(2)).transpose(1, 2))
         disagreement = (scores.sigmoid() - target).abs()
         entropy = F.binary_cross_entropy_with_logits(scores, target, reduction="none")
         sides = torch.cat((points - corners[..., :2], corners[..., 2:] - points), dim=2) / steps

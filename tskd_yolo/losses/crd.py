@@ -96,6 +96,8 @@ class CRD(nn.Module):
 
     Args:
         widths: Per level, (student, teacher) width of the box tower and of the class tower.
+        known: The classes that are compared, by number; all of them where it is missing.
+        entered: Those of them that the head knows which the student's activations enter; ``known`` where it is missing.
 
     Shapes:
         output ``()``, float32.
@@ -103,8 +105,21 @@ class CRD(nn.Module):
         Loss per confident location; free of image size, batch and number of levels.
     """
 
-    def __init__(self, widths: Sequence[tuple[tuple[int, int], tuple[int, int]]]) -> None:
+    own: Tensor | None
+    cross: Tensor | None
+
+    def __init__(
+        self,
+        widths: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+        known: Sequence[int] | None = None,
+        entered: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        classes = {"own": known, "cross": known if entered is None else entered}
+        for name, numbers in classes.items():  # of each response those that are compared
+            self.register_buffer(
+                name, None if numbers is None else torch.tensor(numbers, dtype=torch.long), persistent=False
+            )
         self.box_adapters = nn.ModuleList(adapter(*box) for box, _ in widths)
         self.class_adapters = nn.ModuleList(adapter(*score) for _, score in widths)
 
@@ -147,7 +162,7 @@ class CRD(nn.Module):
         for name, levels in self.responses(student, teacher, tails).items():
             scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
             boxes = boxes_at(teacher.place, [box for _, box in levels])
-            terms[f"{name}_class"] = quality_focal(scores, target_scores) / divisor
+            terms[f"{name}_class"] = quality_focal(*chosen(getattr(self, name), scores, target_scores)) / divisor
             terms[f"{name}_box"] = (self.box_distance(boxes, teacher.boxes) * confident).sum() / divisor
         return terms
 
@@ -275,6 +290,11 @@ def _deviation_and_mean(teacher: Tensor | Moments, count: int) -> tuple[Tensor, 
     mean, squares = all_reduce_mean(teacher.mean.mean(dim=0)), all_reduce_mean(teacher.squares.sum(dim=0))
     variance = (squares - count * mean.square()).clamp(min=0) / _unbiased(count)
     return (variance + 1e-12).sqrt(), mean
+
+
+def chosen(classes: Tensor | None, *scores: Tensor) -> list[Tensor]:
+    """Scores ``(N, classes, A)`` of some classes, or of all."""
+    return list(scores) if classes is None else [s.index_select(1, classes) for s in scores]
 
 
 def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -31,19 +31,21 @@ def names(student: Mapping[str, Any]) -> list[str]:
     return [str(args[0]) for *_, module, args in student["backbone"] if module == "TimmBackbone"]
 
 
-def wrong_weights(name: str, values: Mapping[str, Any], *, asked: bool) -> list[str]:
-    """What is wrong with the weights that the timm backbone of a student is to start from.
+def wrong_weights(student: Mapping[str, Any], values: Mapping[str, Any], *, asked: bool) -> list[str]:
+    """What is wrong with the weights that a student is to start from: a detector's, or those of a timm backbone.
 
     Args:
-        name: timm's, of the backbone.
+        student: Its YAML.
         values: The run's arguments.
         asked: Whether ``pretrained`` is among what the user gave.
     """
-    file, new = weights_file(values["pretrained"]), str(values["model"]).endswith((".yaml", ".yml"))
-    if not file and not (new and asked and values["pretrained"] is True):
-        return []
+    found, given = names(student), values["pretrained"]
+    file, new = weights_file(given), str(values["model"]).endswith((".yaml", ".yml"))
     try:
-        backbones.load_weights(backbones.TimmModel(name), key="pretrained", file=file)
+        if found and (file or (new and asked and given is True)):
+            backbones.load_weights(backbones.TimmModel(found[0]), key="pretrained", file=file)
+        elif isinstance(given, (str, Path)):
+            compat.load(given, key="pretrained")
     except ConfigError as error:
         return error.problems
     return []

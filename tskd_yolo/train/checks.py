@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
 from tskd_yolo.data.convert.files import ConvertError
 from tskd_yolo.data.sets import MissingSetError
-from tskd_yolo.distill import teacher
+from tskd_yolo.distill import classes, teacher
 from tskd_yolo.distill.feature_model import whole_path
-from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill.features import channels
+from tskd_yolo.distill.matching import no_student
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.train import backbone
 from tskd_yolo.train.checkpoints import RunError
@@ -52,10 +53,10 @@ def base(cfg: Any) -> dict[str, Any]:
     return merged
 
 
-def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> Any:
-    """Checks that settings, teacher, student and data fit, before anything is written, and returns the teacher.
+def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> list[Any]:
+    """Checks that settings, teachers, student and data fit, before anything is written, and returns the teachers.
 
-    Puts absolute paths of teacher and data into ``overrides``, so that the run can be resumed from anywhere.
+    Puts absolute paths of teachers and data into ``overrides``, so that the run can be resumed from anywhere.
 
     Args:
         base: Ultralytics' defaults and ours, ``trust`` among them.
@@ -67,36 +68,39 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     """
     values, errors = _settings(base, overrides, errors)
     with compat.guarded(trust=values["trust"] is True):
-        model = _teacher(values["teacher"], errors)
-        student, names = _student_and_names(values, errors)
+        loaded = _teachers(values["teacher"], errors)
+        student, data = _student_and_data(values, errors)
         # YOLO.train, and who launches processes, give a mode, and every argument whether it was asked for or not.
-        errors += _wrong_pretrained(student, values, asked="pretrained" in overrides and "mode" not in overrides)
+        asked = "pretrained" in overrides and "mode" not in overrides
+        errors += backbone.wrong_weights(student, values, asked=asked) if student else []
     if student and _all_frozen(student, values["freeze"]):
         errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
-    if model is not None and student and names:
-        errors += mismatches(student_yaml=student, teacher=model, names=names)
+    if student:
+        errors += no_student(student)
+    mapping = _classes_map(values, loaded, data["names"], errors)
+    errors += wrong_channels(loaded, data["channels"])
     if errors:
         raise ConfigError(errors)
-    if _same_file(values["teacher"], values["model"]):
-        LOGGER.warning(f"teacher {values['teacher']} is the student itself: it can teach nothing new.")
-    overrides["teacher"] = whole_path(model.pt_path)
+    _tell_students(values)
+    overrides["teacher"] = absolute(model.pt_path for model in loaded)
+    if mapping:
+        overrides["classes_map"] = mapping  # the run keeps what the file says, and not where it was
     if values["data"] and Path(str(values["data"])).is_file():
         overrides["data"] = str(Path(values["data"]).resolve())
-    return model
+    return loaded
 
 
-def _wrong_pretrained(student: Any, values: Mapping[str, Any], *, asked: bool) -> list[str]:
-    """What is wrong with the weights to start from: a detector's, or those of a timm backbone."""
-    if student and (names := backbone.names(student)):
-        if problems := backbone.wrong_weights(names[0], values, asked=asked):
-            return problems
-        if backbone.weights_file(values["pretrained"]):
-            return []
-    errors: list[str] = []
-    if student and isinstance(values["pretrained"], (str, Path)):
-        with _collected(errors):
-            compat.load(values["pretrained"], key="pretrained")
-    return errors
+def _tell_students(values: Mapping[str, Any]) -> None:
+    """Says which of the teachers is the student."""
+    for file in config.teachers(values["teacher"]):
+        if _same_file(file, values["model"]):
+            LOGGER.warning(f"teacher {file} is the student itself: it can teach nothing new.")
+
+
+def absolute(files: Iterable[Any]) -> str | list[str]:
+    """Teachers by their absolute paths: of one its path, of several a list."""
+    paths = [whole_path(file) for file in files]
+    return paths[0] if len(paths) == 1 else paths
 
 
 def _settings(
@@ -137,21 +141,60 @@ def _collected(errors: list[str]) -> Iterator[None]:
         errors += error.problems
 
 
-def _teacher(path: Any, errors: list[str]) -> Any:
-    """The teacher, where there is one to be loaded."""
-    if isinstance(path, (str, Path)) and str(path):
+def _teachers(given: Any, errors: list[str]) -> list[Any]:
+    """The teachers that can be loaded."""
+    found: list[Any] = []
+    if config.teacher_problems(given):  # told already
+        return found
+    for path in config.teachers(given):
         with _collected(errors):
-            return teacher.load(path)
-    return None
+            found.append(teacher.load(path))
+    return found
 
 
-def _student_and_names(values: Mapping[str, Any], errors: list[str]) -> tuple[Any, Any]:
-    """The student's YAML and the classes of the data; None where they cannot be read, or another process does it."""
+def _classes_map(values: Mapping[str, Any], teachers: Sequence[Any], names: Any, errors: list[str]) -> Any:
+    """The map of classes, where there is one; where nothing is left in common, something else has to be taught."""
+    given, mapping = values["classes_map"], None
+    if isinstance(given, (str, Path, Mapping)):
+        with _collected(errors):
+            mapping = classes.read(given)
+    if not teachers or not names:
+        return mapping
+    theirs = classes.of_all(model.names for model in teachers)
+    if problems := classes.wrong(mapping, theirs, names):
+        errors += problems
+    elif values["drd"] == values["ded"] == 0 and values["crd"]:
+        if not classes.match(theirs, names, mapping, single=bool(values["single_cls"])).known:
+            errors.append(
+                f"teacher: it has no class ({classes.short(theirs)}) in common with the data "
+                f"({classes.short(names)}), and with drd=0 ded=0 nothing is left to teach; give classes_map=, or "
+                "another teacher."
+            )
+    return mapping
+
+
+def wrong_channels(teachers: Iterable[Any], ours: int | None) -> list[str]:
+    """What is wrong with the channels of the teachers' images, beside those of the data."""
+    return [
+        f"teacher: it takes images of {theirs} channels and the data has {ours}; only grey and RGB are brought "
+        "together, so train a teacher on such images."
+        for theirs in map(channels, teachers)
+        if ours is not None and ours != theirs and {ours, theirs} != {1, 3}
+    ]
+
+
+_NO_DATA: dict[str, Any] = {"names": {}, "channels": None}
+
+
+def _student_and_data(values: Mapping[str, Any], errors: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The student's YAML, and classes and channels of the data; empty where they cannot be read, or another process
+    does it.
+    """
     if LOCAL_RANK not in {-1, 0}:  # one process of a machine is enough
-        return None, None
+        return None, _NO_DATA
     student = _attempt("model", _student_yaml, values["model"], errors)
-    names = _attempt("data", _names, values["data"], errors)
-    return student, {0: "item"} if names and values["single_cls"] else names
+    data = _attempt("data", _data, values["data"], errors) or _NO_DATA
+    return student, {**data, "names": {0: "item"}} if data["names"] and values["single_cls"] else data
 
 
 _NEEDED = {
@@ -177,10 +220,12 @@ def _attempt(key: str, read: Callable[[Any], Any], value: Any, errors: list[str]
     return None
 
 
-def _names(data: Any) -> dict[int, str]:
-    """The classes of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its platform)."""
+def _data(data: Any) -> dict[str, Any]:
+    """Classes and channels of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its
+    platform).
+    """
     if str(data).startswith("ul://") or str(data).endswith(".ndjson"):
-        return {}
+        return _NO_DATA
     try:
         content = check_det_dataset(data)
     except (MissingSetError, ConvertError) as error:  # ours, and whole sentences already
@@ -188,7 +233,7 @@ def _names(data: Any) -> dict[int, str]:
     for split in ("train", "val"):
         if isinstance(content[split], str) and (gone := dataset.gone(Path(content[split]))):
             raise ConfigError([f"data: {gone}"])
-    return content["names"]
+    return {"names": content["names"], "channels": content["channels"]}
 
 
 def _student_yaml(name: str | Path) -> dict[str, Any]:
@@ -237,7 +282,7 @@ def restore(args: Any, *, trust: bool, teacher: Any) -> None:
     Args:
         args: As they were in the checkpoint.
         trust: Whether the command line or the Python call trusts.
-        teacher: Where the teacher lies now, if that is given.
+        teacher: Where the teachers lie now, if that is given.
 
     Raises:
         ConfigError: If the checkpoint itself says ``trust`` and they do not.
@@ -248,7 +293,7 @@ def restore(args: Any, *, trust: bool, teacher: Any) -> None:
     for key, value in config.KEPT.items():
         setattr(args, key, getattr(args, key, value))
     if teacher:
-        args.teacher = whole_path(teacher)
+        args.teacher = absolute(config.teachers(teacher))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,8 @@ class Arguments(Protocol):
     amp: Any
     channels_last: bool | None
     freeze: Any
+    classes: Any
+    single_cls: bool
 
 
 if TYPE_CHECKING:

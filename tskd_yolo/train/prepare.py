@@ -17,15 +17,16 @@ from ultralytics.utils.torch_utils import torch_distributed_zero_first
 from tskd_yolo import compat
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Views
-from tskd_yolo.distill import cache
+from tskd_yolo.distill import cache, classes
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.feature_model import FeatureModel
 from tskd_yolo.distill.feature_teacher import FeatureTeacher
-from tskd_yolo.distill.features import strides
-from tskd_yolo.distill.matching import mismatches
+from tskd_yolo.distill.features import channels, strides
+from tskd_yolo.distill.matching import no_student
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.rng import undisturbed
 from tskd_yolo.rounding import ceil_div
+from tskd_yolo.train import checks
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
 
@@ -40,42 +41,55 @@ def in_channels_last(args: Arguments, device: torch.device) -> bool:
     return device.type == "cpu" and args.channels_last is not False and compat.channels_last_pays()
 
 
-def build_distiller(student: Any, loaded: Any, *, names: dict[int, str], config: Config, args: Arguments) -> Distiller:
-    """Teacher, adapters and losses of a run.
+def build_distiller(
+    student: Any, loaded: Sequence[Any], *, names: dict[int, str], config: Config, args: Arguments
+) -> Distiller:
+    """Teachers, adapters and losses of a run.
 
     Args:
         student: The plain detector, on its device; nothing wraps it yet.
-        loaded: The teacher as it was loaded; it is changed in place.
+        loaded: The teachers as they were loaded; they are changed in place.
         names: The student's classes.
         config: The checked settings.
         args: The run's arguments.
 
     Raises:
-        ConfigError: If this teacher cannot teach this student.
+        ConfigError: If these teachers cannot teach this student.
     """
-    if errors := mismatches(student_yaml=student.yaml, teacher=loaded, names=names):
+    mapping, theirs = classes.read(config.classes_map), classes.of_all(model.names for model in loaded)
+    errors = [*no_student(student.yaml), *classes.wrong(mapping, theirs, names)]
+    if errors := [*errors, *checks.wrong_channels(loaded, channels(student))]:
         raise ConfigError(errors)
     with undisturbed():  # folding batch norms draws random numbers
-        frozen: Teacher = (
-            FeatureTeacher(loaded, like=student)
-            if isinstance(loaded, FeatureModel)
-            else Teacher(loaded, like=student, names=names)
-        )
+        frozen = [
+            _frozen(model, student, names, classes.match(model.names, names, mapping, single=bool(args.single_cls)))
+            for model in loaded
+        ]
     stride = max(int(max(student.stride)), 32)
     imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)  # as the engine will come to round it
     size = config.teacher_imgsz or imgsz
-    if errors := _wrong_sizes(frozen, size, stride, args):
+    if errors := [problem for each in frozen for problem in _wrong_sizes(each, size, stride, args)]:
         raise ConfigError(errors)
-    distiller = Distiller(student=student, teacher=frozen, config=config, seed=args.seed, scale=size / imgsz)
+    first, *others = frozen
+    distiller = Distiller(
+        student=student, teacher=first, config=config, seed=args.seed, scale=size / imgsz, others=others
+    )
     if not distiller.match.levels:
         raise ConfigError(
-            [f"teacher: it has no level in common with the student (strides {_told(frozen.head)} and "
+            [f"teacher: it has no level in common with the student (strides {_told(first.head)} and "
              f"{_told(student.model[-1])}); take another pair."]
         )  # fmt: skip
     if not distiller.on:
         reasons = "; ".join(f"{key}: {why}" for key, why in distiller.left_out.items())
         raise ConfigError([f"teacher: it can teach this student nothing ({reasons}); take another pair."])
     return distiller
+
+
+def _frozen(model: Any, student: Any, names: dict[int, str], matched: classes.Classes) -> Teacher:
+    """A teacher as it was loaded, frozen."""
+    if isinstance(model, FeatureModel):
+        return FeatureTeacher(model, like=student, classes=matched)
+    return Teacher(model, like=student, names=names, classes=matched)
 
 
 def _told(head: Any) -> str:
@@ -142,7 +156,8 @@ def clip_adapters(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Para
 def cast_teacher(distiller: Distiller, *, args: Arguments, amp: bool, device: torch.device) -> None:
     """With mixed precision, holds the teacher's weights in the dtype that autocast would bring them to in each pass."""
     if amp and device.type != "mps":
-        distiller.teacher.cast(torch.bfloat16 if args.amp == "bf16" else torch.float16)
+        for teacher in distiller.teachers:
+            teacher.cast(torch.bfloat16 if args.amp == "bf16" else torch.float16)
 
 
 def make_ready(distiller: Distiller, student: Any, *, args: Arguments, scaled: bool, processes: Processes) -> None:

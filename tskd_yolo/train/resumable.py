@@ -31,7 +31,7 @@ class ResumableMixin(Engine):
     config: Config
     distiller: Distiller | None
     _teacher: Any
-    """As it was loaded, until the distiller is built."""
+    """The teachers as they were loaded, until the distiller is built."""
     _complete: bool
     """The last epoch is done, and only the end of the run is left."""
     _new_folder: bool
@@ -55,7 +55,7 @@ class ResumableMixin(Engine):
             return
         checks.restore(self.args, trust=self._trust, teacher=overrides.get("teacher"))
         if config.build({**vars(self.args), "trust": self._trust}).distils:
-            self._teacher = teacher.load(self.args.teacher)
+            self._teacher = [teacher.load(file) for file in config.teachers(self.args.teacher)]
 
     def train(self) -> Any:
         """Trains to the end. An interruption leaves a checkpoint, and says how to go on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ultralytics.utils import LOGGER
 
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
+from tskd_yolo.data.labels import Split
 
 
 class _Listener:
@@ -39,6 +40,20 @@ def scanned(mode: str, build: Callable[[], Any]) -> Any:
         build: Makes the data set as Ultralytics does.
 
     Raises:
+        ConfigError: As :func:`read`.
+    """
+    dataset, split = read(mode, build)
+    _tell(split)
+    return dataset
+
+
+def read(mode: str, build: Callable[[], Any]) -> tuple[Any, Split]:
+    """The data set that ``build`` makes, and its labels with what the scan has left out of them.
+
+    Args:
+        mode, build: As of :func:`scanned`.
+
+    Raises:
         ConfigError: If there are no images or no labels, or labels name classes that the data set does not have.
     """
     listener = _Listener()
@@ -53,8 +68,9 @@ def scanned(mode: str, build: Callable[[], Any]) -> Any:
             [f"data: the {mode} images could not be read ({said}); correct the set or its YAML."]
         ) from error
     _refuse_beyond(listener.lines, mode)
-    _count(listener.lines, dataset.labels, mode)
-    return dataset
+    left_out = [(_file(line), _reason(line)) for line in listener.lines if ": ignoring corrupt" in line]
+    twice = sum(int(n) for line in listener.lines for n in re.findall(r": (\d+) duplicate labels removed", line))
+    return dataset, Split(mode, dataset.labels, left_out, twice)
 
 
 def scan_before_launch(args: Any, data: dict[str, Any]) -> None:
@@ -73,16 +89,16 @@ def scan_before_launch(args: Any, data: dict[str, Any]) -> None:
         scanned(mode, build)
 
 
-def _count(lines: Sequence[str], labels: Sequence[Mapping[str, Any]], mode: str) -> None:
+def _tell(split: Split) -> None:
     """Says how many images and boxes are left out, or teach nothing."""
-    reasons = Counter(_reason(line) for line in lines if ": ignoring corrupt" in line)
+    reasons = Counter(reason for _, reason in split.left_out)
     if reasons:
         words = "; ".join(f"{count} with {reason}" for reason, count in reasons.most_common())
-        LOGGER.warning(f"{mode}: {sum(reasons.values())} images are left out: {words}.")
-    if twice := sum(int(n) for line in lines for n in re.findall(r": (\d+) duplicate labels removed", line)):
-        LOGGER.warning(f"{mode}: {twice} boxes that were there twice are counted once.")
-    if flat := sum(int((label["bboxes"][:, 2:] <= 0).any(1).sum()) for label in labels):
-        LOGGER.warning(f"{mode}: {flat} boxes have no area; {_FLAT[mode]}.")
+        LOGGER.warning(f"{split.name}: {len(split.left_out)} images are left out: {words}.")
+    if split.repeated:
+        LOGGER.warning(f"{split.name}: {split.repeated} boxes that were there twice are counted once.")
+    if flat := split.flat():
+        LOGGER.warning(f"{split.name}: {flat} boxes have no area; {_FLAT[split.name]}.")
 
 
 _FLAT = {"train": "they teach nothing", "val": "nothing can find them, so they lower the recall"}
@@ -100,6 +116,11 @@ def _refuse_beyond(lines: Sequence[str], mode: str) -> None:
                 f"class {number} in that of {Path(name).name}; correct the labels or the names."
             ]
         )
+
+
+def _file(line: str) -> str:
+    """The name of the image that a line of the scan is about."""
+    return re.split(r"[\\/]", line.split(": ignoring corrupt", 1)[0])[-1]
 
 
 def _reason(line: str) -> str:

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo.config import Config
+from tskd_yolo.data.labels import Split, asked
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.findings import Finding
 from tskd_yolo.hashing import Score
+from tskd_yolo.train import doubts
 from tskd_yolo.train.engine import Arguments, engine_arguments
 from tskd_yolo.train.processes import FIRST, Processes
 
-USELESS = 0.05
-"""A teacher's mAP50 below which it is probably not trained, or not on these classes."""
+
+class Facts(NamedTuple):
+    """What the summary of a run knows: scores (:data:`tskd_yolo.hashing.METRICS`), sizes, what speaks against it."""
+
+    taught: dict[str, Any]
+    """The teacher's score on the validation set, of several the best one's."""
+    known: dict[str, Any]
+    """The student's before training; empty where it would say nothing."""
+    teacher: tuple[int, float]
+    """The teacher's parameters and GFLOPs, of several together."""
+    student: tuple[int, float]
+    exceptions: list[str]
+    """What is not as one would expect it."""
+    doubts: list[Finding]
+    """What speaks against the teacher."""
 
 
 def log_summary(
@@ -35,7 +52,7 @@ def log_summary(
     trained: bool,
     processes: Processes,
     teacher_loader: Any,
-) -> None:
+) -> Facts | None:
     """Logs what is distilled, once, with the teacher's own accuracy on the run's validation set.
 
     Args:
@@ -47,103 +64,171 @@ def log_summary(
         trained: Whether the student knows these classes already, so that its accuracy says something.
         processes: Of the run.
         teacher_loader: Of the same images at the size at which the teacher sees them.
+
+    Returns:
+        What it says; None in all processes but the first.
     """
-    frozen, student = distiller.teacher, deepcopy(student)
-    size = config.teacher_imgsz or args.imgsz
-    theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
-    given = dict(loader=teacher_loader, args=theirs, processes=processes)
-    taught = teacher_score(frozen, **given) if not distiller.match.headless else {}
-    known = validate(student, loader=loader, args=args) if trained else {}
+    student, size = deepcopy(student), config.teacher_imgsz or args.imgsz
+    taught = teacher_scores(distiller, loader=teacher_loader, args=args, size=size, processes=processes)
+    known = student_score(student, loader=loader, args=args, processes=processes) if trained else {}
     if not FIRST:
-        return
-    frozen.measure(size)
+        return None
+    exceptions = _exceptions(distiller)
     rows = [
-        *_networks(frozen, student, args=args, size=size, taught=taught, known=known),
+        *_networks(distiller.teachers, student, args=args, size=size, taught=taught, known=known),
         *_maps(distiller),
         *_settings(distiller, config),
-        *_exceptions(distiller),
+        *exceptions,
     ]
     LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
-    for doubt in doubts(taught, known, larger=frozen.params > get_num_params(student)):
-        LOGGER.warning(doubt)
+    best = max(taught, key=lambda metrics: metrics.get("metrics/mAP50-95(B)", 0.0))
+    theirs = _together(distiller.teachers)
+    ours = get_num_params(student), get_flops(student, args.imgsz)
+    larger = max(frozen.params for frozen in distiller.teachers) > ours[0]
+    against = doubts.of_scores(best, known, larger=larger, names=dict(enumerate(distiller.teacher.classes.names)))
+    log(against)
+    return Facts(best, known, theirs, ours, exceptions, against)
+
+
+def log_data(train: Any, val: Any, *, args: Arguments, stride: int) -> None:
+    """Logs what speaks against the data, in the first process.
+
+    Args:
+        train, val: The engine's data sets.
+        args: The run's arguments.
+        stride: Of the student's finest level, in pixels.
+    """
+    if FIRST:
+        splits = [Split(name, dataset.labels) for name, dataset in (("train", train), ("val", val))]
+        log(doubts.of_data(*splits, names=asked(val.data["names"], args.classes), imgsz=args.imgsz, stride=stride))
+
+
+def log(findings: Iterable[Finding]) -> None:
+    """Logs what is more than a note."""
+    for finding in findings:
+        if finding.level != "note":
+            LOGGER.warning(str(finding))
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
 
 
-def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, float]:
+def teacher_scores(
+    distiller: Distiller, *, loader: Any, args: Arguments, size: int, processes: Processes
+) -> list[dict[str, Any]]:
+    """The score of each teacher, which sees images of a size; empty of one that knows no class of the set."""
+    theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
+    given = dict(loader=loader, args=theirs, processes=processes)
+    return [teacher_score(each, **given) if each.classes.known else {} for each in distiller.teachers]
+
+
+def weigh_teachers(distiller: Distiller, *, loader: Any, args: Arguments, size: int, processes: Processes) -> None:
+    """Has each of several teachers count in each class by its AP on the validation set, where the set has the class."""
+    taught = teacher_scores(distiller, loader=loader, args=args, size=size, processes=processes)
+    count = len(distiller.teacher.classes.members)
+    rows = [score.get("classes") or [None] * count for score in taught]  # only the first process has all of them
+    aps = torch.tensor([[row["AP50-95"] if row else 1.0 for row in classes] for classes in rows])
+    together = aps.to(processes.device)
+    processes.broadcast([together])
+    distiller.panel.weigh(together.cpu())
+
+
+def teacher_score(frozen: Teacher, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, Any]:
     """The teacher's metrics on the run's validation set, from an earlier run where there was one like this."""
-    score = Score(network=frozen.model, dataset=loader.dataset, args=args)
-    metrics, who = score.recall(), f"{colorstr('tskd-yolo:')} the teacher {frozen.name}"
+    who = f"the teacher {frozen.name}"
+    return _score(frozen.model, frozen.detector, who, loader=loader, args=args, processes=processes)
+
+
+def student_score(student: nn.Module, *, loader: Any, args: Arguments, processes: Processes) -> dict[str, Any]:
+    """The same of the student before training, which is not changed."""
+    return _score(student, lambda: deepcopy(student), "the student", loader=loader, args=args, processes=processes)
+
+
+def _score(
+    network: nn.Module,
+    detector: Callable[[], nn.Module],
+    who: str,
+    *,
+    loader: Any,
+    args: Arguments,
+    processes: Processes,
+) -> dict[str, Any]:
+    """The score that is kept of a network; where there is none, that of the detector which it gives."""
+    score = Score(network=network, dataset=loader.dataset, args=args)
+    metrics, who = score.recall(), f"{colorstr('tskd-yolo:')} {who}"
     if processes.total([float(bool(metrics))])[0] == processes.count:  # they validate together or not at all
         LOGGER.info(f"\n{who} was validated on these images before; its score is in {score.file}")
         return metrics
     LOGGER.info(f"\n{who} is validated, once for these images and settings...")
-    metrics = validate(frozen.detector(), loader=loader, args=args)
+    metrics = validate(detector(), loader=loader, args=args)
     if FIRST:
         score.keep(metrics)
     return metrics
 
 
-def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, float]:
+def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, Any]:
     """A detector's metrics on a validation set, by the engine's own validator, which writes nothing.
 
     Args:
         model: The detector; it is changed in place.
         loader: The engine's loader of the set.
         args: The run's arguments.
+
+    Returns:
+        Ultralytics' metrics and ``classes``, see :data:`tskd_yolo.hashing.METRICS`; nothing in all processes but the
+        first.
     """
     own = engine_arguments(args)
     own.plots = own.save_json = own.save_txt = own.save_crop = False
     with tempfile.TemporaryDirectory() as folder:
-        return DetectionValidator(loader, save_dir=Path(folder), args=own)(model=model.float().eval())
+        validator = DetectionValidator(loader, save_dir=Path(folder), args=own)
+        metrics = validator(model=model.float().eval())
+    return {**metrics, "classes": _classes(validator)} if metrics else {}
 
 
-def doubts(taught: dict[str, float], known: dict[str, float], *, larger: bool) -> list[str]:
-    """What speaks against a teacher, one sentence each.
-
-    Args:
-        taught: The teacher's metrics on the validation set; empty where it knows none of its classes.
-        known: The student's before training; empty where they would say nothing.
-        larger: Whether the teacher has more parameters than the student.
-    """
-    sentences = []
-    best, own = (metrics.get("metrics/mAP50-95(B)", 0.0) for metrics in (taught, known))
-    if taught and taught["metrics/mAP50(B)"] < USELESS:
-        sentences.append(
-            f"the teacher finds next to nothing on this validation set (mAP50 {taught['metrics/mAP50(B)']:.3f}): "
-            "is it trained, and on these classes?"
-        )
-    if taught and known and best <= own:
-        sentences.append(
-            f"the teacher is no better than the student already is ({best:.3f} against {own:.3f} mAP50-95): "
-            "there is little to learn from it."
-        )
-    if not larger:
-        sentences.append("the teacher is not larger than the student; usually it is one or two sizes up.")
-    return sentences
+def _classes(validator: Any) -> list[dict[str, float] | None]:
+    """AP of every class; None where there is no box of it."""
+    box = validator.metrics.box
+    place = {int(index): i for i, index in enumerate(box.ap_class_index)}
+    return [
+        {"AP50": float(box.ap50[place[index]]), "AP50-95": float(box.ap[place[index]])} if index in place else None
+        for index in sorted(validator.names)
+    ]
 
 
 # The table ------------------------------------------------------------------------------------------------------------
 
 
 def _networks(
-    frozen: Teacher,
+    teachers: Sequence[Teacher],
     student: nn.Module,
     *,
     args: Arguments,
     size: int,
-    taught: dict[str, float],
+    taught: Sequence[dict[str, Any]],
     known: dict[str, float],
 ) -> list[str]:
-    """A line each for teacher and student, under a heading."""
+    """A line for each teacher, for what several take together, and for the student, under a heading."""
     head = f"{'name':<28}{'parameters':>12}{'GFLOPs':>9}{'mAP50':>9}{'mAP50-95':>10}"
     name, gflops = Path(str(args.model)).name, get_flops(student, args.imgsz)
+    rows = []
+    for frozen, metrics in zip(teachers, taught, strict=True):
+        frozen.measure(size)
+        cost = f"{frozen.params:>12,}{frozen.gflops:>9.1f}"
+        rows.append(f"{'teacher':10}{frozen.name:<28}{cost}{_accuracy(metrics)}   at {size} px")
+    if len(teachers) > 1:
+        params, together = _together(teachers)
+        rows.append(f"{'teachers':10}{'together':<28}{params:>12,}{together:>9.1f}")
     return [
         f"{'':10}{head}",
-        f"{'teacher':10}{frozen.name:<28}{frozen.params:>12,}{frozen.gflops:>9.1f}{_accuracy(taught)}   at {size} px",
+        *rows,
         f"{'student':10}{name:<28}{get_num_params(student):>12,}{gflops:>9.1f}{_accuracy(known)}   at {args.imgsz} px",
     ]
+
+
+def _together(teachers: Sequence[Teacher]) -> tuple[int, float]:
+    """Parameters and GFLOPs."""
+    return sum(each.params for each in teachers), sum(each.gflops for each in teachers)
 
 
 def _accuracy(metrics: dict[str, float]) -> str:
@@ -194,8 +279,24 @@ def _exceptions(distiller: Distiller) -> list[str]:
         rows.append(f"unpaired  backbone stages of stride {match.unpaired_stages} are in one network only, also")
     if distiller.untaught:
         rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher's head has no such branch")
+    if (theirs := distiller.teacher.channels) != (ours := distiller.channels):
+        rows.append(f"images    of {ours} channel(s) are brought to the teacher's {theirs}")
     if match.queries and "crd" in distiller.on:
         rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
-    if distiller.teacher.reordered:
-        rows.append("classes   the teacher's are in another order; they are matched by name")
+    for frozen in distiller.teachers:
+        alone = len(distiller.teachers) == 1
+        rows += [f"classes   {'' if alone else f'{frozen.name}: '}{line}" for line in frozen.classes.told(alone)]
+    rows += _votes(distiller)
+    return rows
+
+
+def _votes(distiller: Distiller) -> list[str]:
+    """Of several teachers, how much each counts in the student's classes."""
+    if len(distiller.teachers) == 1:
+        return []
+    rows = ["several   features and cross response are those of the first, responses a mean by AP of each class:"]
+    votes = distiller.panel.votes / distiller.panel.votes.sum(dim=0).clamp(min=1e-9)
+    names = distiller.teacher.classes.names
+    for frozen, parts in zip(distiller.teachers, votes.tolist(), strict=True):
+        rows.append(f"{'':10}{frozen.name}: " + ", ".join(f"{name} {part:.2f}" for name, part in zip(names, parts)))
     return rows

@@ -48,6 +48,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
         self._trust = trust is True
         compat.place_fonts()
         self.distiller, self._teacher = None, None
+        self.facts: summary.Facts | None = None
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
         self.batches = 0  # of this epoch, so far
@@ -171,8 +172,12 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
+            if len(self.distiller.teachers) > 1:  # before the cache: what they say together depends on it
+                size, loader = self.config.teacher_imgsz or self.args.imgsz, self._teacher_loader()
+                given = dict(loader=loader, args=self.args, size=size, processes=self._processes)
+                summary.weigh_teachers(self.distiller, **given)
             self._open_cache(self.distiller)
-            summary.log_summary(
+            self.facts = summary.log_summary(
                 self.distiller,
                 unwrap_model(self.model),
                 config=self.config,
@@ -182,6 +187,8 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
                 processes=self._processes,
                 teacher_loader=self._teacher_loader(),
             )
+            finest = min(self.distiller.readers.head.strides)
+            summary.log_data(self.train_loader.dataset, self.test_loader.dataset, args=self.args, stride=finest)
 
     def _teacher_loader(self) -> Any:
         """The validation images at the size at which the teacher sees images."""

@@ -1,0 +1,72 @@
+"""What a check says of a data set: numbers by split and class, and images in both splits, by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests.helpers import NAMES, copied_data
+from tskd_yolo import hashing
+from tskd_yolo.check import data as checked
+from tskd_yolo.config import ConfigError
+from tskd_yolo.data import duplicates
+
+
+@pytest.fixture(autouse=True)
+def settings_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(hashing, "USER_CONFIG_DIR", tmp_path / "settings")
+
+
+def look(file, **more):
+    return checked.look({"data": str(file), "imgsz": 64, **more})
+
+
+def test_a_data_set_is_counted_by_split_and_class(data):
+    found = look(data)
+    assert found.names == dict(enumerate(NAMES))
+    assert {name: (split["images"], split["left_out"]) for name, split in found.splits.items()} == {
+        "train": (8, 0),
+        "val": (4, 0),
+    }
+    assert sum(row["train boxes"] for row in found.classes) == found.splits["train"]["boxes"]
+    assert found.splits["val"]["tiny"] > 0, "the shapes of val were lost"
+    assert (found.same, found.near) == ([], [])
+
+
+def test_one_class_is_what_single_cls_makes_of_them(data):
+    found = look(data, single_cls=True)
+    assert [row["name"] for row in found.classes] == ["item"]
+    assert found.classes[0]["train boxes"] == found.splits["train"]["boxes"]
+
+
+def test_images_in_both_splits_are_named_without_their_folders(data, tmp_path):
+    file = copied_data(data, tmp_path)
+    for n in range(3):
+        shutil.copy(tmp_path / f"set/images/train/strip_{n:04d}.png", tmp_path / f"set/images/val/copy_{n}.png")
+    found = look(file)
+    row = found.row()
+    assert row["count"] == {"same": 3, "near": 0} and str(tmp_path) not in json.dumps(row)
+    assert row["same"][0] == ["copy_0.png", "strip_0000.png", 1.0]
+    assert [(f.level, f.about) for f in found.findings][0] == ("no", "splits")
+
+
+def test_pictures_are_read_once(data, monkeypatch):
+    read = []
+    perceptual = duplicates._perceptual
+    monkeypatch.setattr(duplicates, "_perceptual", lambda path: read.append(path) or perceptual(path))
+    assert look(data) and len(read) == 12
+    assert look(data) and len(read) == 12
+
+
+def test_hashes_that_cannot_be_kept_are_told(data, tmp_path, caplog):
+    (tmp_path / "settings").write_text("a file where the folder should be")
+    assert look(data).splits and "could not be kept" in caplog.text
+
+
+def test_a_set_without_labels_is_refused(data, tmp_path):
+    file = copied_data(data, tmp_path)
+    shutil.rmtree(tmp_path / "set" / "labels")
+    with pytest.raises(ConfigError, match="the train images could not be read"):
+        look(file)

@@ -1,0 +1,288 @@
+"""A few real steps of the real trainer, in a folder that is gone afterwards: what a step takes, and what it is made of.
+
+Memory and time are measured, not modelled: of a handful of steps, of one pass of the teacher, and of some batches of
+validation. From these follows what an epoch and the run take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+from ultralytics.utils import LOGGER, callbacks
+from ultralytics.utils.torch_utils import autocast, time_sync, unwrap_model
+
+from tskd_yolo import compat
+from tskd_yolo.config import DEFAULTS
+from tskd_yolo.distill.classes import of_all
+from tskd_yolo.train import summary
+from tskd_yolo.train.trainer import Trainer
+
+STEPS = 5
+"""Steps that are timed, after one that is not: the first makes what later ones use again."""
+VALIDATED = 2
+"""Batches of validation that are timed."""
+
+ASIDE = {
+    "name": "trial", "exist_ok": True, "plots": False, "save": False, "save_period": -1, "cache": False, "time": None,
+    "teacher_cache": None, "views": DEFAULTS["views"],
+}  # fmt: skip
+"""What a trial does not do although the run would: it leaves nothing behind."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes, in seconds and bytes.
+
+    Args:
+        device: On which it was measured.
+        batch: Images of a step.
+        batches, epochs: Of the run; devices share the batches.
+        steps: How many were timed.
+        step: A step of training, with its images read.
+        teacher: Of that, the teacher's part, without the reading.
+        validation: One validation of the student.
+        peak, of: Memory at most, and memory that there is.
+        passes: Epochs in which a cached teacher still has to look; None where its outputs cannot be cached.
+    """
+
+    device: str
+    batch: int
+    batches: int
+    epochs: int
+    steps: int
+    step: float
+    teacher: float
+    validation: float
+    peak: int
+    of: int
+    passes: int | None
+
+    @property
+    def epoch(self) -> float:
+        """An epoch."""
+        return self.batches * self.step + self.validation
+
+    @property
+    def run(self) -> float:
+        """The run."""
+        return self.epochs * self.epoch
+
+    @property
+    def cached_epoch(self) -> float:
+        """An epoch in which every output of the teacher is read."""
+        return self.epoch - self.batches * min(self.teacher, self.step)
+
+    @property
+    def cached_run(self) -> float | None:
+        """The run with ``teacher_cache``."""
+        if self.passes is None:
+            return None
+        return self.passes * self.epoch + (self.epochs - self.passes) * self.cached_epoch
+
+    def row(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        derived = {"epoch": self.epoch, "run": self.run, "cached_epoch": self.cached_epoch}
+        return {**vars(self), **derived, "cached_run": self.cached_run}
+
+
+class _Enough(Exception):
+    """The steps are done."""
+
+
+class Trial(Trainer):
+    """A run that stops after some steps.
+
+    Args:
+        folder: Into which it writes what the engine cannot do without.
+        **arguments: Of the run.
+
+    Raises:
+        ConfigError: As a run does.
+    """
+
+    def __init__(self, folder: Path, **arguments: Any) -> None:
+        self.cost: Cost | None = None
+        self._moments: list[float] = []
+        devices, own = _of_one_device(arguments)
+        self._devices = devices
+        with compat.swapped(callbacks, "add_integration_callbacks", lambda _: None):  # no logger hears of this run
+            super().__init__(overrides={**own, **ASIDE, "project": str(folder)})
+        self.asked_batch = self.args.batch
+        """On one device; the engine makes it smaller where it does not fit."""
+        self._asked_views = arguments.get("views", DEFAULTS["views"])
+        self.teacher_names = of_all(model.names for model in self._teacher)
+        """The classes of the teacher, or of several, in their own order."""
+        self.teacher_trained_at = dict(self._teacher[0].args).get("imgsz")
+        """The size of the images on which the first teacher was trained, where its checkpoint tells it."""
+
+    def measure(self) -> None:
+        """Takes the steps; what they take is in :attr:`cost`, what is distilled in :attr:`facts`.
+
+        Raises:
+            ConfigError: If the data cannot be trained on.
+        """
+        self._memory = _Memory(self.device)
+        self.add_callback("on_train_start", Trial._begin)
+        self.add_callback("on_train_batch_end", Trial._after_batch)
+        try:
+            with compat.swapped(callbacks, "add_integration_callbacks", lambda _: None):
+                self.train()
+        except _Enough:
+            pass
+        finally:
+            self._memory.stop()
+            for name in ("train_loader", "test_loader"):
+                if name in vars(self):
+                    vars(self)[name].close()
+
+    def _begin(self) -> None:
+        self._memory.start()
+        self._moments.append(time_sync())
+
+    def _after_batch(self) -> None:
+        self._moments.append(time_sync())
+        if len(self._moments) > min(1 + STEPS, len(self.train_loader)):
+            self._memory.stop()
+            self.cost = self._measured()
+            raise _Enough
+
+    def _measured(self) -> Cost:
+        took = [b - a for a, b in itertools.pairwise(self._moments)]
+        timed = took[1:] or took
+        open_epochs, closed = self._epochs()
+        cacheable = not (self.args.multi_scale or self.args.rect or self.config.variant == "paper")
+        passes = min(self._asked_views, open_epochs) + min(self._asked_views, closed)
+        return Cost(
+            device=self._memory.name,
+            batch=self.batch_size,
+            batches=-(-len(self.train_loader) // self._devices),
+            epochs=self.epochs,
+            steps=len(timed),
+            step=median(timed),
+            teacher=self._of_teacher(),
+            validation=self._of_validation() / self._devices,
+            peak=self._memory.peak,
+            of=self._memory.of,
+            passes=passes if cacheable and self.distiller is not None else None,
+        )
+
+    def _epochs(self) -> tuple[int, int]:
+        """Epochs with mosaic and its like, and those after it is closed."""
+        closed = min(self.args.close_mosaic, self.epochs)
+        return self.epochs - closed, closed
+
+    def _of_teacher(self) -> float:
+        """One pass of the teacher over a batch."""
+        if self.distiller is None:
+            return 0.0
+        distiller, side = self.distiller, self.config.teacher_imgsz or self.args.imgsz
+        images = torch.zeros(self.batch_size, self.data["channels"], side, side, device=self.device)
+        size = (self.args.imgsz, self.args.imgsz)
+
+        def look() -> None:
+            with autocast(self.amp, device=self.device.type):
+                distiller.teacher_outputs(images, size=size)
+
+        look()
+        return _timed(look)
+
+    def _of_validation(self) -> float:
+        """One validation of the student, from a part of it."""
+        few = _Few(self.test_loader, VALIDATED)
+        student = deepcopy(unwrap_model(self.model))
+        return _timed(lambda: summary.validate(student, loader=few, args=self.args)) * len(self.test_loader) / len(few)
+
+
+def _of_one_device(arguments: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """How many devices the run has, and its arguments for the first of them with its share of a batch."""
+    devices = [word for word in re.split(r"[\s,()\[\]]+", str(arguments.get("device", ""))) if word]
+    if len(devices) < 2:
+        return 1, dict(arguments)
+    batch = arguments.get("batch", 16)
+    share = batch // len(devices) if isinstance(batch, int) and batch >= len(devices) else batch
+    return len(devices), {**arguments, "device": devices[0], "batch": share}
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    start = time_sync()
+    work()
+    return time_sync() - start
+
+
+class _Few:
+    """The first batches of a loader, as a loader."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count = loader, min(count, len(loader))
+        self.dataset, self.batch_size = loader.dataset, loader.batch_size
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.count)
+
+
+class _Memory:
+    """The most memory that is taken between :meth:`start` and :meth:`stop`: a GPU's, or this process's.
+
+    What processes that load images take is not in it.
+    """
+
+    EVERY = 0.02
+    """Seconds between two looks at this process's memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device if device.type == "cuda" else None
+        self.peak = 0
+        self._process, self._over = psutil.Process(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        if self.cuda is not None:
+            found = torch.cuda.get_device_properties(self.cuda)
+            self.name, self.of = found.name, found.total_memory
+        else:
+            self.name = device.type
+            self.of = psutil.virtual_memory().available + self._process.memory_info().rss
+
+    def start(self) -> None:
+        """Begins to look."""
+        if self.cuda is not None:
+            torch.cuda.reset_peak_memory_stats(self.cuda)
+        else:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Ends it; may be called again."""
+        self._over.set()
+        if self.cuda is not None:
+            self.peak = max(self.peak, torch.cuda.max_memory_reserved(self.cuda))
+        elif self._thread.is_alive():
+            self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.is_set():
+            self.peak = max(self.peak, self._process.memory_info().rss)
+            time.sleep(self.EVERY)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, Ultralytics tells errors only, and draws no bars."""
+    level = LOGGER.level
+    LOGGER.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

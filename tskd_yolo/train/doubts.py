@@ -1,0 +1,96 @@
+"""What speaks against a run before its first step: its teacher, by its scores; its data, by what is cheap to see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tskd_yolo.data import duplicates
+from tskd_yolo.data.duplicates import Twin
+from tskd_yolo.data.labels import Split, oddities
+from tskd_yolo.findings import Finding
+
+USELESS = 0.05
+"""A teacher's mAP50 below which it is probably not trained, or not on these classes; of one class, its AP50."""
+LEAKED = 0.05
+"""Share of validation images that are in train too, from which the scores measure memory."""
+
+Score = Mapping[str, Any]
+"""A detector's metrics, see :data:`tskd_yolo.hashing.METRICS`; empty where they would say nothing."""
+
+
+def of_scores(taught: Score, known: Score, *, larger: bool, names: Mapping[int, str]) -> list[Finding]:
+    """What speaks against a teacher.
+
+    Args:
+        taught: The teacher's metrics on the validation set; empty where it knows none of its classes.
+        known: The student's before training; empty where they would say nothing.
+        larger: Whether the teacher has more parameters than the student.
+        names: The classes.
+    """
+    found = []
+    best, own = (score.get("metrics/mAP50-95(B)", 0.0) for score in (taught, known))
+    if taught and (coarse := taught["metrics/mAP50(B)"]) < USELESS:
+        found.append(
+            Finding(
+                "no", "teacher", f"it finds next to nothing on this validation set (mAP50 {coarse:.3f})",
+                "give one that is trained, and on these classes",
+            )
+        )  # fmt: skip
+    elif taught and (weak := _weak(taught, names)):
+        found.append(
+            Finding(
+                "warning", "teacher", f"it hardly finds {', '.join(weak)} (AP50 below {USELESS:g})",
+                "look at the labels of these classes, or train it longer: here it has nothing to teach",
+            )
+        )  # fmt: skip
+    if taught and known and best <= own:
+        found.append(
+            Finding(
+                "warning", "teacher",
+                f"it is no better than the student already is ({best:.3f} against {own:.3f} mAP50-95)",
+                "there is little to learn from it, take a better one",
+            )
+        )  # fmt: skip
+    if not larger:
+        found.append(
+            Finding("warning", "teacher", "it is not larger than the student", "usually it is one or two sizes up")
+        )
+    return found
+
+
+def _weak(taught: Score, names: Mapping[int, str]) -> list[str]:
+    return [str(names[i]) for i, row in enumerate(taught["classes"]) if row and row["AP50"] < USELESS]
+
+
+def of_data(train: Split, val: Split, *, names: Mapping[int, str], imgsz: int, stride: int) -> list[Finding]:
+    """What speaks against the data, beside what the scan of the labels tells: in seconds, so no picture is decoded.
+
+    Args:
+        train, val, names, imgsz, stride: As of :func:`tskd_yolo.data.labels.oddities`.
+    """
+    same = duplicates.same_files(train.files, val.files)
+    return [*of_twins(same, [], images=len(val.labels)), *oddities(train, val, names=names, imgsz=imgsz, stride=stride)]
+
+
+def of_twins(same: Sequence[Twin], near: Sequence[Twin], *, images: int) -> list[Finding]:
+    """What images that are in both splits say of the scores.
+
+    Args:
+        same: Images of val whose file is in train.
+        near: Images of val whose picture is in train.
+        images: Of val.
+    """
+    if not (count := len(same) + len(near)):
+        return []
+    first = [*same, *near][0]
+    parts = [f"{len(same)} the same file"] if same else []
+    parts += [f"{len(near)} nearly the same picture"] if near else []
+    words = f"{count} of {images} val images are in train too ({', '.join(parts)}; such as {Path(first.val).name}, in "
+    return [
+        Finding(
+            "no" if count > LEAKED * images else "warning", "splits", f"{words}train {Path(first.train).name})",
+            "take them out of one of the two: what a network has trained on says nothing about new images",
+        )
+    ]  # fmt: skip
