@@ -12,8 +12,11 @@ from ultralytics.utils.callbacks import get_default_callbacks
 
 import tskd_yolo
 from tskd_yolo.train import hooks
+from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.resumable import ResumableMixin
 from tskd_yolo.train.trainer import DistillationMixin, Trainer
+
+MIXINS = DistillationMixin, ResumableMixin, BackboneMixin
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
@@ -30,9 +33,7 @@ def test_the_mixins_fill_hook_points_of_the_installed_engine(mixin):
 
 
 def test_every_hook_point_is_expected_to_be_called_or_exempt():
-    filled = {
-        name for mixin in (DistillationMixin, ResumableMixin) for name, value in vars(mixin).items() if callable(value)
-    }
+    filled = {name for mixin in MIXINS for name, value in vars(mixin).items() if callable(value)}
     events = {name for name in hooks.EXPECTED if name.startswith("on_")}
     assert {*hooks.EXPECTED, *hooks.EXEMPT} - events == filled - OWN - {"__init__"}
     assert not hooks.EXPECTED.keys() & hooks.EXEMPT.keys() and events <= get_default_callbacks().keys()
@@ -47,7 +48,7 @@ def test_a_hook_point_notes_that_it_was_called():
 
 
 def test_the_engine_comes_after_the_mixins():
-    assert Trainer.__mro__[:4] == (Trainer, DistillationMixin, ResumableMixin, DetectionTrainer)
+    assert Trainer.__mro__[:5] == (Trainer, *MIXINS, DetectionTrainer)
 
 
 def test_the_class_is_pickled_by_reference():
