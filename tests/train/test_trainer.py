@@ -25,7 +25,7 @@ OWN = {
 """What the mixins have besides the engine's hook points."""
 
 
-@pytest.mark.parametrize("mixin", [DistillationMixin, ResumableMixin])
+@pytest.mark.parametrize("mixin", MIXINS)
 def test_the_mixins_fill_hook_points_of_the_installed_engine(mixin):
     filled = {name for name, value in vars(mixin).items() if callable(value) or isinstance(value, property)}
     missing = {name for name in filled - OWN if not callable(getattr(DetectionTrainer, name, None))}
