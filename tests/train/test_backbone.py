@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from tests.helpers import logged, make_detector, same, settings, timm_file, timm_yaml
 from tskd_yolo import ConfigError, Trainer, backbones
 from tskd_yolo.compare.trainers import PlainTrainer
+from tskd_yolo.train import backbone
 from tskd_yolo.train.backbone import BackboneTrainer, names, weights_file
 
 
@@ -69,6 +72,19 @@ def test_weights_that_nobody_asked_for_are_missed_in_words(kind, start):
     assert line.startswith("WARNING ") and "the backbone starts from random weights. pretrained: the weights " in line
     assert line.endswith("cannot be loaded (they are in no cache, and there is no network); give a file.")
     assert start(kind, pretrained=False)[1] == []
+
+
+def test_processes_that_wait_for_weights_go_on_where_there_are_none(start, monkeypatch):
+    left: list[int] = []
+
+    @contextlib.contextmanager
+    def first(rank: int) -> Iterator[None]:
+        yield
+        left.append(rank)  # the others wait for this, as in Ultralytics' own
+
+    monkeypatch.setattr(backbone, "torch_distributed_zero_first", first)
+    start()
+    assert left == [-1]
 
 
 def test_weights_that_were_asked_for_and_are_missed_are_an_error(start, tmp_path):

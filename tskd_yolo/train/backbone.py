@@ -76,12 +76,12 @@ class BackboneMixin(Engine):
         backbone = backbones.of(model)
         if backbone is None or weights is not None or self.args.pretrained is not True:
             return model
-        try:
-            with torch_distributed_zero_first(LOCAL_RANK):  # the first of this machine's processes fetches them
+        with torch_distributed_zero_first(LOCAL_RANK):  # the first of this machine's processes fetches them
+            try:  # inside: others wait until the first is through, whatever came of it
                 backbones.load_weights(backbone, key="pretrained")
-        except ConfigError as error:
-            if FIRST:
-                LOGGER.warning(f"the backbone starts from random weights. {error.problems[0]}")
+            except ConfigError as error:
+                if FIRST:
+                    LOGGER.warning(f"the backbone starts from random weights. {error.problems[0]}")
         return model
 
     def save_model(self) -> Any:
