@@ -74,7 +74,7 @@ def test_weights_that_nobody_asked_for_are_missed_in_words(kind, start):
     assert start(kind, pretrained=False)[1] == []
 
 
-def test_processes_that_wait_for_weights_go_on_where_there_are_none(start, monkeypatch):
+def test_processes_go_on_where_there_are_no_weights(start, monkeypatch):
     left: list[int] = []
 
     @contextlib.contextmanager
