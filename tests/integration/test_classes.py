@@ -77,6 +77,7 @@ def test_a_map_that_names_no_class_is_refused(tmp_path, data, teacher, capsys):
     assert "classes_map: the data has no class 'scratch'; did you mean 'scratches'?" in said
 
 
+@pytest.mark.soak
 def test_a_comparison_judges_a_mapped_teacher(tmp_path, data, detector, in_process):
     from tskd_yolo.compare.runner import compare
     from tskd_yolo.compare.runs import result_of

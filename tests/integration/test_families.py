@@ -47,6 +47,7 @@ def test_an_rtdetr_teaches_by_its_queries(tmp_path, data, queries):
     assert "queries   the teacher's queries teach the locations of annotated boxes" in block and "untaught" not in block
 
 
+@pytest.mark.soak
 def test_kept_queries_are_those_of_the_live_teacher(tmp_path, queries, no_end):
     data = tiny_data(tmp_path)
     given = dict(teacher=str(queries), epochs=2, views=1, close_mosaic=0, teacher_cache="disk", val=False, imgsz=128)

@@ -38,6 +38,7 @@ def test_both_teach_and_it_is_told(tmp_path, data, pair, no_end, capsys):
     assert sum("is validated, once" in line or "was validated on" in line for line in lines) == 4  # weighed, and told
 
 
+@pytest.mark.soak
 def test_kept_outputs_are_those_of_all(tmp_path, pair, no_end):
     data = tiny_data(tmp_path)
     given = dict(epochs=2, views=1, close_mosaic=0, teacher_cache="disk", val=False)
@@ -67,6 +68,7 @@ def test_a_run_goes_on_where_its_teachers_have_moved(tmp_path, data, pair, no_en
     assert resumed.args.teacher == moved and [row["epoch"] for row in rows(tmp_path)] == [1, 2]
 
 
+@pytest.mark.soak
 def test_a_comparison_with_several_teachers(tmp_path, data, pair, in_process):
     from tskd_yolo.compare.plan import Run, checked
     from tskd_yolo.compare.runner import compare, judged_teacher
