@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers import rows, same, settings, tiny_data, weights
+from tests.helpers import kept_runs, rows, same, settings, tiny_data, weights
 from tskd_yolo import Trainer
 from tskd_yolo.distill.teacher import Teacher
 
@@ -52,18 +52,10 @@ def test_the_start_tells_both_sizes_and_which_strides_are_paired(data, tmp_path,
 
 def test_kept_outputs_are_those_of_the_larger_images(tmp_path, teacher, no_end):
     data = tiny_data(tmp_path)
-    given = dict(teacher=str(teacher), epochs=2, views=1, close_mosaic=0, teacher_cache="disk", val=False, **SIZES)
-    ends, asked = [], []
-    for name in ("cold", "warm"):
-        trainer = Trainer(**settings(tmp_path / name, data, **given))
-        trainer.add_callback("on_train_epoch_end", lambda t: asked.append(t.distiller.cache.computed))
-        trainer.train()
-        ends.append(weights(tmp_path / name / "run" / "weights" / "last.pt"))
-    assert asked == [8, 8, 0, 0] and same(*ends)
-    other = Trainer(**settings(tmp_path / "other", data, **{**given, "teacher_imgsz": 128, "epochs": 1}))
-    other.add_callback("on_train_epoch_end", lambda t: asked.append(t.distiller.cache.computed))
-    other.train()
-    assert asked[-1] == 8, "another size has its own records"
+    given = dict(teacher=str(teacher), epochs=2, **SIZES)
+    cold, warm, other = kept_runs(tmp_path, data, [given, given, {**given, "teacher_imgsz": 128, "epochs": 1}])
+    assert (cold.asked, warm.asked) == (8, 0) and same(cold.weights, warm.weights)
+    assert other.asked == 8, "another size has its own records"
 
 
 def test_a_teacher_at_the_students_size_is_what_it_was_without(data, tmp_path, teacher, no_end):
