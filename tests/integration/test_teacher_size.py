@@ -44,10 +44,14 @@ def test_each_sees_its_size_and_every_term_teaches(model, data, tmp_path, detect
     assert all(0 < row[f"train/{term}_loss"] < 1e4 for term in ("drd", "ded", "crd"))
 
 
-def test_the_start_tells_both_sizes_and_which_strides_are_paired(data, tmp_path, teacher, caplog, no_end):
-    Trainer(**settings(tmp_path, data, teacher=str(teacher), imgsz=64, teacher_imgsz=128)).train()
+def test_the_start_tells_both_sizes_and_which_strides_are_paired(data, tmp_path, detector, caplog, no_end):
+    like = str(detector("yolo11n.yaml"))  # as the student, but that it sees more
+    Trainer(**settings(tmp_path, data, teacher=like, imgsz=64, teacher_imgsz=128)).train()
     (block,) = [r.message for r in caplog.records if "at 128 px" in r.message]
     assert "at 64 px" in block and "stride 8 from 16" in block
+    assert "it is not larger than the student" not in caplog.text
+    Trainer(**settings(tmp_path, data, teacher=like)).train()
+    assert "it is not larger than the student" in caplog.text
 
 
 def test_kept_outputs_are_those_of_the_larger_images(tmp_path, teacher, no_end):

@@ -83,7 +83,7 @@ def log_summary(
     best = max(taught, key=lambda metrics: metrics.get("metrics/mAP50-95(B)", 0.0))
     theirs = _together(distiller.teachers)
     ours = get_num_params(student), get_flops(student, args.imgsz)
-    larger = max(frozen.params for frozen in distiller.teachers) > ours[0]
+    larger = size > args.imgsz or max(frozen.params for frozen in distiller.teachers) > ours[0]
     against = doubts.of_scores(best, known, larger=larger, names=dict(enumerate(distiller.teacher.classes.names)))
     log(against)
     return Facts(best, known, theirs, ours, exceptions, against)
