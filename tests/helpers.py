@@ -6,9 +6,9 @@ import contextlib
 import csv
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -142,6 +142,28 @@ def weights(file: Path) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of weights are equal to the bit."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Kept(NamedTuple):
+    """A run that keeps teacher outputs: for how many views the teacher was asked, in all; its weights at the end."""
+
+    asked: int
+    weights: dict[str, torch.Tensor]
+
+
+def kept_runs(folder: Path, data: Path, runs: Sequence[dict[str, Any]]) -> list[Kept]:
+    """Runs one after the other beside the same data, whose records of one view of each image they share."""
+    from tskd_yolo import Trainer
+
+    found = []
+    for number, given in enumerate(runs):
+        shared = dict(views=1, close_mosaic=0, teacher_cache="disk", val=False)
+        trainer, asked = Trainer(**settings(folder / str(number), data, **shared, **given)), []
+        trainer.add_callback("on_train_epoch_end", lambda t, asked=asked: asked.append(t.distiller.cache.computed))
+        trainer.train()
+        assert asked == asked[:1] * given["epochs"], "the teacher was asked in the first epoch only"
+        found.append(Kept(asked[0], weights(folder / str(number) / "run" / "weights" / "last.pt")))
+    return found
 
 
 class _Lines(logging.Handler):

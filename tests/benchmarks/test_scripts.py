@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ultralytics.utils import LOGGER
 
 from tests.compare.helpers import asked
-from tests.helpers import finished_run, finished_teacher
+from tests.helpers import finished_run, finished_teacher, tiny_data
 from tskd_yolo.compare.plan import checked
 
 pytestmark = pytest.mark.slow
@@ -148,3 +149,33 @@ def test_cache_cost_finds_the_live_terms_in_the_cache(load, tmp_path):
     assert all(found["epoch"][arm]["cpu"] > 0 for arm in found["epoch"])
     assert max(found["terms"]["error"].values()) < 0.01
     assert str(tmp_path) not in file.read_text()
+
+
+def test_a_teacher_is_trained_once_and_leaves_its_row(load, tmp_path):
+    given = [
+        f"data={tiny_data(tmp_path)}",
+        "model=yolo11n.yaml",
+        "imgsz=64",
+        "epochs=1",
+        "batch=4",
+        "nbs=4",
+        "workers=0",
+        "more=x,y",
+    ]
+    given += [f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "name=nine"]
+    load("teachers.py", *given)
+    best = tmp_path / "runs" / "nine" / "weights" / "best.pt"
+    before = best.stat().st_mtime_ns
+    load("teachers.py", *given)
+    said = (tmp_path / "teachers.json").read_text()
+    row = json.loads(said)["nine"]
+    assert row["more"] == ["x", "y"] and row["model"] == "yolo11n.yaml" and row["val"].keys() == {"mAP50", "mAP50-95"}
+    assert best.stat().st_mtime_ns == before and str(tmp_path) not in said
+    names = torch.load(best, weights_only=False)["model"].names
+    assert list(names.values())[-2:] == ["x", "y"]
+
+
+def test_a_teacher_without_a_name_is_refused_in_one_sentence(load):
+    with pytest.raises(SystemExit) as ended:
+        load("teachers.py", "epochs=1")
+    assert str(ended.value.code).startswith("name: missing; give name=WORD")

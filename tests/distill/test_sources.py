@@ -31,5 +31,5 @@ def test_weights_of_levels_add_up_to_one():
 
 
 def test_shares_are_measured_at_the_last_stage_that_there_is():
-    assert EarlyStages("stages", [Pair(4, 8, 8), Pair(8, 8, 8)]).measured_at == "stride8"
-    assert EarlyStages("stages", [Pair(4, 8, 8), Pair(16, 8, 8)]).measured_at == "stride16"
+    assert EarlyStages("stages", [Pair(4, 4, 8, 8), Pair(8, 8, 8, 8)]).measured_at == "stride8"
+    assert EarlyStages("stages", [Pair(4, 4, 8, 8), Pair(16, 16, 8, 8)]).measured_at == "stride16"

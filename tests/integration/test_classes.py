@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.helpers import NAMES, logged, rows, settings
+from tests.helpers import NAMES, logged, rows, settings, tiny_data
 from tskd_yolo import Trainer
 from tskd_yolo.cli import main
 from tskd_yolo.config import ConfigError
@@ -59,7 +59,8 @@ def test_a_teacher_of_other_things_teaches_by_features(tmp_path, data, detector,
         Trainer(**settings(tmp_path / "alone", data, teacher=str(teacher), drd=0, ded=0))
 
 
-def test_with_one_class_all_of_the_teachers_are_it(tmp_path, data, teacher, no_end):
+def test_with_one_class_all_of_the_teachers_are_it(tmp_path, teacher, no_end):
+    data = tiny_data(tmp_path)  # its label caches would be written anew
     with logged() as lines:
         Trainer(**settings(tmp_path, data, teacher=str(teacher), single_cls=True)).train()
     (row,) = rows(tmp_path)
@@ -77,6 +78,7 @@ def test_a_map_that_names_no_class_is_refused(tmp_path, data, teacher, capsys):
     assert "classes_map: the data has no class 'scratch'; did you mean 'scratches'?" in said
 
 
+@pytest.mark.soak
 def test_a_comparison_judges_a_mapped_teacher(tmp_path, data, detector, in_process):
     from tskd_yolo.compare.runner import compare
     from tskd_yolo.compare.runs import result_of

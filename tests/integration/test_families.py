@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import logged, rows, same, settings, tiny_data, trained, weights
+from tests.helpers import kept_runs, logged, rows, same, settings, tiny_data, trained
 from tskd_yolo import Trainer
 from tskd_yolo.config import ConfigError
 
@@ -47,16 +47,12 @@ def test_an_rtdetr_teaches_by_its_queries(tmp_path, data, queries):
     assert "queries   the teacher's queries teach the locations of annotated boxes" in block and "untaught" not in block
 
 
+@pytest.mark.soak
 def test_kept_queries_are_those_of_the_live_teacher(tmp_path, queries, no_end):
     data = tiny_data(tmp_path)
-    given = dict(teacher=str(queries), epochs=2, views=1, close_mosaic=0, teacher_cache="disk", val=False, imgsz=128)
-    ends, asked = [], []
-    for name in ("cold", "warm"):
-        trainer = Trainer(**settings(tmp_path / name, data, **given))
-        trainer.add_callback("on_train_epoch_end", lambda t: asked.append(t.distiller.cache.computed))
-        trainer.train()
-        ends.append(weights(tmp_path / name / "run" / "weights" / "last.pt"))
-    assert asked == [8, 8, 0, 0] and same(*ends)
+    given = dict(teacher=str(queries), epochs=2, imgsz=128)
+    cold, warm = kept_runs(tmp_path, data, [given, given])
+    assert (cold.asked, warm.asked) == (8, 0) and same(cold.weights, warm.weights)
 
 
 def test_an_rtdetr_sees_larger_images(tmp_path, data, queries, no_end):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.helpers import rows, same, settings, tiny_data, weights
+from tests.helpers import kept_runs, rows, same, settings, tiny_data, weights
 from tskd_yolo import Trainer
 from tskd_yolo.distill.teacher import Teacher
 
@@ -44,26 +44,22 @@ def test_each_sees_its_size_and_every_term_teaches(model, data, tmp_path, detect
     assert all(0 < row[f"train/{term}_loss"] < 1e4 for term in ("drd", "ded", "crd"))
 
 
-def test_the_start_tells_both_sizes_and_which_strides_are_paired(data, tmp_path, teacher, caplog, no_end):
-    Trainer(**settings(tmp_path, data, teacher=str(teacher), imgsz=64, teacher_imgsz=128)).train()
+def test_the_start_tells_both_sizes_and_which_strides_are_paired(data, tmp_path, detector, caplog, no_end):
+    like = str(detector("yolo11n.yaml"))  # as the student, but that it sees more
+    Trainer(**settings(tmp_path, data, teacher=like, imgsz=64, teacher_imgsz=128)).train()
     (block,) = [r.message for r in caplog.records if "at 128 px" in r.message]
     assert "at 64 px" in block and "stride 8 from 16" in block
+    assert "it is not larger than the student" not in caplog.text
+    Trainer(**settings(tmp_path, data, teacher=like)).train()
+    assert "it is not larger than the student" in caplog.text
 
 
 def test_kept_outputs_are_those_of_the_larger_images(tmp_path, teacher, no_end):
     data = tiny_data(tmp_path)
-    given = dict(teacher=str(teacher), epochs=2, views=1, close_mosaic=0, teacher_cache="disk", val=False, **SIZES)
-    ends, asked = [], []
-    for name in ("cold", "warm"):
-        trainer = Trainer(**settings(tmp_path / name, data, **given))
-        trainer.add_callback("on_train_epoch_end", lambda t: asked.append(t.distiller.cache.computed))
-        trainer.train()
-        ends.append(weights(tmp_path / name / "run" / "weights" / "last.pt"))
-    assert asked == [8, 8, 0, 0] and same(*ends)
-    other = Trainer(**settings(tmp_path / "other", data, **{**given, "teacher_imgsz": 128, "epochs": 1}))
-    other.add_callback("on_train_epoch_end", lambda t: asked.append(t.distiller.cache.computed))
-    other.train()
-    assert asked[-1] == 8, "another size has its own records"
+    given = dict(teacher=str(teacher), epochs=2, **SIZES)
+    cold, warm, other = kept_runs(tmp_path, data, [given, given, {**given, "teacher_imgsz": 128, "epochs": 1}])
+    assert (cold.asked, warm.asked) == (8, 0) and same(cold.weights, warm.weights)
+    assert other.asked == 8, "another size has its own records"
 
 
 def test_a_teacher_at_the_students_size_is_what_it_was_without(data, tmp_path, teacher, no_end):

@@ -17,7 +17,7 @@ SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4, "classes": [{"AP50
 
 
 def test_a_pair_shows_how_many_channels_are_compared():
-    pairs = [Pair(8, 64, 64, teacher_stride=8), Pair(16, 64, 128, 2, teacher_stride=16)]
+    pairs = [Pair(8, 8, 64, 64), Pair(16, 16, 64, 128, 2)]
     assert summary._pairs(pairs) == "stride 8: 64 -> 64   stride 16: 64 -> 64 of 128"
 
 

@@ -67,7 +67,7 @@ def levels(trial: Trial) -> list[dict[str, int]]:
     return [
         {
             "stride": pair.stride,
-            "teacher_stride": pair.teacher_stride or pair.stride,
+            "teacher_stride": pair.teacher_stride,
             "channels": pair.student,
             "teacher_channels": pair.teacher,
             "compared": pair.compared,

@@ -26,6 +26,7 @@ from ultralytics.utils.torch_utils import autocast, time_sync, unwrap_model
 from tskd_yolo import compat
 from tskd_yolo.config import DEFAULTS
 from tskd_yolo.distill.classes import of_all
+from tskd_yolo.rounding import ceil_div
 from tskd_yolo.train import summary
 from tskd_yolo.train.trainer import Trainer
 
@@ -167,7 +168,7 @@ class Trial(Trainer):
         return Cost(
             device=self._memory.name,
             batch=self.batch_size,
-            batches=-(-len(self.train_loader) // self._devices),
+            batches=ceil_div(len(self.train_loader), self._devices),
             epochs=self.epochs,
             steps=len(timed),
             step=median(timed),

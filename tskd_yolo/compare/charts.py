@@ -91,17 +91,21 @@ def bars(label: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, x_label: st
         shown = name if len(name) <= 48 else name[:47] + "…"
         parts.append(Markup('<text x="4" y="{}" class="name">{}</text>').format(y + 11, shown))
         y += 16
+        top = y - 1
         for bar in group:
             parts.append(_bar(bar, place, y, most))
             y += 13
+        # Beside its bars only: the name stands where the axis is.
+        parts.append(
+            Markup('<line class="axis" x1="{0}" x2="{0}" y1="{1}" y2="{2}"/>').format(_px(place(0)), top, y - 3)
+        )
         y += 8
     axis = [
         Markup('<line class="grid" x1="{0}" x2="{0}" y1="4" y2="{1}"/><text x="{0}" y="{2}" class="mid">{3}</text>')
         .format(_px(place(m)), y, y + 13, number(m)) for m in marks
     ]  # fmt: skip
-    zero = Markup('<line class="axis" x1="{0}" x2="{0}" y1="4" y2="{1}"/>').format(_px(place(0)), y)
     title = Markup('<text x="{}" y="{}" class="mid">{}</text>').format(WIDTH // 2, y + 28, x_label)
-    return _svg(label, y + 34, [*axis, *parts, zero, title])
+    return _svg(label, y + 34, [*axis, *parts, title])
 
 
 def _bar_scale(drawn: Sequence[Bar], most: float) -> tuple[list[float], _Scale]:

@@ -15,7 +15,7 @@ from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.splits import Judging, judging
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill import classes, feature_model
-from tskd_yolo.train.checks import check
+from tskd_yolo.train.checks import check, fetched
 
 KEYS: dict[str, Any] = {
     "arms": ",".join(ARMS),
@@ -226,16 +226,16 @@ def _wrong_keys(asked: Mapping[str, Any]) -> list[str]:
 def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     """What the trainer finds wrong; the teacher is wanted by every comparison."""
     problems = []
-    fetched = str(training.get("data")).startswith("ul://") or str(training.get("data")).endswith(".ndjson")
+    remote = fetched(training.get("data"))
     try:
         teachers = check(_KNOWN, training)
-        problems += [] if fetched else _unjudged(teachers, training)
+        problems += [] if remote else _unjudged(teachers, training)
     except ConfigError as error:
         problems += error.problems
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
     if isinstance(epochs, int) and epochs < 1:
         problems.append(f"epochs: must be a whole number from 1 on, got {epochs}.")
-    if fetched:
+    if remote:
         problems.append(f"data: a comparison needs a data YAML with its files on disk, got {training['data']!r}.")
     if training.get("time") and "plain_same_time" in arms:
         problems.append("time: plain_same_time takes the time of tskd; drop this arm, or drop time=.")

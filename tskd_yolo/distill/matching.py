@@ -28,18 +28,19 @@ neck."""
 
 
 class Pair(NamedTuple):
-    """A map that feature terms compare: its stride in pixels, the student's channels and the teacher's.
+    """A map that feature terms compare: its stride in each network's own pixels, the student's channels and the
+    teacher's.
 
     Of the teacher's channels one in ``channel_step`` is compared, of the cells one in ``spatial_step`` in either
-    direction. ``teacher_stride`` is that of the teacher's map in pixels of the teacher's own image.
+    direction.
     """
 
     stride: int
+    teacher_stride: int
     student: int
     teacher: int
     channel_step: int = 1
     spatial_step: int = 1
-    teacher_stride: int = 0
 
     @property
     def compared(self) -> int:
@@ -114,14 +115,13 @@ class Match:
         for stride, theirs in self.levels.items():
             student, teacher = neck_width(self.head, stride), neck_width(self.teacher_head, theirs)
             step = 1 if all_channels else channel_step(student, teacher)
-            pairs.append(Pair(stride, student, teacher, step, 1, theirs))
+            pairs.append(Pair(stride, theirs, student, teacher, step))
         return pairs
 
     def early_stages(self) -> list[Pair]:
         """The early stages of the backbone."""
-        ours, theirs = self.stages, self.teacher_stages
-        rows = zip(ours.strides, ours.widths, theirs.widths, theirs.strides, strict=True)
-        return [Pair(stride, s, t, channel_step(s, t), SPATIAL_STEPS[stride], other) for stride, s, t, other in rows]
+        rows = zip(self.stages.strides, self.stages.widths, self.teacher_stages.widths, strict=True)
+        return [Pair(stride, stride, s, t, channel_step(s, t), SPATIAL_STEPS[stride]) for stride, s, t in rows]
 
     def towers(self, branch: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(student, teacher) width of the box and of the class tower, per level."""

@@ -70,7 +70,7 @@ def _places(confidence: Tensor, height: int, width: int) -> Tensor:
     """For each cell of a grid the number of the most confident cell ``(N, 1, H, W)`` in it, or of the nearest."""
     size = min(confidence.shape[2], height), min(confidence.shape[3], width)
     place = F.adaptive_max_pool2d(confidence, size, return_indices=True)[1]
-    return F.interpolate(place.double(), (height, width), mode="nearest-exact").long()
+    return F.interpolate(place.float(), (height, width), mode="nearest-exact").long()  # exact up to 4096 x 4096 cells
 
 
 def _at(values: Tensor, place: Tensor) -> Tensor:

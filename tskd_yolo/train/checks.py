@@ -220,11 +220,14 @@ def _attempt(key: str, read: Callable[[Any], Any], value: Any, errors: list[str]
     return None
 
 
+def fetched(data: Any) -> bool:
+    """Whether Ultralytics has to fetch and convert a data set before anything is known of it: NDJSON, its platform."""
+    return str(data).startswith("ul://") or str(data).endswith(".ndjson")
+
+
 def _data(data: Any) -> dict[str, Any]:
-    """Classes and channels of a data set; none yet of one that Ultralytics has to fetch and convert (NDJSON, its
-    platform).
-    """
-    if str(data).startswith("ul://") or str(data).endswith(".ndjson"):
+    """Classes and channels of a data set; none yet of one that is fetched."""
+    if fetched(data):
         return _NO_DATA
     try:
         content = check_det_dataset(data)

@@ -26,7 +26,7 @@ def of_scores(taught: Score, known: Score, *, larger: bool, names: Mapping[int, 
     Args:
         taught: The teacher's metrics on the validation set; empty where it knows none of its classes.
         known: The student's before training; empty where they would say nothing.
-        larger: Whether the teacher has more parameters than the student.
+        larger: Whether the teacher has more parameters than the student, or sees larger images.
         names: The classes.
     """
     found = []

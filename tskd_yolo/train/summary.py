@@ -51,7 +51,7 @@ def log_summary(
     loader: Any,
     trained: bool,
     processes: Processes,
-    teacher_loader: Any,
+    taught: Sequence[dict[str, Any]],
 ) -> Facts | None:
     """Logs what is distilled, once, with the teacher's own accuracy on the run's validation set.
 
@@ -63,13 +63,12 @@ def log_summary(
         loader: The engine's loader of the validation set.
         trained: Whether the student knows these classes already, so that its accuracy says something.
         processes: Of the run.
-        teacher_loader: Of the same images at the size at which the teacher sees them.
+        taught: As of :func:`teacher_scores`.
 
     Returns:
         What it says; None in all processes but the first.
     """
     student, size = deepcopy(student), config.teacher_imgsz or args.imgsz
-    taught = teacher_scores(distiller, loader=teacher_loader, args=args, size=size, processes=processes)
     known = student_score(student, loader=loader, args=args, processes=processes) if trained else {}
     if not FIRST:
         return None
@@ -84,7 +83,7 @@ def log_summary(
     best = max(taught, key=lambda metrics: metrics.get("metrics/mAP50-95(B)", 0.0))
     theirs = _together(distiller.teachers)
     ours = get_num_params(student), get_flops(student, args.imgsz)
-    larger = max(frozen.params for frozen in distiller.teachers) > ours[0]
+    larger = size > args.imgsz or max(frozen.params for frozen in distiller.teachers) > ours[0]
     against = doubts.of_scores(best, known, larger=larger, names=dict(enumerate(distiller.teacher.classes.names)))
     log(against)
     return Facts(best, known, theirs, ours, exceptions, against)
@@ -122,9 +121,14 @@ def teacher_scores(
     return [teacher_score(each, **given) if each.classes.known else {} for each in distiller.teachers]
 
 
-def weigh_teachers(distiller: Distiller, *, loader: Any, args: Arguments, size: int, processes: Processes) -> None:
-    """Has each of several teachers count in each class by its AP on the validation set, where the set has the class."""
-    taught = teacher_scores(distiller, loader=loader, args=args, size=size, processes=processes)
+def weigh_teachers(distiller: Distiller, taught: Sequence[dict[str, Any]], *, processes: Processes) -> None:
+    """Has each of several teachers count in each class by its AP on the validation set, where the set has the class.
+
+    Args:
+        distiller: Of the run.
+        taught: As of :func:`teacher_scores`.
+        processes: Of the run.
+    """
     count = len(distiller.teacher.classes.members)
     rows = [score.get("classes") or [None] * count for score in taught]  # only the first process has all of them
     aps = torch.tensor([[row["AP50-95"] if row else 1.0 for row in classes] for classes in rows])

@@ -172,10 +172,11 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
-            if len(self.distiller.teachers) > 1:  # before the cache: what they say together depends on it
-                size, loader = self.config.teacher_imgsz or self.args.imgsz, self._teacher_loader()
-                given = dict(loader=loader, args=self.args, size=size, processes=self._processes)
-                summary.weigh_teachers(self.distiller, **given)
+            size, loader = self.config.teacher_imgsz or self.args.imgsz, self._teacher_loader()
+            given = dict(loader=loader, args=self.args, size=size, processes=self._processes)
+            taught = summary.teacher_scores(self.distiller, **given)
+            if len(taught) > 1:  # before the cache: what they say together depends on it
+                summary.weigh_teachers(self.distiller, taught, processes=self._processes)
             self._open_cache(self.distiller)
             self.facts = summary.log_summary(
                 self.distiller,
@@ -185,7 +186,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
                 loader=self.test_loader,
                 trained=self._student_trained and not self.args.resume,
                 processes=self._processes,
-                teacher_loader=self._teacher_loader(),
+                taught=taught,
             )
             finest = min(self.distiller.readers.head.strides)
             summary.log_data(self.train_loader.dataset, self.test_loader.dataset, args=self.args, stride=finest)

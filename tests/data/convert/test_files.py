@@ -127,3 +127,9 @@ def test_a_json_with_a_mark_in_front_is_read(tmp_path):
 )
 def test_what_is_no_number_is_nan(value, expected):
     assert number(value) == pytest.approx(expected, nan_ok=True)
+
+
+def test_images_are_those_that_ultralytics_reads():
+    from ultralytics.data.utils import IMG_FORMATS
+
+    assert {suffix.removeprefix(".") for suffix in IMAGES} == IMG_FORMATS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import posixpath
 from collections import Counter
@@ -13,10 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tskd_yolo import files
+
 IMAGES = frozenset(
     (".avif", ".bmp", ".dng", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp")
 )
-"""Suffixes of the images that Ultralytics reads."""
+"""Suffixes of the images that Ultralytics reads; its own list comes with torch, which no conversion needs."""
 
 EXIF_ORIENTATION = 274
 EXIF_TURNED = frozenset((5, 6, 7, 8))  # orientations that swap width and height
@@ -140,8 +141,7 @@ def image_size(image: Path, name: str) -> tuple[int, int]:
 
 def content_fraction(file: Path) -> float:
     """A number in [0, 1) that is drawn by a hash of a file's content: files of one content have the same."""
-    digest = hashlib.sha256(file.read_bytes()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
+    return int(files.digest(file)[:12], 16) / 2**48
 
 
 def read_json(file: Path, name: str) -> dict[str, Any]:

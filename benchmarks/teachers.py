@@ -1,0 +1,83 @@
+"""Teachers of the protocol: plain Ultralytics training on train, whose best epoch is chosen on val.
+
+    TSKD_NEU=/data/NEU-DET python benchmarks/teachers.py name=t224 model=yolo11n.pt imgsz=224 epochs=60
+    TSKD_NEU=/data/NEU-DET python benchmarks/teachers.py name=nine model=yolo11n.pt imgsz=128 epochs=40 more=a,b,c
+
+``more=`` adds classes that no image has. Other keys go to Ultralytics. The same command goes on with what was
+interrupted. The teacher is ``RUNS/NAME/weights/best.pt``; ``results/teachers.json`` gets a row of its scores on val,
+at the size at which it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from common import machine, public
+from ultralytics import YOLO
+from ultralytics.cfg import parse_key_value_pair
+from ultralytics.data.utils import check_det_dataset
+
+from tskd_yolo import config, files
+
+SETTINGS = {"data": "neu3.yaml", "model": "yolo11n.pt", "imgsz": 128, "epochs": 80, "batch": 32, "seed": 0}
+OURS = {"cos_lr": True, "plots": False, "device": "cpu", "exist_ok": True}
+
+
+def main(arguments: list[str]) -> None:
+    given: dict[str, Any] = dict(parse_key_value_pair(a) for a in arguments)
+    name = str(given.pop("name", ""))
+    if not name:
+        sys.exit("name: missing; give name=WORD, under which the teacher and its row are found.")
+    runs, out = Path(given.pop("runs", "runs/teachers")).resolve(), Path(given.pop("out", "benchmarks/results"))
+    more = [word for word in str(given.pop("more", "")).split(",") if word]
+    settings = {**SETTINGS, **OURS, **given}
+    config.resolve(settings)
+    row = {key: Path(str(settings[key])).name if key in {"data", "model"} else settings[key] for key in SETTINGS}
+    settings["data"] = _with_classes(settings["data"], more, runs / f"{name}.yaml") if more else settings["data"]
+    train(settings, runs / name)
+    scores = YOLO(runs / name / "weights" / "best.pt").val(
+        **{key: settings[key] for key in ("data", "imgsz", "batch", "device")}, split="val", plots=False,
+        project=str(runs), name=f"{name}-val", exist_ok=True,
+    )  # fmt: skip
+    keep(out / "teachers.json", name, {
+        **row, "more": more, "val": {"mAP50": float(scores.box.map50), "mAP50-95": float(scores.box.map)},
+        "command": "python benchmarks/teachers.py " + public(arguments), **machine(),
+    })  # fmt: skip
+
+
+def train(settings: dict[str, Any], run: Path) -> None:
+    """Trains, goes on, or does nothing where ``best.pt`` is that of a finished run."""
+    last = run / "weights" / "last.pt"
+    if (run / "done").exists():
+        return
+    if last.exists():
+        YOLO(last).train(resume=True)
+    else:
+        plain = {key: value for key, value in settings.items() if key != "model"}
+        YOLO(settings["model"]).train(**plain, project=str(run.parent), name=run.name)
+    (run / "done").touch()
+
+
+def _with_classes(data: str, more: list[str], file: Path) -> str:
+    """A data YAML with further classes."""
+    known = check_det_dataset(data)
+    names = [*known["names"].values(), *more]
+    content = {"path": str(known["path"]), **{k: str(known[k]) for k in ("train", "val")}, "names": names}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return str(file)
+
+
+def keep(file: Path, name: str, row: dict[str, Any]) -> None:
+    """Adds a teacher's row, or replaces it."""
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(file, (json.dumps({**rows, name: row}, indent=1) + "\n").encode("utf-8"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
