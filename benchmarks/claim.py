@@ -26,7 +26,7 @@ from common import JUDGING_SEEDS, keep, public, refuse_seeds
 from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 
-from tskd_yolo import config
+from tskd_yolo import config, settings_files
 from tskd_yolo.compare.runner import compare
 
 OWN = {"runs", "out", "stages", "teacher_epochs"}
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         **{k: v for k, v in given.items() if k not in OWN},
     }
     refuse_seeds(training["seeds"], of="test")
-    config.resolve(training)
+    settings_files.resolve(training)
     failed = 0
     for name in names:
         stage = STAGES[name]

@@ -26,7 +26,7 @@ from ultralytics.cfg import parse_key_value_pair
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER
 
-from tskd_yolo import Trainer, config
+from tskd_yolo import Trainer, settings_files
 
 ARMS = "plain", "tskd"
 PARTS = "epoch", "step", "data", "validation", "saving"
@@ -123,7 +123,7 @@ def run(given: dict[str, str]) -> None:
         **dict(data="neu.yaml", model="yolo11n.yaml", epochs=3, imgsz=128, batch=32, device="cpu", plots=False),
         **{"name": given["arm"], "seed": 0, **extra},
     }
-    config.resolve(common)
+    settings_files.resolve(common)
     clock = Clock()
     plain = given["arm"] == "plain"
     trainer: Any = DetectionTrainer(overrides=common) if plain else Trainer(**common, teacher=given["teacher"])

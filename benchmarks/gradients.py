@@ -29,7 +29,7 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel
 
-from tskd_yolo import config
+from tskd_yolo import config, settings_files
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.features import StudentOutputs, TeacherOutputs
 from tskd_yolo.distill.sources import level_weights
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
         sys.exit("teacher: missing; give teacher=FILE.pt.")
     seed, size, batch = int(given.get("seed", 0)), int(given.get("imgsz", 128)), int(given.get("batch", 32))
     settings = {"data": given.get("data", "neu.yaml")}
-    config.resolve(settings)
+    settings_files.resolve(settings)
     data = check_det_dataset(settings["data"])
     torch.manual_seed(seed)
     student = _student(given.get("student", "yolo11n.yaml"), data)

@@ -21,7 +21,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 from ultralytics.data.utils import check_det_dataset
 
-from tskd_yolo import config, files
+from tskd_yolo import files, settings_files
 
 SETTINGS = {"data": "neu3.yaml", "model": "yolo11n.pt", "imgsz": 128, "epochs": 80, "batch": 32, "seed": 0}
 OURS = {"cos_lr": True, "plots": False, "device": "cpu", "exist_ok": True}
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     runs, out = Path(given.pop("runs", "runs/teachers")).resolve(), Path(given.pop("out", "benchmarks/results"))
     more = [word for word in str(given.pop("more", "")).split(",") if word]
     settings = {**SETTINGS, **OURS, **given}
-    config.resolve(settings)
+    settings_files.resolve(settings)
     row = {key: Path(str(settings[key])).name if key in {"data", "model"} else settings[key] for key in SETTINGS}
     settings["data"] = _with_classes(settings["data"], more, runs / f"{name}.yaml") if more else settings["data"]
     train(settings, runs / name)

@@ -19,7 +19,19 @@ MODULES = {
     ".".join(["tskd_yolo", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-BOTTOM = {"config", "files", "backbones", "compat", "findings", "guards", "hashing", "data", "rng", "rounding"}
+BOTTOM = {
+    "config",
+    "settings_files",
+    "files",
+    "backbones",
+    "compat",
+    "findings",
+    "guards",
+    "hashing",
+    "data",
+    "rng",
+    "rounding",
+}
 MAY_IMPORT = {
     "cli": {"check", "compare", "train", "demo", *BOTTOM},
     "demo": {"train", "data"},
@@ -28,7 +40,7 @@ MAY_IMPORT = {
     "train": {"distill", *BOTTOM},
     "distill": {"losses", *BOTTOM},
     "losses": {"rounding"},
-    "compat": {"files", "config", "guards", "backbones"},
+    "compat": {"files", "config", "guards", "backbones", "settings_files"},
     "backbones": {"config", "rng"},
     "guards": {"config"},
     "hashing": {"files"},
@@ -38,6 +50,7 @@ MAY_IMPORT = {
     "rng": set(),
     "rounding": set(),
     "config": set(),
+    "settings_files": {"config"},
 }
 """Of every package, and every module that stands alone, what it may import besides itself."""
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tskd_yolo import __version__
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, from_file, resolve, trust_problems, unknown
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, trust_problems, unknown
+from tskd_yolo.settings_files import from_file, resolve
 
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)

@@ -28,7 +28,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import strip_optimizer
 
 import tskd_yolo.backbones  # noqa: F401, of whose layer it tells Ultralytics and torch
-from tskd_yolo import config, files, guards
+from tskd_yolo import config, files, guards, settings_files
 from tskd_yolo.config import ConfigError
 
 
@@ -146,7 +146,7 @@ class DataYaml(YAML):
             ConfigError: If it gives ``trust``.
         """
         content = YAML.load(file, append_filename)
-        config.refuse_trust(content, source=f"the data set {file}")
+        settings_files.refuse_trust(content, source=f"the data set {file}")
         code = content.get("download")
         if isinstance(code, str) and not _ARCHIVE.fullmatch(code) and not _shipped(file, code):
             content["download"] = f"from {__name__} import refuse_code\nrefuse_code(yaml)"
@@ -229,7 +229,7 @@ def yolo(model: str | Path, *, trust: bool = False) -> YOLO:
         >>> tskd_yolo.load("yolo11n.pt").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt")
     """
     named = {"model": model}
-    config.resolve(named)
+    settings_files.resolve(named)
     model = named["model"]
     with forced(trust=trust):
         if Path(model).suffix not in {".yaml", ".yml"}:

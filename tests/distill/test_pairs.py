@@ -13,8 +13,8 @@ import torch
 from ultralytics.utils.ops import xyxy2xywh
 
 from tests.distill.helpers import NAMES, make, make_batch, make_student
-from tskd_yolo.config import resolve
 from tskd_yolo.losses import crd
+from tskd_yolo.settings_files import resolve
 
 
 class Pairing(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tskd_yolo import compat, config
+from tskd_yolo import compat, config, settings_files
 from tskd_yolo.compare.arms import ARMS, overrides_of, read, settings_of, wrong_arms
 from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.splits import Judging, judging
@@ -113,7 +113,7 @@ def checked(values: Mapping[str, Any]) -> Plan:
     """
     asked = {**KEYS, **{k: v for k, v in values.items() if k in KEYS}}
     given = {k: v for k, v in values.items() if k not in KEYS}
-    config.resolve(given)
+    settings_files.resolve(given)
     problems = [text for key, text in _REFUSED.items() if _given(given.pop(key, None))]
     training = config.with_variant(given)
     arms, own_arms = read(asked["arms"], problems)

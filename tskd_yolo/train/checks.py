@@ -19,7 +19,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.checks import check_model_file_from_stem
 from ultralytics.utils.torch_utils import select_device
 
-from tskd_yolo import compat, config
+from tskd_yolo import compat, config, settings_files
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import dataset
 from tskd_yolo.data.convert.files import ConvertError
@@ -46,10 +46,10 @@ def base(cfg: Any) -> dict[str, Any]:
     Raises:
         ConfigError: If it is a file and none of settings, or gives ``trust``.
     """
-    theirs = {**DEFAULT_CFG_DICT, **config.from_file(cfg)} if isinstance(cfg, (str, Path)) else cfg2dict(cfg)
-    config.refuse_trust(theirs, source="cfg=")
+    theirs = {**DEFAULT_CFG_DICT, **settings_files.from_file(cfg)} if isinstance(cfg, (str, Path)) else cfg2dict(cfg)
+    settings_files.refuse_trust(theirs, source="cfg=")
     merged = {**config.KEPT, **{key: value for key, value in theirs.items() if key != "trust"}}
-    config.resolve(merged)
+    settings_files.resolve(merged)
     return merged
 
 
@@ -291,7 +291,7 @@ def restore(args: Any, *, trust: bool, teacher: Any) -> None:
         ConfigError: If the checkpoint itself says ``trust`` and they do not.
     """
     if not trust:
-        config.refuse_trust(vars(args), source=f"the checkpoint {args.resume}", editable=False)
+        settings_files.refuse_trust(vars(args), source=f"the checkpoint {args.resume}", editable=False)
     vars(args).pop("trust", None)
     for key, value in config.KEPT.items():
         setattr(args, key, getattr(args, key, value))

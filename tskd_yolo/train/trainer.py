@@ -12,7 +12,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
-from tskd_yolo import compat, config
+from tskd_yolo import compat, config, settings_files
 from tskd_yolo.data.views import Passes, Views, of_views
 from tskd_yolo.distill import cache
 from tskd_yolo.distill.balance import schedule
@@ -42,8 +42,8 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None, **arguments: Any) -> None:
-        overrides = config.with_variant(config.without_file({**(overrides or {}), **arguments}))
-        config.resolve(overrides)
+        overrides = config.with_variant(settings_files.without_file({**(overrides or {}), **arguments}))
+        settings_files.resolve(overrides)
         base, trust = checks.base(cfg), overrides.get("trust", False)
         self._trust = trust is True
         compat.place_fonts()
