@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tskd_yolo.config import TERMS, Config, ConfigError
 from tskd_yolo.distill.balance import Fixed, Meter, Share
 from tskd_yolo.distill.features import Capture, HeadReader, TeacherOutputs, channels, evaluating
+from tskd_yolo.distill.lead import Lead
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.distill.panel import Panel
@@ -60,9 +61,10 @@ class Distiller:
         self.on = {key: weight for key, weight in config.weights.items() if weight > 0}
         """Weight of every term that is on, by key."""
         self.balance = Share(self.on, config.floor, config.cap) if config.balance == "share" else Fixed(self.on)
-        self.meter = Meter()
-        self.factor = 1.0
+        self.meter, self.factor = Meter(), 1.0
         """Common factor of all terms, by the schedule."""
+        self.lead: Lead | None = None
+        """How far the teacher is ahead, where that is watched."""
         self.cache: Cache | None = None
         """Stands between the teacher and batches of views, where the run keeps the teacher's outputs."""
         variant = VARIANTS[config.variant]
@@ -77,7 +79,7 @@ class Distiller:
         self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""
         self.panel.listen(self._responses)
-        self.readers = self._readers(student)
+        self.readers = self.readers_of(student)
         device = next(student.parameters()).device
         with undisturbed():
             torch.manual_seed(seed)
@@ -99,7 +101,8 @@ class Distiller:
                 found += terms
         return found
 
-    def _readers(self, student: Any) -> Readers:
+    def readers_of(self, student: Any) -> Readers:
+        """How passes of a student of this build are read."""
         head = HeadReader(student.model[-1], self._responses, self.match.entry_stage)
         return Readers(head, self.match.stages.of(student), self.match.strides, self.match.answering)
 
@@ -232,7 +235,12 @@ class Distiller:
 
     def factor_of(self, name: str, count: bool = False) -> float | Tensor:
         """What a term is multiplied by; ``count`` where it is, and not only asked for."""
-        return self.factor * self.balance(name, self.meter.gradients.get(name), count)
+        return self.common_factor * self.balance(name, self.meter.gradients.get(name), count)
+
+    @property
+    def common_factor(self) -> float:
+        """What all terms are multiplied by: by the schedule, and by how far the teacher is ahead."""
+        return self.factor * (1.0 if self.lead is None else self.lead.factor)
 
     def _measure(self, detection: Tensor, losses: Losses) -> None:
         for term in self.terms:
@@ -241,30 +249,13 @@ class Distiller:
         for term in self.terms:
             term.guard.counting = True
 
-    def trial(self, student: Any, images: Tensor) -> tuple[Any, ...]:
-        """Predictions and terms of a copy of the student on images without boxes."""
-        scaled = [round(side * self.match.scale) for side in images.shape[2:]]
-        shown = images.detach() if self.match.scale == 1 else nn.functional.interpolate(images.detach(), scaled)
-        teacher = self.teacher_outputs(shown, size=(images.shape[2], images.shape[3]))
-        step = Step(readers=self._readers(student), terms=self.active, teacher=teacher, add=self.add)
-        try:
-            predictions = student(images)
-            none = images.new_zeros(0)
-            batch = {"img": images, "bboxes": none.view(0, 4), "batch_idx": none}
-            values = step.losses(step.read(predictions), batch).values
-            return predictions, [term.guard.leave(values[term.name]) for term in self.active]
-        finally:
-            step.close()
-            for term in self.terms:
-                term.guard.collect()
-            self.balance.collect()
-
     # Across runs ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""
         learned = {k: v.detach().cpu().clone() for k, v in self.learned.state_dict().items()}
-        return {"learned": learned, "on": list(self.on), "meter": self.meter.state()}
+        lead = {} if self.lead is None else {"lead": self.lead.state()}
+        return {"learned": learned, "on": list(self.on), "meter": self.meter.state(), **lead}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from :meth:`state`.
@@ -275,6 +266,8 @@ class Distiller:
         self.learned.load_state_dict(state["learned"])
         self.on = {key: weight for key, weight in self.on.items() if key in state["on"]}
         self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
+        if self.lead is not None and "lead" in state:  # an earlier version knew none
+            self.lead.restore(state["lead"])
 
 
 class Trial(nn.Module):
@@ -294,4 +287,20 @@ class Trial(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Any, ...]:
         """``(N, 3, H, W)`` images -> predictions and terms, without boxes."""
-        return self._distiller[0].trial(self.student, images)
+        distiller, (height, width) = self._distiller[0], images.shape[2:]
+        scaled = [round(side * distiller.match.scale) for side in (height, width)]
+        shown = images.detach() if distiller.match.scale == 1 else nn.functional.interpolate(images.detach(), scaled)
+        teacher = distiller.teacher_outputs(shown, size=(height, width))
+        readers = distiller.readers_of(self.student)
+        step = Step(readers=readers, terms=distiller.active, teacher=teacher, add=distiller.add)
+        try:
+            predictions = self.student(images)
+            none = images.new_zeros(0)
+            batch = {"img": images, "bboxes": none.view(0, 4), "batch_idx": none}
+            values = step.losses(step.read(predictions), batch).values
+            return predictions, [term.guard.leave(values[term.name]) for term in distiller.active]
+        finally:
+            step.close()
+            for term in distiller.terms:
+                term.guard.collect()
+            distiller.balance.collect()

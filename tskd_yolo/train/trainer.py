@@ -21,12 +21,13 @@ from tskd_yolo.rng import undisturbed
 from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary
 from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.engine import engine_arguments
+from tskd_yolo.train.giving_way import GivingWayMixin
 from tskd_yolo.train.processes import FIRST
 from tskd_yolo.train.resumable import ResumableMixin
 
 
 @hooks.noting
-class DistillationMixin(ResumableMixin, BackboneMixin):
+class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
     """Adds a teacher to an Ultralytics trainer.
 
     The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass
@@ -177,6 +178,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
             taught = summary.teacher_scores(self.distiller, **given)
             if len(taught) > 1:  # before the cache: what they say together depends on it
                 summary.weigh_teachers(self.distiller, taught, processes=self._processes)
+            self._watch_lead(self.distiller, taught)
             self._open_cache(self.distiller)
             self.facts = summary.log_summary(
                 self.distiller,
@@ -208,6 +210,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
 
     def _begin_epoch(self) -> None:
+        self._agree_on_lead(self._processes)
         if self._passes is not None:
             self._passes.begin(self.epoch)
 
@@ -266,10 +269,9 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
 
     def validate(self) -> Any:
         """The engine's validation; each term's gradient share and cosine stand beside its metrics, in every logger."""
+        columns = {} if self.distiller is None else self.distiller.monitor.columns()  # before terms give way
         metrics, fitness = super().validate()
-        if metrics is not None and self.distiller is not None:
-            metrics = {**metrics, **self.distiller.monitor.columns()}
-        return metrics, fitness
+        return (None if metrics is None else {**metrics, **columns}), fitness
 
 
 class Trainer(DistillationMixin, DetectionTrainer):
