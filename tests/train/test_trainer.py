@@ -21,7 +21,7 @@ MIXINS = DistillationMixin, ResumableMixin, GivingWayMixin, BackboneMixin
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
-    "_image_size", "_teacher_loader",
+    "_image_size", "_teacher_loader", "_watch_lead", "_agree_on_lead",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
 
