@@ -148,7 +148,7 @@ def _summary(found: _Found, *, seconds: float) -> dict[str, Any]:
         mapping=found.trial.args.classes_map if found.trial else None,
         single=found.values.get("single_cls") is True,
     )
-    if trial:
+    if trial and theirs:  # a teacher without a head has no classes
         found.findings += pair.unknown(matched["pairs"])
     decided = verdict.decide(found.findings)
     found.findings = verdict.ordered(found.findings)

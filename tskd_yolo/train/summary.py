@@ -287,7 +287,7 @@ def _exceptions(distiller: Distiller) -> list[str]:
         rows.append(f"images    of {ours} channel(s) are brought to the teacher's {theirs}")
     if match.queries and "crd" in distiller.on:
         rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
-    for frozen in distiller.teachers:
+    for frozen in [] if match.headless else distiller.teachers:
         alone = len(distiller.teachers) == 1
         rows += [f"classes   {'' if alone else f'{frozen.name}: '}{line}" for line in frozen.classes.told(alone)]
     rows += _votes(distiller)
