@@ -13,7 +13,7 @@ import torch
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
 
 from tskd_yolo import config, hashing
-from tskd_yolo.check import data, pair, report, verdict
+from tskd_yolo.check import data, forgotten, pair, report, verdict
 from tskd_yolo.check.data import DataSet
 from tskd_yolo.check.trial import Trial, quiet
 from tskd_yolo.check.verdict import Verdict
@@ -110,6 +110,9 @@ def _steps(found: _Found) -> None:
         found.findings.append(Finding("no", "terms", "drd=0 ded=0 crd=0, nothing is distilled", "leave one of them on"))
     else:
         found.findings += trial.facts.doubts
+        if trial.teacher_names:
+            with quiet():
+                found.findings += forgotten.look(trial)
     if trial.cost is not None:
         found.findings += verdict.of_cost(trial.cost, batch=trial.asked_batch)
 
