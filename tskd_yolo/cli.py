@@ -97,7 +97,7 @@ def _run(arguments: list[str]) -> int:
     first = words[0] if words else "help"
     commands: dict[str, Callable[[list[str]], int]] = {
         "help": _help, "h": _help, "version": _version, "v": _version, "convert": _convert, "demo": _demo,
-        "tune": _tune, "check": _check, "compare": _compare,
+        "tune": _tune, "check": _check, "compare": _compare, "autolabel": _autolabel,
     }  # fmt: skip
     if first in commands:
         return commands[first](arguments[1:])
@@ -272,6 +272,19 @@ def _compare(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("tskd-yolo: stopped; the same command goes on with what is left.", file=sys.stderr)
         return 130
+
+
+def _autolabel(arguments: list[str]) -> int:
+    from tskd_yolo.autolabel.plan import KEYS
+    from tskd_yolo.autolabel.run import autolabel
+
+    values, errors = parse(arguments, known=KEYS)
+    try:
+        autolabel(errors, **values)
+    except KeyboardInterrupt:
+        print("tskd-yolo: stopped; the same command goes on with what is left.", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _val(arguments: list[str]) -> bool:

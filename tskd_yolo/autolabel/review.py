@@ -1,0 +1,60 @@
+"""What a person should look at first: images with detections that nearly became labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tskd_yolo import files
+from tskd_yolo.autolabel.record import UNCERTAIN, Labelled
+
+FILE = "uncertain.csv"
+
+
+class Uncertain(NamedTuple):
+    """An image to review: its path, how uncertain it is, how many detections missed their threshold, and of the one
+    that missed it least its class, score and threshold.
+    """
+
+    image: str
+    uncertainty: float
+    detections: int
+    nearest_class: str
+    score: float
+    threshold: float
+
+
+def uncertainty(image: Labelled, thresholds: Sequence[float]) -> float:
+    """``sum (s / t - u) / (1 - u)`` over detections with ``u t <= s < t``, where ``u`` is 0.5.
+
+    Each of them counts from 0, at half of its class's threshold ``t``, to 1, where it nearly became a label. So the sum
+    is about the number of labels that may be missing.
+    """
+    return sum((found.score / thresholds[found.label] - UNCERTAIN) / (1 - UNCERTAIN) for found in image.uncertain)
+
+
+def row(image: Labelled, names: Sequence[str], thresholds: Sequence[float]) -> Uncertain | None:
+    """What there is to say of an image; None where nothing is uncertain."""
+    if not image.uncertain:
+        return None
+    nearest = max(image.uncertain, key=lambda found: found.score / thresholds[found.label])
+    return Uncertain(
+        image.name,
+        round(uncertainty(image, thresholds), 4),
+        len(image.uncertain),
+        names[nearest.label],
+        nearest.score,
+        thresholds[nearest.label],
+    )
+
+
+def write(rows: Iterable[Uncertain], out: Path) -> None:
+    """Writes :data:`FILE`, the most uncertain image first."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Uncertain._fields)
+    table.writerows(sorted(rows, key=lambda each: (-each.uncertainty, each.image)))
+    files.replace(out / FILE, text.getvalue().encode("utf-8"))
