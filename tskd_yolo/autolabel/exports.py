@@ -50,7 +50,7 @@ def _cvat_image(number: int, image: Labelled, names: Sequence[str]) -> Element:
     width, height = image.size
     element = Element("image", id=str(number), name=image.name, width=str(width), height=str(height))
     for found in image.labels:
-        corners = dict(zip(("xtl", "ytl", "xbr", "ybr"), (f"{value:.2f}" for value in found.box)))
+        corners: dict[str, Any] = dict(zip(("xtl", "ytl", "xbr", "ybr"), (f"{value:.2f}" for value in found.box)))
         SubElement(element, "box", label=names[found.label], source="auto", occluded="0", z_order="0", **corners)
     return element
 

@@ -18,14 +18,16 @@ from tskd_yolo.data.dataset import label_line, link_image
 RECORD = "autolabel.json"
 DATA = "data.yaml"
 MADE_BY = "tskd-yolo autolabel"
-HEAD = (
-    "# Made by tskd-yolo autolabel: labels are a teacher's. autolabel.html shows them, uncertain.csv is what to review."
-)
+HEAD = "# Made by tskd-yolo autolabel: labels of a teacher. autolabel.html shows them, uncertain.csv is to be reviewed."
 NO_VAL = (
     "# There was no validation set: val: names the same images, whose labels are no truth. Put labelled images there."
 )
 UNCERTAIN = 0.5
 """From this share of its class's threshold on a detection is kept in the record, and makes its image uncertain."""
+
+
+ASSUMED = 0.5
+"""Stands for the threshold of a class that has none, where it is about what is uncertain."""
 
 
 class Detection(NamedTuple):
@@ -218,6 +220,8 @@ def labelled(
 ) -> Labelled:
     """An image with those of its detections that count: labels, and what reaches :data:`UNCERTAIN` of its threshold.
 
+    Of a class without a threshold nothing becomes a label; what reaches that share of :data:`ASSUMED` is uncertain.
+
     Boxes without area in the image are left out.
 
     Args:
@@ -229,9 +233,14 @@ def labelled(
     found = []
     for label, score, corners in rows:
         x1, y1, x2, y2 = (round(float(v), 2) for v in corners)
-        if score >= UNCERTAIN * thresholds[label] and x2 > x1 and y2 > y1:
+        if score >= UNCERTAIN * usual(thresholds[label]) and x2 > x1 and y2 > y1:
             found.append(Detection(label, round(score, 5), (x1, y1, x2, y2), score >= thresholds[label]))
     return Labelled(name, size, sorted(found, key=lambda each: -each.score))
+
+
+def usual(threshold: float) -> float:
+    """The threshold, or :data:`ASSUMED` where there is none."""
+    return threshold if threshold <= 1 else ASSUMED
 
 
 def rounded(threshold: float) -> float:

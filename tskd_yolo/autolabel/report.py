@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from tskd_yolo import files
 from tskd_yolo.autolabel.record import Detection, Labelled
-from tskd_yolo.autolabel.review import Uncertain
+from tskd_yolo.autolabel.review import Uncertain, order
 from tskd_yolo.autolabel.source import read
 from tskd_yolo.compare import charts
 from tskd_yolo.compare.images import jpeg
@@ -128,7 +128,7 @@ def write(
         image: The place of an image.
         out: The data set's folder.
     """
-    first = heapq.nsmallest(LISTED, review, key=lambda row: (-row.uncertainty, row.image))
+    first = heapq.nsmallest(LISTED, review, key=order)
     cut = _Cutter(image)
     crops = [{kind: [cut(row) for row in found] for kind, found in sheet.kinds().items()} for sheet in sheets]
     files.replace(out / PAGE, autolabel_page(summary, crops, first).encode("utf-8"))

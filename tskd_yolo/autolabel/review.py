@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tskd_yolo import files
-from tskd_yolo.autolabel.record import UNCERTAIN, Labelled
+from tskd_yolo.autolabel.record import UNCERTAIN, Detection, Labelled, usual
 
 FILE = "uncertain.csv"
+CERTAIN = "certain.txt"
 
 
 class Uncertain(NamedTuple):
@@ -28,27 +29,42 @@ class Uncertain(NamedTuple):
 
 
 def uncertainty(image: Labelled, thresholds: Sequence[float]) -> float:
-    """``sum (s / t - u) / (1 - u)`` over detections with ``u t <= s < t``, where ``u`` is 0.5.
+    """``sum min((s / t - u) / (1 - u), 1)`` over detections with ``u t <= s`` that are no label, where ``u`` is 0.5.
 
     Each of them counts from 0, at half of its class's threshold ``t``, to 1, where it nearly became a label. So the sum
-    is about the number of labels that may be missing.
+    is about the number of labels that may be missing. For a class without a threshold ``t`` is 0.5.
     """
-    return sum((found.score / thresholds[found.label] - UNCERTAIN) / (1 - UNCERTAIN) for found in image.uncertain)
+    return sum(min((_share(found, thresholds) - UNCERTAIN) / (1 - UNCERTAIN), 1.0) for found in image.uncertain)
+
+
+def _share(found: Detection, thresholds: Sequence[float]) -> float:
+    """A score in thresholds of its class."""
+    return found.score / usual(thresholds[found.label])
 
 
 def row(image: Labelled, names: Sequence[str], thresholds: Sequence[float]) -> Uncertain | None:
     """What there is to say of an image; None where nothing is uncertain."""
     if not image.uncertain:
         return None
-    nearest = max(image.uncertain, key=lambda found: found.score / thresholds[found.label])
+    nearest = max(image.uncertain, key=lambda found: _share(found, thresholds))
     return Uncertain(
         image.name,
         round(uncertainty(image, thresholds), 4),
         len(image.uncertain),
         names[nearest.label],
         nearest.score,
-        thresholds[nearest.label],
+        usual(thresholds[nearest.label]),
     )
+
+
+def write_certain(names: Iterable[str], out: Path) -> None:
+    """Writes :data:`CERTAIN`, a list of images as ``train:`` of a data YAML takes it."""
+    files.replace(out / CERTAIN, "".join(f"./images/train/{name}\n" for name in names).encode("utf-8"))
+
+
+def order(row: Uncertain) -> tuple[float, str]:
+    """Sorts the most uncertain image first."""
+    return -row.uncertainty, row.image
 
 
 def write(rows: Iterable[Uncertain], out: Path) -> None:
@@ -56,5 +72,5 @@ def write(rows: Iterable[Uncertain], out: Path) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(Uncertain._fields)
-    table.writerows(sorted(rows, key=lambda each: (-each.uncertainty, each.image)))
+    table.writerows(sorted(rows, key=order))
     files.replace(out / FILE, text.getvalue().encode("utf-8"))

@@ -156,8 +156,8 @@ def _thresholds(plan: Plan, panel: Panel, known: Confidence | None) -> list[floa
     without = [each.name for each in known.classes if not each.threshold.found]
     if without:
         LOGGER.warning(
-            f"{', '.join(without)} have no threshold and are not labelled: where they are to be seen, the labels say "
-            "that nothing is there."
+            f"no threshold and so no label: {', '.join(without)}; images that show one of them say that it is not "
+            "there, so review uncertain.csv, or train on certain.txt alone."
         )
     return [record.rounded(t) for t in known.thresholds]
 
@@ -238,6 +238,7 @@ def _finish(folder: Folder, plan: Plan, facts: dict[str, Any]) -> dict[str, Any]
     summary = {**facts, "counts": counts, "classes": report.rows(names, thresholds, sheets)}
     uncertain = [row for image in folder.read() if (row := review.row(image, names, thresholds))]
     review.write(uncertain, plan.out)
+    review.write_certain((image.name for image in folder.read() if not image.uncertain), plan.out)
     teacher = ", ".join(file["name"] for file in folder.settings.teacher)
     for name in plan.exports:
         exports.FORMATS[name](folder.read(), names, counts["images"], teacher, plan.out)
