@@ -222,7 +222,8 @@ def labelled(
 
     Of a class without a threshold nothing becomes a label; what reaches that share of :data:`ASSUMED` is uncertain.
 
-    Boxes without area in the image are left out.
+    Boxes without area in the image are left out, and of equal boxes of one class all but the best: where detections
+    reach over the image's edge, they may have become equal.
 
     Args:
         name: As of :class:`Labelled`.
@@ -230,12 +231,13 @@ def labelled(
         rows: Class, score and corners of each detection.
         thresholds: Per class.
     """
-    found = []
-    for label, score, corners in rows:
+    found: dict[tuple[Any, ...], Detection] = {}
+    for label, score, corners in sorted(rows, key=lambda row: -row[1]):
         x1, y1, x2, y2 = (round(float(v), 2) for v in corners)
         if score >= UNCERTAIN * usual(thresholds[label]) and x2 > x1 and y2 > y1:
-            found.append(Detection(label, round(score, 5), (x1, y1, x2, y2), score >= thresholds[label]))
-    return Labelled(name, size, sorted(found, key=lambda each: -each.score))
+            kept = Detection(label, round(score, 5), (x1, y1, x2, y2), score >= thresholds[label])
+            found.setdefault((label, x1, y1, x2, y2), kept)
+    return Labelled(name, size, list(found.values()))
 
 
 def usual(threshold: float) -> float:

@@ -24,7 +24,7 @@ SHOWN = 8
 """Crops of each kind on a contact sheet."""
 LISTED = 20
 """Images to review that the page lists; the file has all."""
-AROUND = 0.5
+AROUND = 0.3
 """What is shown around a box on each side, in lengths of its longer side."""
 TILE = 160
 """Pixels of a side of a crop."""
@@ -71,10 +71,10 @@ class Sheet:
                 _keep(self.below, row)
 
     def kinds(self) -> dict[str, list[_Found]]:
-        """Detections by what they are, each in order."""
+        """Detections by what they are, each in order and once."""
         return {
             "most": sorted(self.most, reverse=True),
-            "least": [row for _, row in sorted(self.least, reverse=True)],
+            "least": [row for _, row in sorted(self.least, reverse=True) if row not in self.most],
             "below": sorted(self.below, reverse=True),
         }
 

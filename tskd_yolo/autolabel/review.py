@@ -72,5 +72,6 @@ def write(rows: Iterable[Uncertain], out: Path) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(Uncertain._fields)
-    table.writerows(sorted(rows, key=order))
+    ordered: list[Uncertain] = sorted(rows, key=order)
+    table.writerows(ordered)
     files.replace(out / FILE, text.getvalue().encode("utf-8"))
