@@ -14,7 +14,8 @@ from ultralytics.data.utils import check_det_dataset
 
 from tests.autolabel.helpers import asked
 from tests.helpers import logged
-from tskd_yolo import confidence
+from tskd_yolo import confidence, files
+from tskd_yolo.autolabel import review
 from tskd_yolo.autolabel.record import Folder
 from tskd_yolo.autolabel.run import autolabel
 from tskd_yolo.cli import main
@@ -82,11 +83,11 @@ def test_what_is_written_is_read_by_ultralytics(sure, data, pictures, tmp_path, 
     assert summary["counts"]["images"] == 6 and sum(row["labels"] for row in summary["classes"]) > 0
     found = check_det_dataset(str(tmp_path / "out" / "data.yaml"))
     assert found["names"][2] == "patches" and found["val"] == str(data.parent / "set" / "images" / "val")
-    for train, images in (("images/train", 6), ("certain.txt", 6 - summary["counts"]["uncertain"])):
-        place = str(tmp_path / "out" / train)
-        dataset = YOLODataset(img_path=place, data=found, imgsz=64, augment=False) if images else []
-        assert len(dataset) == images
-        if images == 6:
+    review.write_certain(["strip_0001.png", "images_/strip_0005.png"], tmp_path / "out")
+    for train, count in (("images/train", 6), ("certain.txt", 2)):
+        dataset = YOLODataset(img_path=str(tmp_path / "out" / train), data=found, imgsz=64, augment=False)
+        assert len(dataset) == count and all(len(label["cls"]) for label in dataset.labels)
+        if count == 6:
             boxes = sum(len(label["cls"]) for label in dataset.labels)
             assert boxes == sum(row["labels"] for row in summary["classes"])
     assert not list(pictures.rglob("*.txt")) and not list(pictures.rglob("*.cache"))
@@ -121,6 +122,15 @@ def test_other_settings_and_foreign_folders_are_refused(sure, sure_too, pictures
     assert "is in the source" in capsys.readouterr().err and not (pictures / "out").exists()
     assert main(["autolabel", "teacher=a.pt", "sorce=b"]) == 1
     assert "sorce: is not an argument; did you mean 'source'?" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_in_a_sentence(sure, pictures, tmp_path, monkeypatch, capsys):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "replace", full)
+    assert main(words(asked(tmp_path, sure, pictures, conf=0.5))) == 1
+    assert "could not be written ([Errno 28] No space left on device); make room" in capsys.readouterr().err
 
 
 def test_no_class_with_a_threshold_is_told(sure, data, pictures, tmp_path):

@@ -144,21 +144,22 @@ def autolabel_page(
         folder=Path(__file__).with_name("templates"),
         s=summary,
         measured={row["name"]: row for row in measured["classes"]} if measured else {},
-        chart=reliability(measured["bins"], "all classes") if measured else None,
+        chart=reliability(measured["bins"]) if measured else None,
+        legend=charts.legend(list(SERIES.items())),
         sheets=list(zip(summary["classes"], crops)),
         review=review,
     )
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], what: str) -> Markup:
+SERIES = {"measured": 1, "a score that is the precision": 0}
+"""Lines of the chart, with their style."""
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
     """Mean score and precision of each bin, beside the diagonal on which both are equal."""
-    measured = [part["score"] for part in bins], [part["precision"] for part in bins]
-    series = [
-        charts.Series("measured", 1, [measured]),
-        charts.Series("a score that is the precision", 0, [([0, 1],) * 2]),
-    ]
-    label = f"Reliability, {what}; the numbers are in the table"
-    return charts.lines(label, series, x_label="mean score", y_label="precision")
+    runs = [([part["score"] for part in bins], [part["precision"] for part in bins]), ([0, 1], [0, 1])]
+    series = [charts.Series(name, style, [run]) for (name, style), run in zip(SERIES.items(), runs)]
+    return charts.lines("Reliability; the numbers are in the table", series, x_label="mean score", y_label="precision")
 
 
 class _Cutter:

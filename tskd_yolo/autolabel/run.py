@@ -23,6 +23,7 @@ from tskd_yolo.data.convert.files import ConvertError
 from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill.classes import read as read_map
 from tskd_yolo.train import scan
+from tskd_yolo.train.checkpoints import RunError
 
 NAMED = 5
 """So many files are named in a line; the record names all."""
@@ -40,6 +41,7 @@ def autolabel(errors: Sequence[str] | None = None, **arguments: Any) -> dict[str
 
     Raises:
         ConfigError: Naming everything that is wrong, before anything is written.
+        RunError: If something could not be written.
     """
     plan = checked(arguments, errors or ())
     with compat.guarded(trust=plan.trust):
@@ -52,9 +54,13 @@ def autolabel(errors: Sequence[str] | None = None, **arguments: Any) -> dict[str
     thresholds = _thresholds(plan, panel, known)
     folder = Folder(plan.out, _settings(plan, panel, data, thresholds))
     facts = _facts(plan, panel, known, left_out)
-    folder.begin(channels=data["channels"] if data else 3, facts=facts)
-    unreadable = _label(folder, panel, images, plan.batch)
-    summary = _finish(folder, plan, {**facts, "unreadable": unreadable})
+    try:
+        folder.begin(channels=data["channels"] if data else 3, facts=facts)
+        unreadable = _label(folder, panel, images, plan.batch)
+        summary = _finish(folder, plan, {**facts, "unreadable": unreadable})
+    except OSError as error:
+        said = f"{plan.out} could not be written ({error}); make room or give another folder, the same call goes on."
+        raise RunError(f"out: {said}") from error
     LOGGER.info(f"\n{colorstr('tskd-yolo autolabel:')} {report.text(summary, plan.out)}\n")
     return summary
 
