@@ -69,7 +69,9 @@ def test_a_killed_call_goes_on_where_it_was(sure, data, pictures, tmp_path, watc
     assert contents(out / "labels").items() >= before.items() and len(contents(out / "labels")) == 6
     record = json.loads((out / "autolabel.json").read_text())
     assert record["settings"]["thresholds"][:3] == [0.4, pytest.approx(0.7, abs=1e-4), 1.01]
-    assert record["left_out"] == ["twin.png"] and record["unreadable"] == ["broken.jpg"]
+    assert (
+        len(record["in_train"]) == 6 and record["left_out"] == ["twin.png"] and record["unreadable"] == ["broken.jpg"]
+    )
     assert record["counts"]["images"] == 6 and {"cvat.xml", "labelstudio.json"} <= {f.name for f in out.iterdir()}
     with open(out / "uncertain.csv", encoding="utf-8", newline="") as file:
         uncertainty = [float(row["uncertainty"]) for row in csv.DictReader(file)]

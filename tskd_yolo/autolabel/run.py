@@ -46,14 +46,15 @@ def autolabel(errors: Sequence[str] | None = None, **arguments: Any) -> dict[str
     plan = checked(arguments, errors or ())
     with compat.guarded(trust=plan.trust):
         data, panel, images = _read(plan)
-        known, left_out = None, []
+        known, left_out, twice = None, [], []
         if data:
             loader = _loader(plan, panel, data)
             left_out = _in_val(loader.dataset.im_files, images)
+            twice = _in_train(loader.dataset.get_img_files(data["train"]), images)
             known = _measured(plan, panel, loader)
     thresholds = _thresholds(plan, panel, known)
     folder = Folder(plan.out, _settings(plan, panel, data, thresholds))
-    facts = _facts(plan, panel, known, left_out)
+    facts = _facts(plan, panel, known, left_out, twice)
     try:
         folder.begin(channels=data["channels"] if data else 3, facts=facts)
         unreadable = _label(folder, panel, images, plan.batch)
@@ -114,9 +115,7 @@ def _loader(plan: Plan, panel: Panel, data: dict[str, Any]) -> Any:
 
 def _in_val(val: Sequence[str], images: dict[str, Path]) -> list[str]:
     """Takes images out, in place, that are in the validation set too; gives their names."""
-    by_path = {str(file): name for name, file in images.items()}
-    twins = duplicates.same_files(val, by_path)
-    found = [by_path[twin.val] for twin in twins]
+    found = _same(val, images)
     for name in found:
         del images[name]
     if found:
@@ -125,6 +124,22 @@ def _in_val(val: Sequence[str], images: dict[str, Path]) -> list[str]:
             f"that trained on them could not be judged there ({_first(found)})."
         )
     return found
+
+
+def _in_train(train: Sequence[str], images: Mapping[str, Path]) -> list[str]:
+    """Names of images that are in the training set too: they are labelled, and somebody may have had a reason."""
+    if found := _same(train, images):
+        LOGGER.warning(
+            f"source: {len(found)} images are in the training set too, by their content ({_first(found)}); trained on "
+            "together with it, they would be there twice, with two sets of labels."
+        )
+    return found
+
+
+def _same(known: Sequence[str], images: Mapping[str, Path]) -> list[str]:
+    """Names of the images whose files are among the known ones."""
+    by_path = {str(file): name for name, file in images.items()}
+    return [by_path[twin.val] for twin in duplicates.same_files(known, by_path)]
 
 
 def _first(names: Sequence[str]) -> str:
@@ -182,7 +197,7 @@ def _settings(plan: Plan, panel: Panel, data: Mapping[str, Any] | None, threshol
     )
 
 
-def _facts(plan: Plan, panel: Panel, known: Confidence | None, left_out: list[str]) -> dict[str, Any]:
+def _facts(plan: Plan, panel: Panel, known: Confidence | None, left_out: list[str], twice: list[str]) -> dict[str, Any]:
     """What the record and the page tell besides."""
     notes = (
         [f"{each.name}: {each.threshold.reason}." for each in known.classes if not each.threshold.found]
@@ -192,6 +207,7 @@ def _facts(plan: Plan, panel: Panel, known: Confidence | None, left_out: list[st
     notes += (
         [f"{len(left_out)} images of the source are in the validation set too and were left out."] if left_out else []
     )
+    notes += [f"{len(twice)} images of the source are in the training set too."] if twice else []
     lost = sorted({name for found in panel.classes for name in found.lost})
     notes += [f"Classes of the teacher that the data does not have: {', '.join(lost)}."] if lost else []
     unknown = [name for place, name in sorted(panel.names.items()) if not any(place in c.known for c in panel.classes)]
@@ -203,6 +219,7 @@ def _facts(plan: Plan, panel: Panel, known: Confidence | None, left_out: list[st
         "measured_for": plan.precision if plan.conf is None else None,
         "confidence": known.row() if known else None,
         "left_out": left_out,
+        "in_train": twice,
         "notes": notes,
     }
 
