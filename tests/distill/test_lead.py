@@ -9,6 +9,7 @@ from tests.distill.helpers import NAMES, make, make_student
 from tskd_yolo.distill.lead import Lead, best
 
 TEACHER = [0.2, 0.4, 0.1]
+AHEAD = [0.2 + 0.1 * 0.7 / 3, 0.3, 0.16]
 
 
 def lead(*validations, teacher=TEACHER, margin=0.2) -> Lead:
@@ -24,9 +25,13 @@ def test_a_student_behind_its_teacher_changes_nothing():
 
 
 def test_each_class_gives_way_by_its_own_lead():
-    watched = lead([0.22, 0.3, 0.12])  # ahead by a tenth, behind, ahead by a fifth: 0.5, 1, 0
+    watched = lead(AHEAD)  # by a tenth of the mean, not, by more than a fifth: 0.5, 1, 0
     assert watched.factor == pytest.approx(0.5)
     assert watched.classes.tolist() == pytest.approx([1, 2, 0], abs=1e-5)
+
+
+def test_a_class_that_is_hardly_found_is_not_left_for_its_noise():
+    assert lead([0.1, 0.4, 0.12]).factor > 0.8  # a fifth ahead of its own AP, and less than a tenth of the mean
 
 
 def test_a_teacher_without_any_ap_is_left_at_once():
@@ -58,7 +63,7 @@ def test_what_changes_is_said_once_and_by_class():
 
 
 def test_it_goes_on_from_its_state():
-    watched, again = lead([0.22, 0.3, 0.12]), Lead(TEACHER, 0.2)
+    watched, again = lead(AHEAD), Lead(TEACHER, 0.2)
     watched.news(NAMES)
     again.restore(watched.state())
     assert again.news(NAMES) is None and torch.equal(again.values, watched.values)
@@ -77,7 +82,7 @@ def test_of_several_teachers_the_best_counts_in_each_class():
 def test_all_terms_are_multiplied_and_a_resumed_run_knows(detector):
     distiller = make(make_student(), detector("yolo11s.yaml"))
     before = {term.name: distiller.factor_of(term.name) for term in distiller.terms}
-    distiller.lead = lead([0.22, 0.3, 0.12])
+    distiller.lead = lead(AHEAD)
     assert all(distiller.factor_of(name) == pytest.approx(0.5 * value) for name, value in before.items())
     restored = make(make_student(), detector("yolo11s.yaml"))
     restored.lead = Lead(TEACHER, 0.2)

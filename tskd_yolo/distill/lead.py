@@ -19,15 +19,15 @@ TOLD = 0.1
 class Lead:
     """What the terms count while the student comes up with its teacher, and overtakes it.
 
-        w_c = 1 - (s_c - t_c) / (margin t_c), between 0 and 1
+        w_c = 1 - (s_c - t_c) / (margin max(t_c, t)), between 0 and 1
 
-    ``t_c`` is the teacher's AP50-95 of class c on the validation set, ``s_c`` the student's, mean of its last three
-    validations. All terms are multiplied by the mean of ``w_c`` over the classes; in a class response class c counts
+    ``t_c`` is the teacher's AP50-95 of class c on the validation set, ``t`` its mean over the classes, ``s_c`` the
+    student's, mean of its last three validations. Below the mean a class's AP is no measure of its own noise. All terms are multiplied by the mean of ``w_c`` over the classes; in a class response class c counts
     ``w_c`` over that mean. A class counts in full that the teacher does not know, or of which the set has no box.
 
     Args:
         teacher: Its AP50-95 of each class of the data, None where it has none; of several the best one's.
-        margin: The lead of the student, as a part of the teacher's AP, at which nothing is left.
+        margin: The lead of the student, as a part of that, at which nothing is left.
     """
 
     def __init__(self, teacher: Sequence[float | None], margin: float) -> None:
@@ -55,7 +55,8 @@ class Lead:
         known = self._known()
         if not bool(known.any()):
             return
-        ahead = (self._student() - self.teacher) / (self.margin * self.teacher.clamp(min=LEAST))
+        measure = self.teacher.clamp(min=max(float(self.teacher[known].mean()), LEAST))
+        ahead = (self._student() - self.teacher) / (self.margin * measure)
         weights = torch.where(known, (1 - ahead).clamp(0, 1), 1.0)
         factor = weights[known].mean()
         relative = weights / factor if factor > 0 else torch.ones_like(weights)
