@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, RTDETRDetectionModel, SegmentationModel
 from ultralytics.utils import LOGGER
 
 from tskd_yolo.compat import swapped
@@ -27,6 +27,9 @@ PAIRS = [
     ("yolo11n", "yolo26n-p2"),
     ("yolov8n-p6", "yolo26n"),
     ("yolov3-tiny", "yolo11n"),
+    ("yolov8n-seg", "yolo11n-seg"),
+    ("yolo11n-pose", "yolo26n-pose"),
+    ("yolo26n-obb", "yolo26n-obb"),
 ]
 """Teacher and student."""
 HEAD = "teacher", "student", "DRD: levels", "DED: stages", "CRD: branches", "CRD: boxes", "left out"
@@ -39,8 +42,12 @@ def text() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+_KINDS = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
+
+
 def _built(name: str) -> Any:
-    return (RTDETRDetectionModel if name.startswith("rtdetr") else DetectionModel)(f"{name}.yaml", nc=3, verbose=False)
+    kind: Any = RTDETRDetectionModel if name.startswith("rtdetr") else DetectionModel
+    return _KINDS.get(name.rpartition("-")[2], kind)(f"{name}.yaml", nc=3, verbose=False)
 
 
 def _distilled(teacher: str, student: str) -> list[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import logging
+import math
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +53,8 @@ def copied_data(data: Path, folder: Path) -> Path:
 def make_detector(
     file: Path, model: str = "yolo11s.yaml", names: Any = NAMES, seed: int = 7, channels: int = 3
 ) -> Path:
-    """A detector checkpoint with random weights, as Ultralytics saves one."""
-    from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
-
-    kind = RTDETRDetectionModel if "rtdetr" in model else DetectionModel
+    """A checkpoint with random weights, as Ultralytics saves one; of a detector, or of what the YAML's name says."""
+    kind, task = model_kind(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         detector = kind(model, ch=channels, nc=len(names), verbose=False)
@@ -64,8 +64,54 @@ def make_detector(
                 module.running_var.uniform_(0.5, 1.5)
     detector.names = dict(enumerate(names))
     detector.args = {}
-    torch.save({"model": detector, "train_args": {"task": "detect", "imgsz": 64}, "epoch": -1}, file)
+    torch.save({"model": detector, "train_args": {"task": task, "imgsz": 64}, "epoch": -1}, file)
     return file
+
+
+def model_kind(model: str) -> tuple[Any, str]:
+    """What makes the network of a model YAML, by its name, and its task."""
+    from ultralytics.nn import tasks
+
+    kinds = {
+        "segment": tasks.SegmentationModel,
+        "pose": partial(tasks.PoseModel, data_kpt_shape=KEY_POINTS),
+        "obb": tasks.OBBModel,
+        "detect": tasks.RTDETRDetectionModel if "rtdetr" in model else tasks.DetectionModel,
+    }
+    task = tasks.guess_model_task(model) or "detect"
+    return kinds[task], task
+
+
+KEY_POINTS = 2, 3
+"""Shape of the key points that :func:`task_data` has."""
+TURN = 0.6
+"""Angle of the rotated boxes that :func:`task_data` has, in radians."""
+
+
+def task_data(folder: Path, task: str, train: int = 4, val: int = 2) -> Path:
+    """The drawn data set with labels of a task, and its YAML: what lies in the boxes, and not exactly the defects."""
+    file = tiny_data(folder, train, val)
+    for label in (folder / "set" / "labels").rglob("*.txt"):
+        lines = [_as_task(task, *map(float, line.split())) for line in label.read_text().splitlines()]
+        label.write_text("".join(" ".join(f"{number:.6g}" for number in line) + "\n" for line in lines))
+    if task == "pose":
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content |= {"kpt_shape": list(KEY_POINTS), "flip_idx": [1, 0]}
+        file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
+def _as_task(task: str, index: float, x: float, y: float, w: float, h: float) -> list[float]:
+    """The numbers of a label: a polygon, two key points, or the corners of a rotated box."""
+    if task == "pose":
+        return [int(index), x, y, w, h, x - w / 4, y, 2, x + w / 4, y, 2]
+    if task == "segment":
+        corners = [(-w / 2, 0), (0, -h / 2), (w / 2, 0), (0, h / 2)]
+    else:
+        cos, sin, w, h = math.cos(TURN), math.sin(TURN), w * 0.7, h * 0.4
+        turned = [(-w / 2, -h / 2), (w / 2, -h / 2), (w / 2, h / 2), (-w / 2, h / 2)]
+        corners = [(a * cos - b * sin, a * sin + b * cos) for a, b in turned]
+    return [int(index), *(min(max(c, 0), 1) for a, b in corners for c in (x + a, y + b))]
 
 
 TIMM = {"test_resnet": (48, 192, 96), "test_convnext": (32, 48, 64)}

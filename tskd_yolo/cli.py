@@ -23,7 +23,8 @@ HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
 
   tskd-yolo train data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100
-      distil; every Ultralytics training argument works beside ours
+      distil; every Ultralytics training argument works beside ours. Models for segment, pose and obb learn from those
+      of the same task, which the model decides, as in Ultralytics
   tskd-yolo train resume model=runs/detect/train/weights/last.pt
       go on with an interrupted run
   tskd-yolo check data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/check/check]
@@ -31,14 +32,14 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       images that are in train and val, memory and time of a few real steps. Exit code 0: go, 1: with a warning, 2: no
   tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
           [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
-      does it help? Every arm with every seed, paired with plain training; a verdict, corrected over the arms, its
-      interval, and a page with all of it. arms= also takes without_drd, without_ded, without_crd, and a YAML file with
-      arms of your own (short: {{epochs: 12}}). seeds=[0,3] names them and is part of the plan: a later change is told.
-      Where the data has a test: split, best.pt is judged on it; otherwise last.pt on val. jobs= runs so many side by
-      side, ray=True spreads them over a cluster. Takes every training argument; the same command goes on where it was
-      interrupted, with the same data, device and versions
+      does it help? For detectors only. Every arm with every seed, paired with plain training; a verdict, corrected over
+      the arms, its interval, and a page with all of it. arms= also takes without_drd, without_ded, without_crd, and a
+      YAML file with arms of your own (short: {{epochs: 12}}). seeds=[0,3] names them and is part of the plan: a later
+      change is told. Where the data has a test: split, best.pt is judged on it; otherwise last.pt on val. jobs= runs so
+      many side by side, ray=True spreads them over a cluster. Takes every training argument; the same command goes on
+      where it was interrupted, with the same data, device and versions
   tskd-yolo val model=best.pt data=neu.yaml
-      Ultralytics' own, and a page: COCO's metrics, and what is missed at a fixed number of false alarms
+      Ultralytics' own, and of detectors a page: COCO's metrics, and what is missed at a fixed number of false alarms
   tskd-yolo predict model=best.pt source=images/
       Ultralytics' own, as are export, track, benchmark, settings, checks and the rest
   tskd-yolo convert voc images=IMAGES annotations=ANNOTATIONS out=FOLDER

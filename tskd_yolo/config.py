@@ -17,6 +17,8 @@ _REFUSED = {
 }
 _MOST = 1e30  # beyond it float32 overflows before the first step
 MOST_VIEWS = 1000
+TASKS = "detect", "segment", "pose", "obb"
+"""What can be distilled, as Ultralytics names it."""
 _CHOICES = {"balance": ("share", "fixed"), "variant": ("default", "hints", "paper"), "graph": ("fixed", "trained")}
 
 
@@ -113,8 +115,8 @@ def _refused(values: Mapping[str, Any]) -> list[str]:
     errors = [sentence for key, sentence in _REFUSED.items() if values.get(key)]
     if str(values.get("quantize")) == "8":
         errors.append("quantize: training with int8 quantisation (8) is not supported while distilling; leave it off.")
-    if values.get("task") not in (None, "detect"):
-        errors.append(f"task: only detect can be distilled, got {values['task']!r}.")
+    if values.get("task") not in (None, *TASKS):
+        errors.append(f"task: only {', '.join(TASKS[:-1])} and {TASKS[-1]} can be distilled, got {values['task']!r}.")
     return errors
 
 

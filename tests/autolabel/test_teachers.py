@@ -78,6 +78,14 @@ def test_teachers_that_cannot_label_are_refused(sure, detector, tmp_path):
         teachers.load(plan(sure, data="d.yaml"), {"names": {0: "patches"}, "channels": 5})
 
 
+@pytest.mark.parametrize("task", ["seg", "obb"])
+def test_a_teacher_for_another_task_is_refused(task, detector):
+    with pytest.raises(
+        ConfigError, match=f"teacher: .*{task}-7.pt is one for .*, and labels are upright boxes; give a"
+    ):
+        teachers.load(plan(detector(f"yolo11n-{task}.yaml")), None)
+
+
 def test_the_size_is_that_of_the_teachers_training(sure, sure_too, tmp_path):
     assert teachers.load(plan(sure, imgsz=None), None).imgsz == 64
     content = torch.load(sure_too, weights_only=False)

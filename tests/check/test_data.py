@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.helpers import NAMES, copied_data
+from tests.helpers import NAMES, copied_data, task_data
 from tskd_yolo import hashing
 from tskd_yolo.check import data as checked
 from tskd_yolo.config import ConfigError
@@ -33,6 +33,15 @@ def test_a_data_set_is_counted_by_split_and_class(data):
     assert sum(row["train boxes"] for row in found.classes) == found.splits["train"]["boxes"]
     assert found.splits["val"]["tiny"] > 0, "the shapes of val were lost"
     assert (found.same, found.near) == ([], [])
+
+
+@pytest.mark.parametrize("task", ["pose", "segment", "obb"])
+def test_labels_of_another_task_are_counted_by_their_boxes(task, tmp_path):
+    file = task_data(tmp_path, task)
+    lines = sum(label.read_text().count("\n") for label in (tmp_path / "set" / "labels" / "train").iterdir())
+    for known in ({}, {"task": task}):  # the run may have been refused before its task was known
+        found = look(file, **known).splits["train"]
+        assert (found["boxes"], found["left_out"], found["outside"]) == (lines, 0, 0)
 
 
 def test_one_class_is_what_single_cls_makes_of_them(data):

@@ -143,7 +143,7 @@ CASES = [
     ),
     Case("teacher that finds nothing", NO, {}, ("it finds next to nothing", "give one that is trained"), skilled=False),
     Case("no val split", NO, {}, ("'val:' key missing",), no_val),
-    Case("wrong task", NO, {"teacher": "seg.pt"}, ("is of type SegmentationModel for 'segment'",)),
+    Case("wrong task", NO, {"teacher": "seg.pt"}, ("is one for segment and the student one for detect; give two",)),
 ]  # fmt: skip
 
 

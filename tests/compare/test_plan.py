@@ -11,6 +11,7 @@ from tests.helpers import timm_file
 from tskd_yolo.cli import main
 from tskd_yolo.compare.plan import ARMS, Run, checked
 from tskd_yolo.config import DEFAULTS, ConfigError
+from tskd_yolo.train import tasks
 
 pytestmark = pytest.mark.usefixtures("at_hand")
 
@@ -63,6 +64,16 @@ def test_a_teacher_without_a_head_is_for_an_arm_of_ones_own(files, tmp_path):
         checked(asked(files, tmp_path / "out", teacher=vit))
     plan = checked(asked(files, tmp_path / "out", arms={"plain": {}, "vit": {"teacher": vit}}))
     assert plan.own_arms["vit"]["teacher"] == vit
+
+
+@pytest.mark.parametrize("task", ["seg", "pose"])
+def test_a_comparison_of_another_task_is_refused(task, files, tmp_path, detector, monkeypatch):
+    monkeypatch.setattr(tasks, "_wrong_points", lambda *_: [])  # the data of these tests has no key points
+    given = dict(teacher=str(detector(f"yolo11n-{task}.yaml")), model=f"yolo11n-{task}.yaml")
+    with pytest.raises(
+        ConfigError, match="task: a comparison judges detectors, and these are for (segment|pose); train"
+    ):
+        checked(asked(files, tmp_path / "out", **given))
 
 
 def test_all_mistakes_are_told_at_once(files, tmp_path):

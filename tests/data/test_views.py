@@ -12,7 +12,7 @@ import torch
 from ultralytics.data import build_dataloader
 
 from tests.data.helpers import equal, make, stock
-from tests.helpers import tiny_data
+from tests.helpers import task_data, tiny_data
 from tskd_yolo.data.views import BOXES, Kept, of_views
 
 
@@ -119,6 +119,26 @@ def test_a_view_comes_out_of_its_record_as_it_went_in(data):
         assert set(back) == set(view) and equal(back, view)
         assert torch.equal(back["batch_idx"], view["batch_idx"])
         assert all(tuple(view[key]) == back[key] for key in ("ori_shape", "resized_shape", "ratio_pad"))
+
+
+def test_a_view_with_rotated_boxes_comes_out_as_it_went_in(tmp_path):
+    views = make(task_data(tmp_path, "obb"), task="obb")
+    view = views.draw(0)
+    record = np.zeros(views.kept.size, np.uint8)
+    views.kept.put(view, record)
+    back = views.kept.get(record, view["im_file"])
+    assert view["bboxes"].shape[1] == 5 and len(view["bboxes"]) and equal(back, view)
+    Kept(64, 3).put(view, other := np.zeros(Kept(64, 3).size, np.uint8))
+    assert not other.any(), "a record for upright boxes takes no rotated ones"
+
+
+@pytest.mark.parametrize("task", ["segment", "pose"])
+def test_views_with_masks_or_key_points_are_drawn_again(task, tmp_path):
+    views = make(task_data(tmp_path, task), task=task)
+    record = np.zeros(views.kept.size, np.uint8)
+    assert record.size == 0, "no room is taken for what is not kept"
+    views.kept.put(views.draw(0), record)
+    assert views.kept.get(record, "") is None and equal(views[0], views[0])
 
 
 def test_what_does_not_fit_into_a_record_is_left_out_of_it(data):

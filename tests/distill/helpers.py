@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel
 
+from tests.helpers import model_kind
 from tskd_yolo import config
 from tskd_yolo.distill import teacher
 from tskd_yolo.distill.distiller import Distiller
@@ -20,12 +21,12 @@ NAMES = "crack", "pit", "scale"
 
 
 @functools.cache
-def _student(model: str) -> DetectionModel:
+def _student(model: str) -> Any:
     torch.manual_seed(1)
-    return DetectionModel(model, nc=3, verbose=False)
+    return model_kind(model)[0](model, nc=3, verbose=False)
 
 
-def make_student(model: str = "yolo11n.yaml") -> DetectionModel:
+def make_student(model: str = "yolo11n.yaml") -> Any:
     """A student in training mode, the same every time."""
     student = deepcopy(_student(model))
     student.args = get_cfg()

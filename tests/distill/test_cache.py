@@ -95,7 +95,7 @@ def test_whatever_a_record_depends_on_changes_the_key(tmp_path, files):
     assert plain == key_of(data, teacher)
     other = make_detector(tmp_path / "other.pt", names=NAMES, seed=8)
     found = [plain, key_of(data, other)]
-    others = dict(hsv_h=0.2), dict(imgsz=96), dict(teacher_imgsz=128), dict(seed=1), dict(views=3)
+    others = dict(hsv_h=0.2), dict(imgsz=96), dict(teacher_imgsz=128), dict(seed=1), dict(views=3), dict(task="pose")
     found += [key_of(data, teacher, **more) for more in others]
     assert key_of(data, teacher, epochs=7, batch=3, lr0=0.5) == plain  # nothing that a record depends on
     label, *_ = sorted((tmp_path / "set" / "labels" / "train").glob("*.txt"))
@@ -104,7 +104,7 @@ def test_whatever_a_record_depends_on_changes_the_key(tmp_path, files):
     image, *_ = sorted((tmp_path / "set" / "images" / "train").glob("*.png"))
     os.utime(image, (1, 1))
     found.append(key_of(data, teacher))
-    assert len(set(found)) == 9
+    assert len(set(found)) == 10
 
 
 def test_data_that_moved_with_its_cache_has_the_same_key(tmp_path, files):

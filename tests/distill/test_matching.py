@@ -9,17 +9,25 @@ from tests.distill.helpers import NAMES, load, make, make_student
 from tskd_yolo.distill.matching import Match, no_student
 
 
-@pytest.mark.parametrize("model", "yolo11n-seg yolo11n-cls yolov8n-worldv2 rtdetr-l yolo26n-obb".split())
+@pytest.mark.parametrize(
+    "model", "yolo11n-cls yolo26n-sem yolo26n-depth yoloe-11s-seg yolov8n-worldv2 rtdetr-l".split()
+)
 def test_a_student_without_a_plain_head_is_refused(model):
     given = yaml_model_load(f"{model}.yaml")
     (sentence,) = no_student(given)
     assert given["head"][-1][2] in sentence and model in sentence and sentence.startswith("model: ")
-    assert sentence.endswith("give one that ends in Detect, such as yolo11n.yaml.") and "\n" not in sentence
+    assert sentence.endswith("ends in Detect, Segment, Pose or OBB, such as yolo11n.yaml.") and "\n" not in sentence
 
 
 @pytest.mark.parametrize("model", "yolov3-tiny yolov5n-p6 yolov6n yolov8x-p2 yolov9t yolov10n yolo12x yolo26n".split())
 def test_plain_detectors_of_every_family_may_learn(model):
     assert no_student(yaml_model_load(f"{model}.yaml")) == []
+
+
+@pytest.mark.parametrize("family", ["v8", "11", "12", "26"])
+@pytest.mark.parametrize("task", ["seg", "pose", "obb"])
+def test_models_of_every_task_may_learn(family, task):
+    assert no_student(yaml_model_load(f"yolo{family}n-{task}.yaml")) == []
 
 
 def without_stages(layers: int):

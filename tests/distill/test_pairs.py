@@ -13,6 +13,7 @@ import torch
 from ultralytics.utils.ops import xyxy2xywh
 
 from tests.distill.helpers import NAMES, make, make_batch, make_student
+from tskd_yolo.distill.matching import task_of
 from tskd_yolo.losses import crd
 from tskd_yolo.settings_files import resolve
 
@@ -64,6 +65,12 @@ PAIRS = [
     Pairing("yolo11s", "timm-mobilenetv4_conv_small", P3_P5),
     Pairing("timm-vit_small_patch16_dinov3", "yolo11n", P3_P5, stages=[8, 16]),
     Pairing("yolo11n", "timm-convnext_atto", P3_P5),
+    Pairing("yolov8n-seg", "yolo11n-seg", P3_P5),
+    Pairing("yolo26n-seg", "yolo26n-seg", P3_P5, branches=2, names=("dent", *NAMES[::-1])),
+    Pairing("yolo11n-pose", "yolo26n-pose", P3_P5),
+    Pairing("yolo26n-pose", "yolov8n-pose", P3_P5),
+    Pairing("yolov8n-obb", "yolo11n-obb", P3_P5, names=NAMES[1:], known=[1, 2]),
+    Pairing("yolo26n-obb", "yolo26n-obb", P3_P5, branches=2),
 ]
 
 
@@ -75,8 +82,15 @@ def yaml_of(name: str) -> str:
 
 
 def batch_of(distiller: Any) -> dict[str, torch.Tensor]:
-    """Images with boxes; where the teacher has queries, with those that it finds, so that it has something to say."""
+    """Images with boxes; where the teacher has queries, with those that it finds, so that it has something to say.
+
+    And with what labels of other tasks have besides: an angle, two key points, masks.
+    """
     batch = make_batch(boxes=4)
+    batch["keypoints"] = torch.cat((batch["bboxes"][:, None, :2].expand(-1, 2, -1), torch.ones(4, 2, 1)), dim=2)
+    batch["masks"] = batch["sem_masks"] = torch.ones(2, 32, 32)
+    if task_of(distiller.teacher.model) == "obb":
+        batch["bboxes"] = torch.cat((batch["bboxes"], torch.tensor([[0.3], [0.6], [-0.4], [1.2]])), dim=1)
     batch["img"] = torch.nn.functional.interpolate(batch["img"], (128, 128))
     if distiller.match.queries:
         found = distiller.teacher(batch["img"]).queries.boxes.clamp(0.02, 0.98)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from ultralytics.utils.ops import xywhr2xyxyxyxy
 
 from tests.distill.helpers import hooks, make, make_batch, make_student
 from tskd_yolo.distill.step import boxes_of
@@ -51,6 +52,18 @@ def test_boxes_of_gives_pixel_corners_on_an_oblong_image():
     assert boxes.image.tolist() == [1, 0] and (boxes.images, boxes.size) == (2, (64, 128))
     none = boxes_of({"bboxes": torch.zeros(0, 4), "batch_idx": torch.zeros(0)}, images=2, size=(64, 64))
     assert none.xyxy.shape == (0, 4) and none.image.shape == (0,)
+
+
+def test_rotated_boxes_keep_their_angles_and_are_enclosed():
+    rows = [[0.5, 0.5, 0.5, 0.25, 0.3], [0.25, 0.75, 0.1, 0.5, -1.2]]
+    batch = {"bboxes": torch.tensor(rows), "batch_idx": torch.zeros(2)}
+    boxes = boxes_of(batch, images=1, size=(64, 128))
+    pixels = torch.tensor([[64.0, 32, 64, 16, 0.3], [32, 48, 12.8, 32, -1.2]])
+    torch.testing.assert_close(boxes.rotated, pixels)
+    corners = xywhr2xyxyxyxy(pixels)  # as Ultralytics draws them
+    torch.testing.assert_close(boxes.xyxy, torch.cat((corners.amin(dim=1), corners.amax(dim=1)), dim=1))
+    none = boxes_of({"bboxes": torch.zeros(0, 5), "batch_idx": torch.zeros(0)}, images=2, size=(64, 64))
+    assert none.rotated.shape == (0, 5) and none.xyxy.shape == (0, 4)
 
 
 def test_boxes_of_image_numbers_in_half_precision_are_read():

@@ -94,6 +94,17 @@ def test_its_size_is_counted_and_its_detector_decodes_boxes(files, student):
     assert teacher.head.training and not teacher.detector().model[-1].training
 
 
+@pytest.mark.parametrize("model", ["yolov8n-seg.yaml", "yolo26n-seg.yaml"])
+def test_a_teacher_makes_prototypes_only_where_it_is_judged(model, detector, student):
+    teacher, made = frozen(detector(model, NAMES), student), []
+    prototypes = teacher.head.proto
+    prototypes.register_forward_hook(lambda *_: made.append(True))
+    assert [level.features.shape[2] for level in teacher(torch.rand(1, 3, 64, 64)).values()] == [8, 4, 2]
+    assert not made and teacher.head.proto is prototypes
+    (_, masks), _ = teacher.detector()(torch.rand(1, 3, 64, 64))
+    assert made and masks.shape == (1, 32, 16, 16)
+
+
 def test_it_runs_in_the_dtype_it_is_cast_to(files, student):
     teacher = frozen(files["yolo11n.yaml"], student)
     teacher.cast(torch.bfloat16)

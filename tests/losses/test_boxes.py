@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -87,3 +89,69 @@ def test_of_more_boxes_an_even_share_is_kept_without_chance(count):
 def test_without_any_box_all_slots_are_free():
     found, valid = slots(make([], [], 2), 3)
     assert found.xyxy.shape == (6, 4) and not valid.any()
+
+
+# Rotated boxes --------------------------------------------------------------------------------------------------------
+
+
+def rotated(boxes: Boxes, rows: list[list[float]]) -> Boxes:
+    """The same boxes as rotated ones: centre, width, height, angle in radians."""
+    return boxes._replace(rotated=torch.tensor(rows))
+
+
+@pytest.mark.parametrize("grid", [(12, 16), (3, 5)])
+@pytest.mark.parametrize("quarters", [0, 1, 2, 3])
+def test_at_right_angles_a_rotated_box_covers_as_an_upright(grid, quarters):
+    upright, turns = random_boxes(17, 4, seed=3), torch.full((17, 1), quarters * math.pi / 2)
+    low, high = upright.xyxy.split(2, dim=1)
+    sides = (high - low).flip(1) if quarters % 2 else high - low
+    boxes = upright._replace(rotated=torch.cat(((low + high) / 2, sides, turns), dim=1))
+    for step in (1, 2):
+        expected, found = covered(upright, *grid, step), covered(boxes, *grid, step)
+        torch.testing.assert_close(found.foreground, expected.foreground, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found.background, expected.background, rtol=1e-3, atol=1e-4)
+
+
+def inside(x: torch.Tensor, y: torch.Tensor, row: list[float]) -> torch.Tensor:
+    """Whether points lie in a rotated box."""
+    dx, dy, cos, sin = x - row[0], y - row[1], math.cos(row[4]), math.sin(row[4])
+    return ((dx * cos + dy * sin).abs() <= row[2] / 2) & ((dy * cos - dx * sin).abs() <= row[3] / 2)
+
+
+@pytest.mark.parametrize("angle", [0.3, math.pi / 4, 2.0])
+def test_a_rotated_box_covers_the_cells_that_it_lies_on(angle):
+    row = [60.0, 50.0, 70.0, 20.0, angle]
+    found = covered(rotated(make([[0, 0, 1, 1]], [0], 1), [row]), 24, 32).foreground[0]  # cells of 4 x 4 pixels
+    y, x = torch.meshgrid(torch.arange(0, 96.1, 0.25), torch.arange(0, 128.1, 0.25), indexing="ij")
+    points = inside(x, y, row).float()
+    corners = points[::16, ::16]
+    whole = corners[1:, 1:] * corners[:-1, 1:] * corners[1:, :-1] * corners[:-1, :-1] == 1
+    part = torch.nn.functional.avg_pool2d(points[None, None, :-1, :-1], 16)[0, 0]
+    assert whole.sum() > 20 and (found[whole] > 1 - 1e-5).all() and (found[part > 0] > 0).all()
+    assert (found - part).abs().max() < 0.3 and abs(float(found.sum() / part.sum()) - 1) < 0.1
+    assert found[part == 0].max() < 0.2, "the upright box that encloses it is mostly background"
+
+
+def test_a_thin_scratch_between_the_middles_of_cells_is_felt():
+    for shift in torch.linspace(0, 8, 33).tolist():
+        row = [40 + shift, 40.0, 0.5, 0.5, math.pi / 4]
+        assert covered(rotated(make([[0, 0, 1, 1]], [0], 1), [row]), 12, 16).foreground.max() > 0
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3, -1.0, 2.5])
+def test_windows_of_a_rotated_box_are_taken_along_its_own_axes(angle):
+    centre, sides = torch.tensor([64.0, 48.0]), torch.tensor([40.0, 16.0])
+    boxes = rotated(make([[0, 0, 1, 1]], [0], 1), [[*centre.tolist(), *sides.tolist(), angle]])
+    y, x = torch.meshgrid((torch.arange(24) + 0.5) * 4, (torch.arange(32) + 0.5) * 4, indexing="ij")
+    found = windows(boxes, 24, 32, 2)[0] @ torch.stack((x, y), dim=2).flatten(0, 1)  # where each value is from
+    turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    parts = torch.tensor([[-1.0, -1], [1, -1], [-1, 1], [1, 1]]) / 4  # of the sides, row by row
+    torch.testing.assert_close(found, centre + (parts * sides) @ turn, rtol=1e-4, atol=1e-3)
+
+
+def test_a_slot_holds_a_rotated_box_with_its_angle():
+    boxes = make([[i, 0, i + 9, 9] for i in range(3)], [1, 0, 1], 2)
+    found, valid = slots(rotated(boxes, [[i, 0, 9, 9, i / 10] for i in range(3)]), 2)
+    assert valid.tolist() == [[1, 0], [1, 1]]
+    torch.testing.assert_close(found.rotated[:, 4], torch.tensor([0.1, 0, 0, 0.2]))
+    assert torch.equal(found.rotated[:, 0], found.xyxy[:, 0]) and slots(boxes, 2)[0].rotated is None

@@ -64,3 +64,19 @@ def test_an_image_is_reduced_as_the_engine_reduces_it(ratio):
     torch.testing.assert_close(
         prepare.reduced(images, 64)[0].permute(1, 2, 0), torch.from_numpy(expected), atol=0.5, rtol=0
     )
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_masks_are_reduced_with_their_images(overlap):
+    side, instances = 128, 1 if overlap else 0
+    masks = torch.zeros(instances, side // 4, side // 4, dtype=torch.uint8)
+    masks[:, 8:16, 24:28] = 2  # numbers of instances, which are not to be mixed
+    batch = {"img": torch.zeros(1, 3, side, side), "masks": masks, "bboxes": torch.zeros(1, 4)}
+    small = prepare.reduced_batch(batch, 64)
+    assert small["img"].shape == (1, 3, 64, 64) and small["bboxes"] is batch["bboxes"] and "sem_masks" not in small
+    assert small["masks"].shape == (instances, 16, 16) and small["masks"].dtype == torch.uint8
+    if overlap:
+        found = small["masks"][0].nonzero()
+        assert found.min(dim=0).values.tolist() == [4, 12] and found.max(dim=0).values.tolist() == [7, 13]
+        assert small["masks"].unique().tolist() == [0, 2]
+    assert batch["masks"].shape[1] == 32, "the batch that was given stays as it is"

@@ -19,6 +19,7 @@ from tskd_yolo.confidence import FLOOR, Look
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill import classes, teacher
 from tskd_yolo.distill.classes import Classes
+from tskd_yolo.distill.matching import task_of
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.train.checks import wrong_channels
 
@@ -72,7 +73,7 @@ def load(plan: Plan, data: Mapping[str, Any] | None) -> Panel:
     models = []
     for file in plan.teachers:
         with collected(errors):
-            models.append(teacher.load(file))
+            models.append(_detector(file))
     theirs = classes.of_all(model.names for model in models)
     names = dict(data["names"]) if data else theirs
     mapping = None
@@ -93,6 +94,18 @@ def load(plan: Plan, data: Mapping[str, Any] | None) -> Panel:
     device = select_device(plan.device, verbose=False)
     size = plan.imgsz or next(iter(sizes.values()))
     return _ready(models, matched, names, size, device, plan.augment)
+
+
+def _detector(file: str) -> Any:
+    """A teacher.
+
+    Raises:
+        ConfigError: If it cannot be loaded, or is for another task: labels are boxes.
+    """
+    model = teacher.load(file)
+    if (task := task_of(model)) != "detect":
+        raise ConfigError([f"teacher: {file} is one for {task}, and labels are upright boxes; give a detector."])
+    return model
 
 
 def _useless(plan: Plan, models: Sequence[Any], matched: Sequence[Classes]) -> list[str]:

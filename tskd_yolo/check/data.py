@@ -21,7 +21,7 @@ from tskd_yolo.findings import Finding
 from tskd_yolo.train import scan
 from tskd_yolo.train.doubts import of_twins
 
-KEYS = "imgsz", "single_cls", "classes", "fraction", "split"
+KEYS = "task", "imgsz", "single_cls", "classes", "fraction", "split"
 """Ultralytics' arguments that decide what of a data set a run sees."""
 FINEST = 8
 """The finest stride of a detector, where no student could be asked."""
@@ -71,6 +71,8 @@ def look(values: Mapping[str, Any], *, data: dict[str, Any] | None = None, strid
     args = IterableSimpleNamespace(**{**DEFAULT_CFG_DICT, **given})
     with compat.guarded(trust=values.get("trust") is True):
         data = data or check_det_dataset(values["data"])
+        if "task" not in given and data.get("kpt_shape"):  # read as boxes, key points would be corners
+            args.task = "pose"
         train, val = (_split(name, args, data) for name in ("train", "val"))
     names = {0: "item"} if args.single_cls else data["names"]
     same, near = twins(train, val, kept=_kept(data))

@@ -110,7 +110,9 @@ def _steps(found: _Found) -> None:
         found.findings.append(Finding("no", "terms", "drd=0 ded=0 crd=0, nothing is distilled", "leave one of them on"))
     else:
         found.findings += trial.facts.doubts
-        if trial.teacher_names:
+        if trial.args.task != "detect":
+            found.findings.append(Finding("note", "labels", "that some were forgotten is found with detectors only"))
+        elif trial.teacher_names:
             with quiet():
                 found.findings += forgotten.look(trial)
     if trial.cost is not None:
@@ -124,7 +126,8 @@ def _data(found: _Found) -> None:
     _tell("labels and images...")
     try:
         with quiet():
-            found.data = data.look(found.values, data=trial.data if trial else None, stride=_finest(trial))
+            values = {**found.values, "task": trial.args.task} if trial else found.values
+            found.data = data.look(values, data=trial.data if trial else None, stride=_finest(trial))
     except ConfigError as error:
         found.findings += refused(error.problems)
     else:

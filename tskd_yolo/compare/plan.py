@@ -229,7 +229,7 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     remote = fetched(training.get("data"))
     try:
         teachers = check(_KNOWN, training)
-        problems += [] if remote else _unjudged(teachers, training)
+        problems += _no_detectors(training["task"]) or ([] if remote else _unjudged(teachers, training))
     except ConfigError as error:
         problems += error.problems
     epochs = training.get("epochs", DEFAULT_CFG_DICT["epochs"])
@@ -240,6 +240,16 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     if training.get("time") and "plain_same_time" in arms:
         problems.append("time: plain_same_time takes the time of tskd; drop this arm, or drop time=.")
     return problems
+
+
+def _no_detectors(task: str) -> list[str]:
+    """What keeps student and teacher from being judged: a page tells of boxes, pictures and latencies of detectors."""
+    if task == "detect":
+        return []
+    return [
+        f"task: a comparison judges detectors, and these are for {task}; train a run with and one without the teacher, "
+        "and compare their columns in results.csv."
+    ]
 
 
 def _unjudged(teachers: Sequence[Any], training: Mapping[str, Any]) -> list[str]:

@@ -30,17 +30,23 @@ class Kept:
 
     Args:
         imgsz, channels: Of the image.
+        numbers: Of which a box consists, 5 where it is rotated; 0 of views that have masks or key points too, so that
+            no record has room for them.
     """
 
-    def __init__(self, imgsz: int, channels: int) -> None:
+    def __init__(self, imgsz: int, channels: int, numbers: int = 4) -> None:
         self.shape = channels, imgsz, imgsz
-        self._boxes, self._image = 48, 48 + BOXES * 20
-        self.size = ceil_div(self._image + math.prod(self.shape), 16) * 16
+        self.numbers, self._box = numbers, 4 * (1 + numbers)
+        self._boxes, self._image = 48, 48 + BOXES * self._box
+        self.size = ceil_div(self._image + math.prod(self.shape), 16) * 16 if numbers else 0
 
     def put(self, view: dict[str, Any], record: np.ndarray) -> None:
         """Writes a view into a record, whose bytes are 0; they stay so where it is not kept."""
+        if not self.size:
+            return
         boxes = torch.cat((view["cls"], view["bboxes"]), dim=1).float().numpy()
         known = set(view) == _ITEM and np.shape(view["ratio_pad"]) == (2,)
+        known = known and boxes.shape[1] == 1 + self.numbers
         if not known or len(boxes) > BOXES or tuple(view["img"].shape) != self.shape:
             return
         numbers = [len(boxes) + 1, *view["ori_shape"], *view["resized_shape"]]
@@ -51,10 +57,13 @@ class Kept:
 
     def get(self, record: np.ndarray, file: str) -> dict[str, Any] | None:
         """The view in a record, the record's own memory; None if it was not kept."""
+        if not self.size:
+            return None
         count, *shapes = record[:20].view(np.int32).tolist()
         if not count:
             return None
-        boxes = record[self._boxes : self._boxes + (count - 1) * 20].view(np.float32).reshape(-1, 5)
+        boxes = record[self._boxes : self._boxes + (count - 1) * self._box].view(np.float32)
+        boxes = boxes.reshape(-1, 1 + self.numbers)
         image = record[self._image : self._image + math.prod(self.shape)].reshape(self.shape)
         return {
             "im_file": file,
@@ -87,7 +96,8 @@ class Views:
         self.dataset, self.views, self.seed = dataset, views, seed
         self.closed = False
         self.store: Any = None
-        self.kept = Kept(dataset.imgsz, dataset.channels)
+        numbers = 0 if dataset.use_segments or dataset.use_keypoints else 5 if dataset.use_obb else 4
+        self.kept = Kept(dataset.imgsz, dataset.channels, numbers)
         dataset.load_image = partial(_untouched, dataset)
         self._spread()
 

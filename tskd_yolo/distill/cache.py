@@ -195,6 +195,8 @@ def _name_others(folder: Path, name: str) -> None:
 def key(header: Mapping[str, Any], *, panel: Panel, dataset: Any, args: Any, folder: Path) -> str:
     """A hash over everything that a record depends on: teachers, data, views, and what computes them."""
     settings: dict[str, Any] = {k: str(getattr(args, k, None)) for k in (*AUGMENTATIONS, "imgsz", "seed")}
+    if args.task != "detect":
+        settings["task"], settings["flip_idx"] = str(args.task), str(dataset.data.get("flip_idx"))
     if args.teacher_imgsz:
         settings["teacher_imgsz"] = str(args.teacher_imgsz)
     first, *others = (voice.teacher.model for voice in panel.voices)

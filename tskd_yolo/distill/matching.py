@@ -146,16 +146,31 @@ def channel_step(student: int, teacher: int) -> int:
 
 # Architectures --------------------------------------------------------------------------------------------------------
 
-HEADS = {"Detect", "v10Detect"}
-"""Heads of plain detectors, as model YAMLs name them: box and class towers of three stages on every level."""
+HEADS = {
+    "Detect": "detect", "v10Detect": "detect", "Segment": "segment", "Segment26": "segment", "Pose": "pose",
+    "Pose26": "pose", "OBB": "obb", "OBB26": "obb",
+}  # fmt: skip
+"""Heads of students, as model YAMLs name them, with their tasks: box and class towers of three stages on every level,
+and beside them what the task has more."""
+
+
+def task_of(model: Any) -> str | None:
+    """The task of a model that may teach or learn; None of one without a head."""
+    head = model.model[-1]
+    return "detect" if isinstance(head, RTDETRDecoder) else HEADS.get(type(head).__name__)
+
+
+def head_of(model_yaml: Mapping[str, Any]) -> str:
+    """The name of the last layer in a model YAML."""
+    return str(model_yaml["head"][-1][2])
 
 
 def no_student(student_yaml: Mapping[str, Any]) -> list[str]:
     """Why this model cannot be a student, in a sentence; empty if it can."""
-    if (head := str(student_yaml["head"][-1][2])) in HEADS:
+    if (head := head_of(student_yaml)) in HEADS:
         return []
     stem = Path(student_yaml.get("yaml_file") or "custom").stem
     return [
-        f"model: its architecture ({stem}) ends in {head} and is no plain detector; give one that ends in Detect, such "
-        "as yolo11n.yaml."
+        f"model: its architecture ({stem}) ends in {head} and cannot be distilled; give one that ends in Detect, "
+        "Segment, Pose or OBB, such as yolo11n.yaml."
     ]

@@ -126,9 +126,19 @@ class Step:
 
 
 def boxes_of(batch: dict[str, Tensor], *, images: int, size: tuple[int, int]) -> Boxes:
-    """Annotated boxes of an Ultralytics batch (centre, width, height as parts of the image) as corners in pixels."""
-    centre, half = batch["bboxes"].float().split(2, dim=1)
-    half = half / 2
-    x, y = torch.stack((centre - half, centre + half), dim=1).unbind(dim=2)  # each (K, 2): from, to
-    corners = torch.stack((x * size[1], y * size[0]), dim=2).flatten(1)  # no scale tensor that the device waits for
-    return Boxes(corners, batch["batch_idx"].view(-1), images, size)
+    """Annotated boxes of an Ultralytics batch as corners in pixels, rotated ones with their angles.
+
+    Args:
+        batch: Its ``bboxes`` are ``(K, 4)`` centre, width, height as parts of the image; ``(K, 5)`` with an angle in
+            radians after them where they are rotated.
+        images: In the batch.
+        size: (height, width) of the network's input in pixels.
+    """
+    x, y, w, h, *angle = batch["bboxes"].float().unbind(dim=1)
+    x, y, w, h = x * size[1], y * size[0], w * size[1], h * size[0]  # no scale tensor that the device waits for
+    rotated = torch.stack((x, y, w, h, *angle), dim=1) if angle else None
+    for turn in angle:
+        cos, sin = turn.cos().abs(), turn.sin().abs()
+        w, h = w * cos + h * sin, w * sin + h * cos
+    corners = torch.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), dim=1)
+    return Boxes(corners, batch["batch_idx"].view(-1), images, size, rotated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -10,25 +11,44 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.distill_model import DistillationModel
-from ultralytics.nn.modules.head import Detect, RTDETRDecoder, v10Detect
-from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
+from ultralytics.nn.modules.head import (
+    OBB,
+    OBB26,
+    Detect,
+    Pose,
+    Pose26,
+    RTDETRDecoder,
+    Segment,
+    Segment26,
+    v10Detect,
+)
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, RTDETRDetectionModel, SegmentationModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.ops import xywh2xyxy
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
-from tskd_yolo.config import ConfigError
+from tskd_yolo.config import TASKS, ConfigError
 from tskd_yolo.distill import feature_model
 from tskd_yolo.distill.classes import Classes, bring, match
 from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, towers
 from tskd_yolo.losses.crd import Tails
 
-KINDS: dict[type, tuple[type, ...]] = {DetectionModel: (Detect, v10Detect), RTDETRDetectionModel: (RTDETRDecoder,)}
-"""Models that may teach, with their heads; only the first kind may learn."""
+LEARNING: dict[type, tuple[type, ...]] = {
+    DetectionModel: (Detect, v10Detect),
+    SegmentationModel: (Segment, Segment26),
+    PoseModel: (Pose, Pose26),
+    OBBModel: (OBB, OBB26),
+}
+"""Models that may learn, with their heads."""
+KINDS = {**LEARNING, RTDETRDetectionModel: (RTDETRDecoder,)}
+"""Models that may teach."""
+
+_TASKS = f"{', '.join(TASKS[:-1])} or {TASKS[-1]}"
 
 
 def load(path: str | Path, *, key: str = "teacher") -> Any:
-    """Loads a detector checkpoint as it was trained, on the CPU and in float32.
+    """Loads the checkpoint of a model for detect, segment, pose or obb as it was trained, on the CPU and in float32.
 
     An official name, such as ``yolo11l.pt``, is fetched as Ultralytics fetches ``model=``. Of an interrupted run of
     Ultralytics' built-in distillation the student becomes the teacher, and that is said. ``timm:NAME`` is a model of
@@ -39,7 +59,7 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
         key: The argument it was given with, for messages.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read, or holds no plain detector.
+        ConfigError: If the file is missing, cannot be read, or holds a model of another kind.
     """
     if key == "teacher" and feature_model.named(path):
         return feature_model.load(str(path))
@@ -53,11 +73,11 @@ def load(path: str | Path, *, key: str = "teacher") -> Any:
         model.student_model.pt_path = model.pt_path
         model = model.student_model
     kind: Any = type(model)
-    wanted = KINDS if key == "teacher" else {DetectionModel: KINDS[DetectionModel]}
+    wanted = KINDS if key == "teacher" else LEARNING
     if type(model.model[-1]) not in wanted.get(kind, ()):
         found = f"{kind.__name__} for '{getattr(model, 'task', 'unknown')}'"
-        more = " or RT-DETR" if key == "teacher" else ""
-        raise ConfigError([f"{key}: {path} is of type {found}; give a YOLO{more} detector."])
+        more = ", or an RT-DETR" if key == "teacher" else ""
+        raise ConfigError([f"{key}: {path} is of type {found}; give a YOLO for {_TASKS}{more}."])
     return model
 
 
@@ -133,7 +153,7 @@ class Teacher:
     def _levels(self, images: Tensor, capture: Capture) -> Levels:
         self.reader.attach(capture)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), _without_prototypes(self.head):
                 given = in_channels(images, self.channels).to(self._dtype, memory_format=self.layout)
                 predictions = self.model(given)
             return self.reader.read(predictions, capture.caught)
@@ -165,6 +185,19 @@ class Teacher:
     def measure(self, imgsz: int) -> None:
         """Counts the floating point operations of one image, in billions."""
         self.gflops = get_flops(self.detector(), imgsz)
+
+
+class _First(nn.Module):
+    """Gives the first of several maps, or the only one."""
+
+    def forward(self, maps: Any) -> Tensor:
+        """The map."""
+        return maps if isinstance(maps, Tensor) else maps[0]
+
+
+def _without_prototypes(head: Any) -> contextlib.AbstractContextManager[None]:
+    """Inside, a head for masks makes no prototypes of them: no term reads them, and they are a third of the cost."""
+    return compat.swapped(head, "proto", _First()) if hasattr(head, "proto") else contextlib.nullcontext()
 
 
 LUMINANCE = 0.299, 0.587, 0.114

@@ -1,5 +1,7 @@
 """Annotated boxes on a grid: the cells they cover, foreground and background, instances cut out.
 
+Rotated boxes are cut out as they stand; what does not know of them sees the upright boxes that enclose them.
+
 Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
 Computers in Industry 166 (2025) 104252.
 """
@@ -12,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tskd_yolo.rounding import ceil_div
+
 _CHUNK = 1 << 24
 """Largest boxes x cells table held at once, in elements."""
 
@@ -20,8 +24,11 @@ class Boxes(NamedTuple):
     """The annotated boxes of a batch.
 
     Shapes:
-        xyxy: ``(K, 4)`` corners in pixels of the tensor the network sees.
+        xyxy: ``(K, 4)`` corners in pixels of the tensor the network sees; of rotated boxes those of the upright boxes
+            that enclose them.
         image: ``(K,)`` which image of the batch a box belongs to.
+        rotated: ``(K, 5)`` of rotated boxes centre x, y, width and height in pixels, and the angle of the width to the
+            x axis in radians; None where boxes are upright.
     Units:
         images: number of images in the batch; size: (height, width) of the network's input in pixels.
     """
@@ -30,6 +37,7 @@ class Boxes(NamedTuple):
     image: Tensor
     images: int
     size: tuple[int, int]
+    rotated: Tensor | None = None
 
 
 class Masks(NamedTuple):
@@ -62,16 +70,53 @@ def covered(boxes: Boxes, height: int, width: int, spatial_step: int = 1) -> Mas
         spatial_step: Distance of the cells that are wanted, in cells, in either direction: the first and every so
             many after it, as :func:`tskd_yolo.losses.standardize.standardize` reads a map.
     """
+    size = ceil_div(height, spatial_step), ceil_div(width, spatial_step)
+    parts = _parts if boxes.rotated is None else _rotated_parts
+    weights = parts(boxes, height, width, spatial_step)
+    foreground = largest_weight(boxes, weights, size[0] * size[1]).view(boxes.images, *size)
+    return Masks(foreground, 1 - foreground)
+
+
+def _parts(boxes: Boxes, height: int, width: int, step: int) -> Callable[[slice], Tensor]:
+    """Of a slice of upright boxes the part of every ``step``-th cell that each covers, ``(K', cells)``."""
     x1, y1, x2, y2 = boxes.xyxy.float().unbind(1)
-    rows = _overlap(y1, y2, height, boxes.size[0])[:, ::spatial_step]  # (K, H)
-    columns = _overlap(x1, x2, width, boxes.size[1])[:, ::spatial_step]  # (K, W)
+    rows = _overlap(y1, y2, height, boxes.size[0])[:, ::step]  # (K, H)
+    columns = _overlap(x1, x2, width, boxes.size[1])[:, ::step]  # (K, W)
+    return lambda part: (rows[part].unsqueeze(2) * columns[part].unsqueeze(1)).flatten(1)
+
+
+def _rotated_parts(boxes: Boxes, height: int, width: int, step: int) -> Callable[[slice], Tensor]:
+    """The same of rotated boxes.
+
+    In the box's own axes a cell is taken for the upright rectangle that encloses it. So a cell inside a box weighs 1,
+    none that a box touches weighs 0, and at right angles the part is exact.
+    """
+    assert boxes.rotated is not None
+    cell_y, cell_x = boxes.size[0] / height, boxes.size[1] / width
+    down = _middles(height, boxes.rotated)[::step].unsqueeze(1) * cell_y
+    across = _middles(width, boxes.rotated)[::step] * cell_x
 
     def weights(part: slice) -> Tensor:
-        return (rows[part].unsqueeze(2) * columns[part].unsqueeze(1)).flatten(1)
+        assert boxes.rotated is not None
+        x, y, w, h, angle = boxes.rotated[part].float().view(-1, 5, 1, 1).unbind(1)  # each (K', 1, 1)
+        cos, sin = angle.cos(), angle.sin()
+        along, aside = cos * (across - x) + sin * (down - y), cos * (down - y) - sin * (across - x)
+        cos, sin = cos.abs(), sin.abs()
+        covered_along = _common(along, w, cos * cell_x + sin * cell_y)
+        return (covered_along * _common(aside, h, sin * cell_x + cos * cell_y)).flatten(1)
 
-    count = rows.shape[1] * columns.shape[1]
-    foreground = largest_weight(boxes, weights, count).view(boxes.images, rows.shape[1], columns.shape[1])
-    return Masks(foreground, 1 - foreground)
+    return weights
+
+
+def _middles(count: int, like: Tensor) -> Tensor:
+    """The middles of so many cells, in cells."""
+    return torch.arange(count, device=like.device, dtype=torch.float32) + 0.5
+
+
+def _common(distance: Tensor, length: Tensor, cell: Tensor) -> Tensor:
+    """The part of a cell at a distance from the middle of a box that lies in the box, along one axis."""
+    low, high = torch.maximum(-length, 2 * distance - cell), torch.minimum(length, 2 * distance + cell)
+    return (high - low).clamp(min=0) / (2 * cell)
 
 
 def _overlap(start: Tensor, end: Tensor, count: int, size: int) -> Tensor:
@@ -117,18 +162,25 @@ def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
     slot = rank * most // count
     first = slot != (rank - 1) * most // count
     place = torch.where(first, image * most + slot, boxes.images * most)  # the last place is nobody's
-    corners = boxes.xyxy.new_zeros(boxes.images * most + 1, 4, dtype=torch.float32)
-    valid = corners.new_zeros(len(corners)).index_fill(0, place, 1)[:-1]
-    corners = corners.index_copy(0, place, boxes.xyxy.float())[:-1]
+
+    def placed(values: Tensor) -> Tensor:
+        free = values.new_zeros(boxes.images * most + 1, values.shape[1], dtype=torch.float32)
+        return free.index_copy(0, place, values.float())[:-1]
+
     owner = torch.arange(boxes.images, device=image.device).repeat_interleave(most)
-    return boxes._replace(xyxy=corners, image=owner), valid.view(boxes.images, most)
+    rotated = None if boxes.rotated is None else placed(boxes.rotated)
+    valid = placed(torch.ones_like(boxes.xyxy[:, :1])).view(boxes.images, most)
+    return boxes._replace(xyxy=placed(boxes.xyxy), image=owner, rotated=rotated), valid
 
 
 def windows(boxes: Boxes, height: int, width: int, output: int) -> Tensor:
     """RoIAlign as a matrix: the weight of every cell of a level in each of a box's ``output x output`` values.
 
-    The same as :func:`tskd_yolo.losses.paper.crops`, for products instead of gathers: ``(K, output^2, H W)``.
+    The same as :func:`tskd_yolo.losses.paper.crops`, for products instead of gathers: ``(K, output^2, H W)``. Rotated
+    boxes are sampled along their own axes, between the middles of the cells.
     """
+    if boxes.rotated is not None:
+        return _rotated_windows(boxes, height, width, output)
     x1, y1, x2, y2 = cells(boxes, height, width)
     down, across = _samples(y1, y2 + 1, height, output), _samples(x1, x2 + 1, width, output)
     return (down[:, :, None, :, None] * across[:, None, :, None, :]).flatten(3).flatten(1, 2)
@@ -140,7 +192,25 @@ def _samples(start: Tensor, end: Tensor, size: int, output: int) -> Tensor:
     sample = torch.arange(2 * output, device=start.device)
     value, half = sample // 2, 0.25 + 0.5 * (sample % 2)
     at = start.unsqueeze(1) + value * part + half * part  # (K, 2 output), summed as RoIAlign does
+    return _nearest(at, size).unflatten(1, (output, 2)).mean(dim=2)
+
+
+def _nearest(at: Tensor, size: int) -> Tensor:
+    """Weights ``(..., size)`` of the two cells nearest to each place along an axis; none beyond its ends."""
     inside = ((at >= -1) & (at <= size)).to(at)
-    distance = at.clamp(0, size - 1).unsqueeze(2) - torch.arange(size, device=at.device)
-    near = (1 - distance.abs()).clamp(min=0) * inside.unsqueeze(2)
-    return near.unflatten(1, (output, 2)).mean(dim=2)
+    distance = at.clamp(0, size - 1).unsqueeze(-1) - torch.arange(size, device=at.device)
+    return (1 - distance.abs()).clamp(min=0) * inside.unsqueeze(-1)
+
+
+def _rotated_windows(boxes: Boxes, height: int, width: int, output: int) -> Tensor:
+    """:func:`windows` of rotated boxes: of each value four samples; no side is shorter than a cell."""
+    assert boxes.rotated is not None
+    cell_y, cell_x = boxes.size[0] / height, boxes.size[1] / width
+    x, y, w, h, angle = boxes.rotated.float().view(-1, 5, 1, 1).unbind(1)  # each (K, 1, 1)
+    part = _middles(2 * output, boxes.rotated) / (2 * output) - 0.5
+    along, aside = part * w.clamp(min=cell_x), part.unsqueeze(1) * h.clamp(min=cell_y)  # (K, 1, S), (K, S, 1)
+    cos, sin = angle.cos(), angle.sin()
+    across = _nearest((x + cos * along - sin * aside) / cell_x - 0.5, width)  # (K, S, S, W)
+    down = _nearest((y + sin * along + cos * aside) / cell_y - 0.5, height)
+    across, down = (axis.unflatten(2, (output, 2)).unflatten(1, (output, 2)) for axis in (across, down))
+    return torch.einsum("kisjth,kisjtw->kijhw", down, across).flatten(3).flatten(1, 2) / 4

@@ -27,9 +27,9 @@ from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill import classes, teacher
 from tskd_yolo.distill.feature_model import whole_path
 from tskd_yolo.distill.features import channels
-from tskd_yolo.distill.matching import no_student
+from tskd_yolo.distill.matching import no_student, task_of
 from tskd_yolo.distill.monitor import Monitor
-from tskd_yolo.train import backbone
+from tskd_yolo.train import backbone, tasks
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
@@ -56,7 +56,8 @@ def base(cfg: Any) -> dict[str, Any]:
 def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[str] = ()) -> list[Any]:
     """Checks that settings, teachers, student and data fit, before anything is written, and returns the teachers.
 
-    Puts absolute paths of teachers and data into ``overrides``, so that the run can be resumed from anywhere.
+    Puts absolute paths of teachers and data into ``overrides``, so that the run can be resumed from anywhere, and the
+    task.
 
     Args:
         base: Ultralytics' defaults and ours, ``trust`` among them.
@@ -69,7 +70,8 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     values, errors = _settings(base, overrides, errors)
     with compat.guarded(trust=values["trust"] is True):
         loaded = _teachers(values["teacher"], errors)
-        student, data = _student_and_data(values, errors)
+        wanted = overrides.get("task")
+        student, data = _student_and_data(values, errors, sure=bool(wanted or any(map(task_of, loaded))))
         # YOLO.train, and who launches processes, give a mode, and every argument whether it was asked for or not.
         asked = "pretrained" in overrides and "mode" not in overrides
         errors += backbone.wrong_weights(student, values, asked=asked) if student else []
@@ -79,9 +81,12 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
         errors += no_student(student)
     mapping = _classes_map(values, loaded, data["names"], errors)
     errors += wrong_channels(loaded, data["channels"])
+    task = tasks.decided(wanted, student, loaded)
+    errors += tasks.wrong(task, values, data, loaded, asked=wanted if wanted in config.TASKS else None)
     if errors:
         raise ConfigError(errors)
     _tell_students(values)
+    overrides["task"] = task
     overrides["teacher"] = absolute(model.pt_path for model in loaded)
     if mapping:
         overrides["classes_map"] = mapping  # the run keeps what the file says, and not where it was
@@ -183,16 +188,22 @@ def wrong_channels(teachers: Iterable[Any], ours: int | None) -> list[str]:
     ]
 
 
-_NO_DATA: dict[str, Any] = {"names": {}, "channels": None}
+_NO_DATA: dict[str, Any] = {"names": {}, "channels": None, "kpt_shape": None}
 
 
-def _student_and_data(values: Mapping[str, Any], errors: list[str]) -> tuple[Any, dict[str, Any]]:
+def _student_and_data(values: Mapping[str, Any], errors: list[str], *, sure: bool) -> tuple[Any, dict[str, Any]]:
     """The student's YAML, and classes and channels of the data; empty where they cannot be read, or another process
     does it.
+
+    Args:
+        values: The run's arguments.
+        errors: Gets a sentence for what cannot be read.
+        sure: Whether the task is known without the student.
     """
-    if LOCAL_RANK not in {-1, 0}:  # one process of a machine is enough
-        return None, _NO_DATA
-    student = _attempt("model", _student_yaml, values["model"], errors)
+    elsewhere = LOCAL_RANK not in {-1, 0}  # one process of a machine is enough
+    student = None if elsewhere and sure else _attempt("model", _student_yaml, values["model"], errors)
+    if elsewhere:
+        return student, _NO_DATA
     data = _attempt("data", _data, values["data"], errors) or _NO_DATA
     return student, {**data, "names": {0: "item"}} if data["names"] and values["single_cls"] else data
 
@@ -203,7 +214,7 @@ _NEEDED = {
 }
 _REMEDY = {
     "data": "give a data YAML whose folders exist, and can be written to where the set has to be prepared first",
-    "model": "give a detector's .pt or .yaml",
+    "model": "give a YOLO's .pt or .yaml",
 }
 
 
@@ -236,7 +247,7 @@ def _data(data: Any) -> dict[str, Any]:
     for split in ("train", "val"):
         if isinstance(content[split], str) and (gone := dataset.gone(Path(content[split]))):
             raise ConfigError([f"data: {gone}"])
-    return {"names": content["names"], "channels": content["channels"]}
+    return {key: content.get(key) for key in _NO_DATA}
 
 
 def _student_yaml(name: str | Path) -> dict[str, Any]:

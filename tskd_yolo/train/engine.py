@@ -17,6 +17,7 @@ class Arguments(Protocol):
     """
 
     model: Any
+    task: str
     imgsz: int
     seed: int
     amp: Any

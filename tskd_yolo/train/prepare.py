@@ -131,6 +131,31 @@ def reduced(images: torch.Tensor, imgsz: int) -> torch.Tensor:
     return F.interpolate(images, (imgsz, imgsz), mode="bilinear")
 
 
+MASKS = "masks", "sem_masks"
+"""What of a batch are masks, ``(N, H, W)``."""
+
+
+def reduced_batch(batch: dict[str, Any], imgsz: int) -> dict[str, Any]:
+    """A batch at the size at which the student sees it: its images, and masks, which keep their ratio to them.
+
+    Masks hold numbers of instances and of classes, so each cell takes the nearest. Boxes and key points are parts of
+    the image.
+    """
+    side, small = batch["img"].shape[2], {"img": reduced(batch["img"], imgsz)}
+    for key in set(MASKS) & set(batch):
+        small[key] = _nearest(batch[key], [round(length * imgsz / side) for length in batch[key].shape[1:]])
+    return {**batch, **small}
+
+
+def _nearest(masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Masks ``(N, H, W)`` of any type, also none, at another size."""
+    rows, columns = (
+        ((torch.arange(new, device=masks.device) + 0.5) * (old / new)).long()
+        for old, new in zip(masks.shape[1:], size, strict=True)
+    )
+    return masks[:, rows][:, :, columns]
+
+
 def with_adapters(student: Any, learned: nn.Module) -> nn.Module:
     """Student, adapters and graph units as one module, from which the engine makes parameter groups as it always does.
 

@@ -15,7 +15,7 @@ from tskd_yolo import compat, config, files
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.distill import teacher
 from tskd_yolo.distill.distiller import Distiller
-from tskd_yolo.train import checkpoints, checks, hooks, processes, scan
+from tskd_yolo.train import checkpoints, checks, hooks, processes, scan, tasks
 from tskd_yolo.train.checkpoints import RunError, SideFile
 from tskd_yolo.train.engine import Engine
 from tskd_yolo.train.processes import FIRST, Processes
@@ -48,11 +48,12 @@ class ResumableMixin(Engine):
         return Processes(max(self.world_size, 1), self.device)
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Brings our keys back from the checkpoint; a new ``teacher=`` path is taken."""
+        """Brings task and keys of ours back from the checkpoint; a new ``teacher=`` path is taken."""
         super().check_resume(overrides)
         if not self.args.resume:
             self._new_folder = FIRST and not get_save_dir(self.args).exists()
             return
+        tasks.become(self, self.args.task)
         checks.restore(self.args, trust=self._trust, teacher=overrides.get("teacher"))
         if config.build({**vars(self.args), "trust": self._trust}).distils:
             self._teacher = [teacher.load(file) for file in config.teachers(self.args.teacher)]

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
@@ -21,7 +20,7 @@ from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.findings import Finding
 from tskd_yolo.hashing import Score
-from tskd_yolo.train import doubts
+from tskd_yolo.train import doubts, tasks
 from tskd_yolo.train.engine import Arguments, engine_arguments
 from tskd_yolo.train.processes import FIRST, Processes
 
@@ -171,21 +170,21 @@ def _score(
 
 
 def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, Any]:
-    """A detector's metrics on a validation set, by the engine's own validator, which writes nothing.
+    """A model's metrics on a validation set, by the engine's own validator of the task, which writes nothing.
 
     Args:
-        model: The detector; it is changed in place.
+        model: It is changed in place.
         loader: The engine's loader of the set.
         args: The run's arguments.
 
     Returns:
-        Ultralytics' metrics and ``classes``, see :data:`tskd_yolo.hashing.METRICS`; nothing in all processes but the
-        first.
+        Ultralytics' metrics and ``classes``, see :data:`tskd_yolo.hashing.METRICS`, of boxes whatever the task;
+        nothing in all processes but the first.
     """
     own = engine_arguments(args)
     own.plots = own.save_json = own.save_txt = own.save_crop = False
     with tempfile.TemporaryDirectory() as folder:
-        validator = DetectionValidator(loader, save_dir=Path(folder), args=own)
+        validator = tasks.VALIDATORS[args.task](loader, save_dir=Path(folder), args=own)
         metrics = validator(model=model.float().eval())
     return {**metrics, "classes": class_scores(validator)} if metrics else {}
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer as OBBEngine
+from ultralytics.models.yolo.pose import PoseTrainer as PoseEngine
+from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -18,7 +21,7 @@ from tskd_yolo.distill import cache
 from tskd_yolo.distill.balance import schedule
 from tskd_yolo.distill.distiller import Distiller, Trial
 from tskd_yolo.rng import undisturbed
-from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary
+from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary, tasks
 from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.engine import engine_arguments
 from tskd_yolo.train.giving_way import GivingWayMixin
@@ -61,6 +64,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
                 self._complete = checkpoints.find(overrides)
             else:
                 self._teacher = checks.check({**base, "trust": False}, overrides)
+                tasks.become(self, overrides["task"])
             processes.name_devices(overrides)
             overrides.pop("trust", None)
             super().__init__(base, overrides, _callbacks)
@@ -197,7 +201,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
         """The validation images at the size at which the teacher sees images."""
         if not self.config.teacher_imgsz:
             return self.test_loader
-        batch = self.batch_size // max(self.world_size, 1) * 2
+        batch = self.batch_size // max(self.world_size, 1) * (1 if self.args.task == "obb" else 2)  # as the engine does
         with compat.swapped(self.args, "imgsz", self.config.teacher_imgsz):
             return self.get_dataloader(self.data["val"], batch_size=batch, rank=LOCAL_RANK, mode="val")
 
@@ -239,7 +243,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
         self.distiller.factor = schedule(progress, epochs=self.epochs, ramp=self.config.ramp, fade=self.config.fade)
         teacher_images = batch["img"]
         if self.config.teacher_imgsz:
-            batch["img"] = prepare.reduced(teacher_images, self.args.imgsz)
+            batch = prepare.reduced_batch(batch, self.args.imgsz)
         self.distiller.attach(unwrap_model(self.model), batch["img"], batch, teacher_images)
         return batch
 
@@ -275,9 +279,24 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
 
 
 class Trainer(DistillationMixin, DetectionTrainer):
-    """Trains a detector from a larger one.
+    """Trains a model from a larger one of the same task: detect, segment, pose or obb, as the model has it.
+
+    It is made for detect. Where the model turns out to be one for another task it becomes the class below with the
+    engine of that task.
 
     Examples:
         >>> Trainer(data="neu.yaml", teacher="teacher.pt", model="yolo11n.pt", epochs=100).train()
         >>> tskd_yolo.load("yolo11n.pt").train(trainer=Trainer, data="neu.yaml", teacher="teacher.pt", epochs=100)
     """
+
+
+class SegmentTrainer(Trainer, SegmentationTrainer):
+    """:class:`Trainer` for segment: masks are left to the task's own loss."""
+
+
+class PoseTrainer(Trainer, PoseEngine):
+    """:class:`Trainer` for pose: key points are left to the task's own loss."""
+
+
+class OBBTrainer(Trainer, OBBEngine):
+    """:class:`Trainer` for obb: angles are left to the task's own loss."""
