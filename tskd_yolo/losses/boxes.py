@@ -1,4 +1,4 @@
-"""Annotated boxes on a grid: the cells they cover, foreground and background, instances cut out.
+"""Boxes on a grid: the cells they cover, foreground and background, instances cut out.
 
 Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
 Computers in Industry 166 (2025) 104252.
@@ -17,19 +17,24 @@ _CHUNK = 1 << 24
 
 
 class Boxes(NamedTuple):
-    """The annotated boxes of a batch.
+    """The annotated boxes of a batch, and of images without labels those that the teacher sees.
 
     Shapes:
         xyxy: ``(K, 4)`` corners in pixels of the tensor the network sees.
         image: ``(K,)`` which image of the batch a box belongs to.
+        weight: ``(K,)`` how much a box counts, from 0 (not at all) to 1; None where all are annotated and count fully.
     Units:
-        images: number of images in the batch; size: (height, width) of the network's input in pixels.
+        images: number of images in the batch; size: (height, width) of the network's input in pixels;
+        annotated: how many boxes, the first ones, are annotated; those after them lie in other images, the most
+        confident of each image first.
     """
 
     xyxy: Tensor
     image: Tensor
     images: int
     size: tuple[int, int]
+    weight: Tensor | None = None
+    annotated: int = 0
 
 
 class Masks(NamedTuple):
@@ -54,7 +59,7 @@ def covered(boxes: Boxes, height: int, width: int, spatial_step: int = 1) -> Mas
     """Foreground, the part of every cell that boxes cover (of several the largest), and background, the rest of it.
 
     All of a region weighs alike, and no box on a cell is too small to be felt: weights are from 0 to 1, one for a whole
-    cell.
+    cell. A box that counts in part covers its cells in part.
 
     Args:
         boxes: The boxes.
@@ -65,6 +70,9 @@ def covered(boxes: Boxes, height: int, width: int, spatial_step: int = 1) -> Mas
     x1, y1, x2, y2 = boxes.xyxy.float().unbind(1)
     rows = _overlap(y1, y2, height, boxes.size[0])[:, ::spatial_step]  # (K, H)
     columns = _overlap(x1, x2, width, boxes.size[1])[:, ::spatial_step]  # (K, W)
+
+    if boxes.weight is not None:
+        rows = rows * boxes.weight.unsqueeze(1)
 
     def weights(part: slice) -> Tensor:
         return (rows[part].unsqueeze(2) * columns[part].unsqueeze(1)).flatten(1)
@@ -104,11 +112,12 @@ def largest_weight(boxes: Boxes, weights: Callable[[slice], Tensor], count: int)
 def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
     """At most ``most`` boxes of each image, evenly spaced in their order, in as many slots per image.
 
-    A fixed number of slots makes products over a batch out of what would be sums over boxes. No random number is used,
-    no device is asked.
+    Of boxes that are not annotated the first ones are taken, which are the most confident. A fixed number of slots
+    makes products over a batch out of what would be sums over boxes. No random number is used, no device is asked.
 
     Returns:
-        ``images * most`` boxes, empty where a slot stays free, and which slots are valid, ``(images, most)``.
+        ``images * most`` boxes, empty where a slot stays free, and which slots are valid, ``(images, most)``: a box
+        that counts in part is valid in part.
     """
     image = boxes.image.long()
     own = (image.unsqueeze(1) == torch.arange(boxes.images, device=image.device)).long()  # (K, N)
@@ -116,9 +125,13 @@ def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
     count = own.sum(dim=0)[image].clamp(min=most)
     slot = rank * most // count
     first = slot != (rank - 1) * most // count
+    if boxes.weight is not None:
+        slot[boxes.annotated :] = rank[boxes.annotated :]
+        first[boxes.annotated :] = rank[boxes.annotated :] < most
     place = torch.where(first, image * most + slot, boxes.images * most)  # the last place is nobody's
     corners = boxes.xyxy.new_zeros(boxes.images * most + 1, 4, dtype=torch.float32)
-    valid = corners.new_zeros(len(corners)).index_fill(0, place, 1)[:-1]
+    weight = corners.new_ones(len(place)) if boxes.weight is None else boxes.weight.float()
+    valid = corners.new_zeros(len(corners)).index_copy(0, place, weight)[:-1]
     corners = corners.index_copy(0, place, boxes.xyxy.float())[:-1]
     owner = torch.arange(boxes.images, device=image.device).repeat_interleave(most)
     return boxes._replace(xyxy=corners, image=owner), valid.view(boxes.images, most)
