@@ -183,8 +183,9 @@ def images(sources: Sequence[str], *, suffixes: Iterable[str], kept: Callable[[s
         kept: A file for what cannot be written beside its folder, by its name.
 
     Raises:
-        ConfigError: If there is none.
+        ConfigError: If there is none, or one of the sources is not there.
     """
+    sources = absolute(sources)
     wanted = frozenset(suffixes)
     found: list[Folder] = []
     for source in sources:
@@ -202,9 +203,7 @@ def images(sources: Sequence[str], *, suffixes: Iterable[str], kept: Callable[[s
     return together
 
 
-def keep_heads(
-    paths: Paths, sources: Sequence[str], *, suffixes: Iterable[str], kept: Callable[[str], Path]
-) -> None:
+def keep_heads(paths: Paths, sources: Sequence[str], *, suffixes: Iterable[str], kept: Callable[[str], Path]) -> None:
     """Writes down what :meth:`Paths.same_as` has read of files, in the indexes of the folders among the sources."""
     for source in filter(os.path.isdir, sources):
         below = [folder for folder in paths.folders if folder.path == source or folder.path.startswith(source + os.sep)]

@@ -242,9 +242,7 @@ class Flow:
         )
 
 
-def joined(
-    batch: Mapping[str, Any], other: Mapping[str, Any], device: torch.device, views: int = 0
-) -> dict[str, Any]:
+def joined(batch: Mapping[str, Any], other: Mapping[str, Any], device: torch.device, views: int = 0) -> dict[str, Any]:
     """One batch of labelled images and others, in this order; ``labelled`` counts the first.
 
     Args:

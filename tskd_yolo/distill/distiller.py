@@ -16,10 +16,11 @@ from tskd_yolo.distill.features import Capture, HeadReader, TeacherOutputs, chan
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.distill.panel import Panel
+from tskd_yolo.distill.regions import Seer
 from tskd_yolo.distill.sources import MapSource
 from tskd_yolo.distill.step import Losses, Readers, Step
 from tskd_yolo.distill.teacher import Teacher
-from tskd_yolo.distill.terms import VARIANTS, HeadTerm, Term, Terms
+from tskd_yolo.distill.terms import VARIANTS, HeadTerm, ResponseTerm, Term, Terms
 from tskd_yolo.rng import undisturbed
 
 Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], TeacherOutputs]], TeacherOutputs]
@@ -74,6 +75,9 @@ class Distiller:
         """Of terms that have a weight, but that this student and this teacher have none of, why."""
         self.terms = self._available(variant.terms(self.panel, config))
         self._responses = any(isinstance(term, HeadTerm) for term in self.terms)
+        self.seer: Seer | None = None
+        """Tells where the teacher sees objects in images without labels, in a run that has some."""
+        self._asked: list[Any] = []
         self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""
         self.panel.listen(self._responses)
@@ -158,6 +162,20 @@ class Distiller:
             del self.on[key]
         return keys
 
+    def see(self, thresholds: Tensor, *, pseudo: bool) -> Seer:
+        """From now on batches may hold images without labels, after those that have some.
+
+        Args:
+            thresholds: As of :class:`tskd_yolo.distill.regions.Seer`, with ``pseudo``.
+        """
+        branch = next(iter(self.match.branches))
+        if not self._responses:  # no term reads them
+            self._asked = [ResponseTerm("crd", branch, self.panel)]
+            self.panel.listen(True)
+        device = next(self.teacher.model.parameters()).device
+        self.seer = Seer(thresholds.to(device), branch=branch, strides=self.match.strides, pseudo=pseudo)
+        return self.seer
+
     # One step ---------------------------------------------------------------------------------------------------------
 
     def attach(
@@ -185,7 +203,7 @@ class Distiller:
             teacher = self.cache(shown, batch, outputs)
         elif self.on:
             teacher = outputs(shown)
-        self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add)
+        self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add, seer=self.seer)
         self.step.stand_in(student)
         return self.step
 
@@ -204,7 +222,7 @@ class Distiller:
         """
         size = size or (images.shape[2], images.shape[3])
         asked = [term for term in self.terms if isinstance(term, HeadTerm)]
-        return self.panel.outputs(images, size, self.sources, asked)
+        return self.panel.outputs(images, size, self.sources, asked or self._asked)
 
     def add(
         self, vector: Tensor, items: dict[str, Tensor], losses: Losses, images: int

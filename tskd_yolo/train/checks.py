@@ -29,7 +29,7 @@ from tskd_yolo.distill.feature_model import whole_path
 from tskd_yolo.distill.features import channels
 from tskd_yolo.distill.matching import no_student
 from tskd_yolo.distill.monitor import Monitor
-from tskd_yolo.train import backbone
+from tskd_yolo.train import backbone, unlabelled
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
@@ -78,7 +78,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     if student:
         errors += no_student(student)
     mapping = _classes_map(values, loaded, data["names"], errors)
-    errors += wrong_channels(loaded, data["channels"])
+    errors += [*wrong_channels(loaded, data["channels"]), *unlabelled.wrong_sources(values, overrides)]
     if errors:
         raise ConfigError(errors)
     _tell_students(values)

@@ -23,10 +23,11 @@ from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.engine import engine_arguments
 from tskd_yolo.train.processes import FIRST
 from tskd_yolo.train.resumable import ResumableMixin
+from tskd_yolo.train.unlabelled import UnlabelledMixin
 
 
 @hooks.noting
-class DistillationMixin(ResumableMixin, BackboneMixin):
+class DistillationMixin(ResumableMixin, BackboneMixin, UnlabelledMixin):
     """Adds a teacher to an Ultralytics trainer.
 
     The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass
@@ -86,7 +87,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
             return dataset
         views = Views(dataset, self.config.views, self.args.seed)
         if self._cache is not None:  # after a step that ran out of memory, a smaller batch has a new set
-            views.store = self._cache.store
+            views.store = self._cache.stores[0]
         return views
 
     def _image_size(self, mode: str) -> int:
@@ -177,6 +178,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
             taught = summary.teacher_scores(self.distiller, **given)
             if len(taught) > 1:  # before the cache: what they say together depends on it
                 summary.weigh_teachers(self.distiller, taught, processes=self._processes)
+            self._see_others(self.distiller)
             self._open_cache(self.distiller)
             self.facts = summary.log_summary(
                 self.distiller,
@@ -188,6 +190,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
                 processes=self._processes,
                 taught=taught,
             )
+            self._doubt_others(self.distiller)
             finest = min(self.distiller.readers.head.strides)
             summary.log_data(self.train_loader.dataset, self.test_loader.dataset, args=self.args, stride=finest)
 
@@ -202,7 +205,12 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
     def _open_cache(self, distiller: Distiller) -> None:
         if self.config.teacher_cache:
             self._cache = prepare.keep_teacher_outputs(
-                distiller, self.train_loader.dataset, args=self.args, epochs=self.epochs, processes=self._processes
+                distiller,
+                self.train_loader.dataset,
+                args=self.args,
+                epochs=self.epochs,
+                processes=self._processes,
+                others=self._flow.views if self._flow is not None else None,
             )
 
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
@@ -216,6 +224,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin):
         if self.distiller is None:
             return
         checks.report_epoch(self.distiller.monitor, self._processes)
+        self._tell_others(self.distiller)
         if FIRST:  # validation, where there is one, makes the metrics anew
             self.metrics.update(self.distiller.monitor.columns())
         if self._steps > 1 and not self._first_epoch_checked:  # warm-up takes the first step at a rate of 0
