@@ -8,6 +8,7 @@ not notice is an image that is written anew in place, under its old name.
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import json
 import logging
@@ -104,6 +105,14 @@ class Paths(Sequence[str]):
     def sizes(self) -> np.ndarray:
         """Of all files in bytes, whether they count or not."""
         return np.concatenate([np.zeros(0, np.int64), *(folder.sizes for folder in self.folders)])
+
+    def digest(self) -> str:
+        """A hash over the names and sizes of all files; where a folder lies does not count."""
+        hashed = hashlib.sha256()
+        for folder in self.folders:
+            for array in (folder.names, folder.ends, folder.sizes):
+                hashed.update(array.tobytes())
+        return hashed.hexdigest()
 
     def without(self, numbers: Iterable[int]) -> Paths:
         """The same without some images."""
@@ -336,7 +345,7 @@ def _write(root: str, folders: Sequence[Folder], kept: Callable[[str], Path], su
     rows = [[f.path, f.changed, f.below, len(f.ends), len(f.names)] for f in folders]
     head = {"format": FORMAT, "root": root, "suffixes": sorted(suffixes), "folders": rows}
     buffer = io.BytesIO()
-    arrays = {name: np.concatenate([getattr(folder, name) for folder in folders]) for name in _ARRAYS}
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(f, name) for f in folders]) for name in _ARRAYS}
     np.savez(buffer, head=np.frombuffer(json.dumps(head).encode(), np.uint8), **arrays)
     beside, elsewhere = _places(root, kept)
     try:

@@ -12,7 +12,6 @@ import torch
 from torch.utils.data import DataLoader
 from ultralytics.data.dataset import YOLODataset
 
-from tskd_yolo.data.index import Paths
 from tskd_yolo.data.views import Views
 
 TRIES = 32
@@ -38,13 +37,14 @@ class UnlabelledSet(YOLODataset):
 
     def __init__(self, files: Sequence[str], *, data: Mapping[str, Any], args: Any, imgsz: int) -> None:
         # Not the engine's own: it lists, opens and remembers every image.
-        self.im_files, self.labels, self.data = files, _Nothing(files), dict(data)
-        self.imgsz, self.channels, self.single_cls, self.prefix = imgsz, int(data["channels"]), False, "unlabelled: "
+        own: dict[str, Any] = dict(im_files=files, labels=_Nothing(files), data=dict(data))
+        own |= dict.fromkeys(("ims", "im_hw0", "im_hw", "npy_files"), _Absent())
+        vars(self).update(own)
+        self.side = self.imgsz = imgsz
+        self.channels, self.single_cls, self.prefix = int(data["channels"]), False, "unlabelled: "
         self.cv2_flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(self.channels, cv2.IMREAD_UNCHANGED)
         self.use_segments = self.use_keypoints = self.use_obb = self.rect = False
         self.augment, self.ni = True, len(files)
-        self.ims = self.im_hw0 = self.im_hw = _Absent()
-        self.npy_files = _Absent()
         self.cache = "ram"  # to the engine: no image is remembered, and partners come from the whole set
         self.buffer: list[int] = []
         self.unreadable: list[str] = []
@@ -70,9 +70,9 @@ class UnlabelledSet(YOLODataset):
                 break
             self.unreadable.append(file)
         else:
-            image = np.full((self.imgsz, self.imgsz, self.channels), 114, np.uint8)
+            image = np.full((self.side, self.side, self.channels), 114, np.uint8)
         size = image.shape[:2]
-        image = _fitted(image, self.imgsz)
+        image = _fitted(image, self.side)
         return image, size, image.shape[:2]
 
     @staticmethod
@@ -233,7 +233,7 @@ class Flow:
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(
             self.views,  # type: ignore[arg-type]
-            batch_sampler=self.stream,  # type: ignore[arg-type]
+            batch_sampler=self.stream,
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
             collate_fn=self.views.collate_fn,

@@ -47,6 +47,11 @@ class Distiller:
         ConfigError: If the teachers cannot be asked together.
     """
 
+    seer: Seer | None = None
+    """Tells where the teacher sees objects in images without labels, in a run that has some."""
+    _asked: Sequence[Any] = ()
+    """What reads responses for it, where no term does."""
+
     def __init__(
         self,
         *,
@@ -75,13 +80,10 @@ class Distiller:
         """Of terms that have a weight, but that this student and this teacher have none of, why."""
         self.terms = self._available(variant.terms(self.panel, config))
         self._responses = any(isinstance(term, HeadTerm) for term in self.terms)
-        self.seer: Seer | None = None
-        """Tells where the teacher sees objects in images without labels, in a run that has some."""
-        self._asked: list[Any] = []
         self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""
         self.panel.listen(self._responses)
-        self.readers = self._readers(student)
+        self.readers = self.readers_of(student)
         device = next(student.parameters()).device
         with undisturbed():
             torch.manual_seed(seed)
@@ -103,7 +105,8 @@ class Distiller:
                 found += terms
         return found
 
-    def _readers(self, student: Any) -> Readers:
+    def readers_of(self, student: Any) -> Readers:
+        """How the passes of the student are read, or of a copy of it."""
         head = HeadReader(student.model[-1], self._responses, self.match.entry_stage)
         return Readers(head, self.match.stages.of(student), self.match.strides, self.match.answering)
 
@@ -259,24 +262,6 @@ class Distiller:
         for term in self.terms:
             term.guard.counting = True
 
-    def trial(self, student: Any, images: Tensor) -> tuple[Any, ...]:
-        """Predictions and terms of a copy of the student on images without boxes."""
-        scaled = [round(side * self.match.scale) for side in images.shape[2:]]
-        shown = images.detach() if self.match.scale == 1 else nn.functional.interpolate(images.detach(), scaled)
-        teacher = self.teacher_outputs(shown, size=(images.shape[2], images.shape[3]))
-        step = Step(readers=self._readers(student), terms=self.active, teacher=teacher, add=self.add)
-        try:
-            predictions = student(images)
-            none = images.new_zeros(0)
-            batch = {"img": images, "bboxes": none.view(0, 4), "batch_idx": none}
-            values = step.losses(step.read(predictions), batch).values
-            return predictions, [term.guard.leave(values[term.name]) for term in self.active]
-        finally:
-            step.close()
-            for term in self.terms:
-                term.guard.collect()
-            self.balance.collect()
-
     # Across runs ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -312,4 +297,21 @@ class Trial(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Any, ...]:
         """``(N, 3, H, W)`` images -> predictions and terms, without boxes."""
-        return self._distiller[0].trial(self.student, images)
+        (distiller,), size = self._distiller, (images.shape[2], images.shape[3])
+        scale, shown = distiller.match.scale, images.detach()
+        if scale != 1:
+            shown = nn.functional.interpolate(shown, [round(side * scale) for side in size])
+        teacher = distiller.teacher_outputs(shown, size=size)
+        readers = distiller.readers_of(self.student)
+        step = Step(readers=readers, terms=distiller.active, teacher=teacher, add=distiller.add)
+        try:
+            predictions = self.student(images)
+            none = images.new_zeros(0)
+            batch = {"img": images, "bboxes": none.view(0, 4), "batch_idx": none}
+            values = step.losses(step.read(predictions), batch).values
+            return predictions, [term.guard.leave(values[term.name]) for term in distiller.active]
+        finally:
+            step.close()
+            for term in distiller.terms:
+                term.guard.collect()
+            distiller.balance.collect()

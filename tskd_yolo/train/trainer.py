@@ -204,14 +204,9 @@ class DistillationMixin(ResumableMixin, BackboneMixin, UnlabelledMixin):
 
     def _open_cache(self, distiller: Distiller) -> None:
         if self.config.teacher_cache:
-            self._cache = prepare.keep_teacher_outputs(
-                distiller,
-                self.train_loader.dataset,
-                args=self.args,
-                epochs=self.epochs,
-                processes=self._processes,
-                others=self._flow.views if self._flow is not None else None,
-            )
+            given: dict[str, Any] = dict(args=self.args, epochs=self.epochs, processes=self._processes)
+            others = self._flow.views if self._flow is not None else None
+            self._cache = prepare.keep_teacher_outputs(distiller, self.train_loader.dataset, others=others, **given)
 
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
 

@@ -19,8 +19,8 @@ from ultralytics.utils.patches import imread
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
 from tskd_yolo import compat, confidence, config, hashing
-from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.confidence import Confidence
+from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data import index
 from tskd_yolo.data.index import Paths
 from tskd_yolo.data.unlabelled import Flow, UnlabelledSet, joined, parts
@@ -131,7 +131,7 @@ def look(files: Sequence[str], *, side: int, channels: int, device: torch.device
                 image = None
             if image is not None:
                 names.append(file)
-                images.append(np.atleast_3d(fit(image=image))[..., ::-1].transpose(2, 0, 1))
+                images.append(np.atleast_3d(np.asarray(fit(image=image)))[..., ::-1].transpose(2, 0, 1))
         if images:
             yield names, torch.from_numpy(np.stack(images)).to(device).float() / 255
 
@@ -167,13 +167,12 @@ class UnlabelledMixin(Engine):
     distiller: Distiller | None
     facts: Facts | None
     batches: int
-    _processes: Processes
     _flow: Flow | None = None
     """Gives the images without labels of each step."""
+    _total: int
+    """Images of a batch, of both kinds and all processes."""
     _others: Paths | None = None
     """The images without labels, without those that are in train or val."""
-    _told: set[str]
-    """Names of images that could not be read, as far as they were told."""
 
     # Data -------------------------------------------------------------------------------------------------------------
 
@@ -203,7 +202,8 @@ class UnlabelledMixin(Engine):
         """Processes that read labelled images, and others."""
         devices = torch.cuda.device_count() if self.device.type == "cuda" else 1
         workers = min(int(self.args.workers), (os.cpu_count() or 1) // max(devices, 1))
-        return tuple(parts(workers, self.config.unlabelled_share)) if workers > 0 else (0, 0)
+        mine = parts(workers, self.config.unlabelled_share)
+        return (mine.labelled, mine.unlabelled) if workers > 0 else (0, 0)
 
     def _new_flow(self, batch: int) -> Flow:
         dataset = UnlabelledSet(
@@ -270,7 +270,7 @@ class UnlabelledMixin(Engine):
         found = self._confidence(distiller.teacher) if FIRST else None
         count = len(distiller.teacher.classes.names)
         thresholds = torch.tensor(found.thresholds if found else [confidence.NEVER] * count, device=self.device)
-        self._processes.broadcast([thresholds])
+        _processes(self).broadcast([thresholds])
         distiller.see(thresholds, pseudo=self.config.pseudo)
         self._scores = found
 
@@ -326,7 +326,7 @@ class UnlabelledMixin(Engine):
         told = vars(self).setdefault("_told", set())
         new = [name for name in self._flow.missing if name not in told]
         told.update(new)
-        images, boxes, sure, count = self._processes.total([*distiller.seer.collect(), float(len(new))])
+        images, boxes, sure, count = _processes(self).total([*distiller.seer.collect(), float(len(new))])
         if images:
             LOGGER.info(
                 f"{colorstr('tskd-yolo:')} on images without labels the teacher saw {boxes / images:.1f} boxes an "
@@ -336,3 +336,6 @@ class UnlabelledMixin(Engine):
             names = ", ".join(Path(name).name for name in new[:NAMED])
             LOGGER.warning(f"unlabelled: {count:.0f} images cannot be read, others stand in their place: {names}.")
 
+
+def _processes(trainer: Engine) -> Processes:
+    return Processes(max(trainer.world_size, 1), trainer.device)
