@@ -49,8 +49,7 @@ class Distiller:
 
     seer: Seer | None = None
     """Tells where the teacher sees objects in images without labels, in a run that has some."""
-    _asked: Sequence[Any] = ()
-    """What reads responses for it, where no term does."""
+    _asked: Sequence[Any] = ()  # what reads responses for it, where no term does
 
     def __init__(
         self,
