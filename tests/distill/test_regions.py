@@ -101,7 +101,7 @@ def predicted(student, images, part: slice | None = None):
     found = found if part is None else rows(found, part)
     for branch in branches(found):
         for key in ("boxes", "scores"):
-            branch[key] = branch[key].clone().requires_grad_()
+            branch[key] = branch[key].detach().clone().requires_grad_()
     return found
 
 

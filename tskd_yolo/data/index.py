@@ -321,7 +321,14 @@ def _read(root: str, suffixes: frozenset[str], kept: Callable[[str], Path]) -> l
                 arrays = {name: found[name] for name in _ARRAYS}
             if (head["format"], head["root"], head["suffixes"]) == (FORMAT, root, sorted(suffixes)):
                 return _cut(head["folders"], arrays)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # none, or damaged: it is made anew
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            zipfile.BadZipFile,
+        ):  # none, or damaged: it is made anew
             continue
     return []
 
