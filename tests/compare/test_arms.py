@@ -92,7 +92,7 @@ def test_every_built_in_arm_is_described():
     assert len({described(arm) for arm in BUILT_IN}) == len(BUILT_IN)
 
 
-def test_images_without_labels_are_for_their_arm_and_those_that_ask(files, tmp_path):
+def test_images_without_labels_are_for_the_arms_that_ask(files, tmp_path):
     folder = tmp_path / "others"
     folder.mkdir()
     mine = {"mine": {"pseudo": True}, "short": {"epochs": 2}}

@@ -1,4 +1,4 @@
-"""The index of a folder of images: what of it is read again, what it leaves out, and what it does when it is damaged."""
+"""The index of a folder of images: what is read again, what is left out, and what becomes of a damaged one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_damaged_index_is_made_anew(content, root):
     assert opened(root).read == 3 and opened(root).read == 0
 
 
-def test_an_index_that_cannot_lie_beside_its_folder_is_kept_elsewhere(root, monkeypatch):
+def test_an_index_that_cannot_lie_beside_is_kept_elsewhere(root, monkeypatch):
     whole = files.replace
 
     def refusing(path, data):
@@ -144,6 +144,7 @@ def test_images_of_equal_content_are_found_and_little_is_read(root, tmp_path, mo
     monkeypatch.setattr(index, "_head", lambda file: (heads.append(file), head(file))[1])
     paths = found(root)
     same = paths.same_as([str(tmp_path / "train.jpg"), str(tmp_path / "long.jpg"), str(tmp_path / "gone.jpg")])
+    assert paths.heads_read == 2, "two of that size"
     assert same == {3: str(tmp_path / "train.jpg")} and str(root / ALL[0]) not in heads
     rest = paths.without(same)
     assert names(root, rest) == [name for name in ALL if name != ALL[3]]

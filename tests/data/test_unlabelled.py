@@ -60,7 +60,7 @@ def test_every_pass_has_every_image_and_each_process_its_own(pictures, data):
 
 
 @pytest.mark.slow
-def test_a_step_has_the_same_images_whoever_reads_them_and_when(pictures, data):
+def test_a_step_has_the_same_images_whoever_reads_them(pictures, data):
     first = flow(pictures, data)
     batches = [first.batch(step) for step in range(4)]
     later, two = flow(pictures, data), flow(pictures, data, workers=2)

@@ -111,7 +111,7 @@ def branches(predictions: dict) -> list[dict]:
 
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
 @pytest.mark.parametrize("boxes", [0, 4])
-def test_the_detection_loss_is_the_same_with_or_without_others(boxes, model, kind, files):
+def test_detection_is_the_same_with_or_without_others(boxes, model, kind, files):
     student, batch = make_student(model), joint(boxes=boxes)
     distiller = make(student, files[kind])
     distiller.see(torch.full((3,), 0.5), pseudo=False)

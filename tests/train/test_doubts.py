@@ -67,7 +67,7 @@ def test_data_is_looked_at_without_decoding_a_picture(tmp_path):
 # Images without labels ------------------------------------------------------------------------------------------------
 
 
-def test_images_that_are_in_a_split_are_counted_and_val_is_a_warning():
+def test_images_in_a_split_are_counted_and_val_is_a_warning():
     assert doubts.of_leaks({"train": [], "val": []}) == []
     note, warning = doubts.of_leaks({"train": [("u/a.png", "t/b.png")], "val": [("u/c.png", "v/d.png")] * 3})
     assert (note.level, note.remedy) == ("note", "") and note.reason.startswith("1 images are in train too")
@@ -75,7 +75,7 @@ def test_images_that_are_in_a_split_are_counted_and_val_is_a_warning():
     assert warning.reason.endswith("(such as c.png, in val d.png)")
 
 
-def test_images_unlike_the_training_set_are_warned_of_with_examples():
+def test_images_unlike_the_training_set_are_warned_of():
     own, names = np.linspace(1, 2, 100), [f"x/{i}.png" for i in range(100)]
     assert doubts.of_likeness(Distances(own, own + 0.1), names) == []
     (found,) = doubts.of_likeness(Distances(own, own * 3), names)

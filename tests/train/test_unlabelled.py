@@ -126,7 +126,7 @@ def test_a_teacher_that_sees_nothing_is_refused():
 # What is said ---------------------------------------------------------------------------------------------------------
 
 
-def test_images_of_train_and_val_are_left_out_and_val_is_warned_of(others, data):
+def test_images_of_a_split_are_left_out_and_val_is_warned_of(others, data):
     train, val = (
         sorted(map(str, (data.parent / "set" / "images" / split).iterdir())) for split in ("train", "val")
     )  # fmt: skip
@@ -136,7 +136,7 @@ def test_images_of_train_and_val_are_left_out_and_val_is_warned_of(others, data)
     assert found[1].reason.startswith("1 images are in val too, by content, and are left out (such as in_val.png, in")
 
 
-def test_a_sample_is_bounded_and_passes_over_what_cannot_be_read(others, monkeypatch):
+def test_a_sample_is_bounded_and_passes_over_the_unreadable(others, monkeypatch):
     monkeypatch.setattr(unlabelled, "BATCH", 4)
     how = dict(side=64, channels=3, device=torch.device("cpu"))
     parts = list(look(paths(others), **how))
@@ -171,11 +171,11 @@ def seen(trainer: Trainer) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(tmp_path, data, teacher, others, no_end):
+def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(tmp_path, few, teacher, others, at_hand, no_end):
     def run(name: str, stop: bool = False):
         (tmp_path / name).mkdir()
-        given = dict(teacher=str(teacher), unlabelled=str(others), epochs=2, close_mosaic=1, batch=6, pseudo=True)
-        trainer = Trainer(**settings(tmp_path / name, data, **given, unlabelled_share=0.34))
+        given = dict(teacher=str(teacher), unlabelled=str(others), epochs=2, close_mosaic=1, batch=5, pseudo=True)
+        trainer = Trainer(**settings(tmp_path / name, few, **given, unlabelled_share=0.6, val=False))
 
         def end(trainer):
             if stop and trainer.epoch == 0:
@@ -188,10 +188,10 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(tmp_path, data, teach
     expected, begun = seen(whole), seen(stopped)
     with logged() as lines:
         whole.train()
-    assert (whole.batch_size, whole.args.batch, whole.accumulate) == (4, 6, 1) and len(expected) == 4
+    assert (whole.batch_size, whole.args.batch, whole.accumulate) == (2, 5, 2) and len(expected) == 4
     (told,) = [line for line in lines if "cannot be read" in line]
     assert "unlabelled: 1 images cannot be read, others stand in their place: bad.png" in told
-    assert any("10 without labels, 2 of the 6 in a batch" in line for line in lines)
+    assert any("without labels, 3 of the 5 in a batch" in line for line in lines)
     with pytest.raises(Stop):
         stopped.train()
     again = Trainer(resume=str(tmp_path / "stopped" / "run" / "weights" / "last.pt"))
@@ -221,3 +221,37 @@ def test_check_says_what_speaks_against_them(tmp_path, data, teacher, others, mo
     main(["check", *(f"{key}={value}" for key, value in given.items()), "out=found"])
     said = (tmp_path / "found" / "check.json").read_text()
     assert "1 images are in val too, by content" in said and "no score of the teacher has a precision of 0.9" in said
+
+
+class Engine:
+    """An engine that notes with which batch it builds its loaders."""
+
+    def __init__(self, batch: int, world: int) -> None:
+        self.args, self.batch_size, self.world_size = SimpleNamespace(batch=batch), batch, world
+        self.distiller, self.built = object(), []
+
+    def _build_train_pipeline(self) -> None:
+        self.built.append(self.batch_size)
+
+
+class Run(unlabelled.UnlabelledMixin, Engine):
+    config = SimpleNamespace(unlabelled=["x"], unlabelled_share=0.5)
+
+    def _new_flow(self, batch: int) -> SimpleNamespace:
+        self.others = batch
+        return SimpleNamespace(close=lambda: None)
+
+
+@pytest.mark.parametrize(("batch", "world", "built", "others"), [(32, 1, 16, 16), (32, 2, 16, 8), (5, 1, 3, 2)])
+def test_the_engine_counts_labelled_images(batch, world, built, others):
+    run = Run(batch, world)
+    run._build_train_pipeline()
+    assert (run.built, run.others, run.args.batch) == ([built], others, batch)
+
+
+def test_a_step_that_was_too_large_is_halved_and_not_quartered():
+    run = Run(32, 1)
+    run._build_train_pipeline()
+    run.args.batch = run.batch_size = run.batch_size // 2  # as the engine does
+    run._build_train_pipeline()
+    assert (run.built, run.others, run.args.batch) == ([16, 8], 8, 16)

@@ -81,6 +81,8 @@ class Paths(Sequence[str]):
     def __init__(self, folders: Sequence[Folder], kept: np.ndarray | None = None) -> None:
         self.folders = list(folders)
         self._ends = np.cumsum([len(folder.ends) for folder in self.folders], dtype=np.int64)
+        self.heads_read = 0
+        """Of so many files the beginning was read, which the index does not know yet."""
         self.kept = np.arange(self._ends[-1] if len(self._ends) else 0) if kept is None else kept
 
     def __len__(self) -> int:
@@ -139,6 +141,7 @@ class Paths(Sequence[str]):
         place = int(np.searchsorted(self._ends, number, side="right"))
         heads, i = self.folders[place].heads, number - (int(self._ends[place - 1]) if place else 0)
         if not heads[i]:
+            self.heads_read += 1
             heads[i] = _head(self.file(number))
         return int(heads[i])
 

@@ -126,7 +126,8 @@ class Seer:
         target: Any = teacher.responses[self.branch]
         points, _ = self.points(size, target.scores.device)
         least = self.strides[min(1, len(self.strides) - 1)]
-        place = ignored(target.scores[labelled:].float(), seen, points, least)
+        with torch.autocast(points.device.type, enabled=False):
+            place = ignored(target.scores[labelled:].float(), seen, points, least)
         vector, _ = criterion(without(predictions, place), pseudo_batch(batch, seen, labelled, size))
         return vector
 

@@ -130,7 +130,8 @@ class Step:
         """What the teacher sees in the images without labels; None where there are none."""
         if self.seer is None or self.teacher is None or labelled == len(batch["img"]):
             return None
-        return self.seer(self.teacher, labelled, (batch["img"].shape[2], batch["img"].shape[3]))
+        with torch.autocast(batch["img"].device.type, enabled=False):
+            return self.seer(self.teacher, labelled, (batch["img"].shape[2], batch["img"].shape[3]))
 
     def _pseudo(self, predictions: Any, batch: dict[str, Tensor], seen: Regions | None) -> Tensor | None:
         """The detection loss on what it is sure of there, where that is wanted."""

@@ -169,7 +169,7 @@ class UnlabelledMixin(Engine):
     batches: int
     _flow: Flow | None = None
     """Gives the images without labels of each step."""
-    _total: int
+    _total: int = 0
     """Images of a batch, of both kinds and all processes."""
     _others: Paths | None = None
     """The images without labels, without those that are in train or val."""
@@ -230,7 +230,8 @@ class UnlabelledMixin(Engine):
             found = index.images(self.config.unlabelled, **how)
             splits = [list(loader.dataset.im_files) for loader in (self.train_loader, self.test_loader)]
             self._others, self._leaks = left_out(found, *splits)
-            index.keep_heads(found, self.config.unlabelled, **how)
+            if found.heads_read:
+                index.keep_heads(found, self.config.unlabelled, **how)
         if not len(self._others):
             raise ConfigError(
                 [f"unlabelled: all {len(found)} images are in train or val too, and none is left; give others."]
@@ -299,6 +300,7 @@ class UnlabelledMixin(Engine):
             words = ", ".join(f"{c.name} {c.threshold.score:.2f}" for c in found.classes if c.threshold.found)
             rows.append(f"counted   fully from these scores on, at a precision of {found.precision:g}: {words or '-'}")
             rows += [f"counted   {line}" for line in found.told()]
+        rows += [f"left out  {finding.reason}" for finding in self._leaks if finding.level == "note"]
         LOGGER.info("\n" + colorstr("tskd-yolo:") + " images without labels\n  " + "\n  ".join(rows) + "\n")
         size = self.config.teacher_imgsz or self.args.imgsz
         against = [
@@ -327,7 +329,8 @@ class UnlabelledMixin(Engine):
         new = [name for name in self._flow.missing if name not in told]
         told.update(new)
         images, boxes, sure, count = _processes(self).total([*distiller.seer.collect(), float(len(new))])
-        if images:
+        if images and not vars(self).setdefault("_counted", False):  # the teacher does not change
+            self._counted = True
             LOGGER.info(
                 f"{colorstr('tskd-yolo:')} on images without labels the teacher saw {boxes / images:.1f} boxes an "
                 f"image, {sure / images:.1f} of them with the wanted precision."
