@@ -3,7 +3,8 @@
     python benchmarks/index_cost.py --images 100000 --json index_cost.json
 
 The folder holds links to drawn images, spread over folders, as somebody makes it who links to an archive. Each figure
-is in seconds of the clock, the median of ``--times``; the first time is one. ``second`` is with the index and no change,
+is in seconds of the clock, the median of ``--times``; the first time is one. ``second`` is with the index and without
+a change,
 ``changed`` after one of the folders got an image, ``leaks`` is the comparison with a labelled set of 100 of the images
 by content, the first time and again. ``memory`` is what the paths take in this process, in MB.
 """
