@@ -34,7 +34,8 @@ BOTTOM = {
     "rounding",
 }
 MAY_IMPORT = {
-    "cli": {"check", "compare", "train", "demo", *BOTTOM},
+    "cli": {"autolabel", "check", "compare", "train", "demo", *BOTTOM},
+    "autolabel": {"compare", "train", "distill", *BOTTOM},
     "demo": {"train", "data"},
     "check": {"compare", "train", "distill", *BOTTOM},
     "compare": {"train", "distill", "losses", *BOTTOM},

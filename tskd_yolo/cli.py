@@ -1,7 +1,7 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train``, ``check``, ``compare``, ``convert`` and ``demo`` are ours, and the page of ``val``; every other mode goes to
-Ultralytics' entry point, after names of our data sets were resolved.
+``train``, ``check``, ``compare``, ``convert``, ``autolabel`` and ``demo`` are ours, and the page of ``val``; every
+other mode goes to Ultralytics' entry point, after names of our data sets were resolved.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       val=0.2 test=0 are shares, drawn by the images' content. skip leaves bad files and boxes out instead of stopping.
       background: images without an annotation show no defect. min_area=10: smaller regions of a mask are left out.
       names=a,b orders the classes
+  tskd-yolo autolabel teacher=teacher.pt source=IMAGES out=FOLDER data=neu.yaml [precision=0.9] [augment=True]
+          [imgsz=640] [batch=16] [device=0] [export=cvat,labelstudio] [classes_map=file.yaml]
+      a teacher's labels for images that have none, as a data set: what it is sure of, by a threshold per class that is
+      measured on the val images of data= for a precision, or by one conf= for all; teacher=[a.pt,b.pt] are fused.
+      Scores are kept, uncertain.csv says what to review, autolabel.html shows it; the same command goes on
   tskd-yolo demo [out=runs/demo] [seed=0]
       the whole way on drawn images, in minutes
   tskd-yolo help | version
@@ -98,7 +103,7 @@ def _run(arguments: list[str]) -> int:
     first = words[0] if words else "help"
     commands: dict[str, Callable[[list[str]], int]] = {
         "help": _help, "h": _help, "version": _version, "v": _version, "convert": _convert, "demo": _demo,
-        "tune": _tune, "check": _check, "compare": _compare,
+        "tune": _tune, "check": _check, "compare": _compare, "autolabel": _autolabel,
     }  # fmt: skip
     if first in commands:
         return commands[first](arguments[1:])
@@ -273,6 +278,19 @@ def _compare(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("tskd-yolo: stopped; the same command goes on with what is left.", file=sys.stderr)
         return 130
+
+
+def _autolabel(arguments: list[str]) -> int:
+    from tskd_yolo.autolabel.plan import KEYS
+    from tskd_yolo.autolabel.run import autolabel
+
+    values, errors = parse(arguments, known=KEYS)
+    try:
+        autolabel(errors, **values)
+    except KeyboardInterrupt:
+        print("tskd-yolo: stopped; the same command goes on with what is left.", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _val(arguments: list[str]) -> bool:

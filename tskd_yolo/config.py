@@ -48,6 +48,8 @@ class Config:
     floor: float
     ramp: float
     fade: float
+    give_way: float
+    """Lead of the student, as a part of the teacher's AP, at which the terms have given way; 0 is never."""
     variant: str
     graph: str
     teacher_cache: str | None
@@ -83,7 +85,9 @@ TERMS = tuple(re.findall(r"^(\w+):.*# \(float\) share ", _FILE, flags=re.MULTILI
 """The loss terms, in the order of their columns: the keys of that file whose comment says that they are a share."""
 
 
-_OF_VARIANT: dict[Any, dict[str, Any]] = {"paper": {"balance": "fixed", "drd": 1.0, "ded": 1.0, "crd": 1.0}}
+_OF_VARIANT: dict[Any, dict[str, Any]] = {
+    "paper": {"balance": "fixed", "drd": 1.0, "ded": 1.0, "crd": 1.0, "give_way": 0}
+}
 
 
 def with_variant(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,7 +249,7 @@ def _classes_map(given: Any) -> list[str]:
 
 def _limits(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the balance's numbers."""
-    most = {"cap": _MOST, "floor": _MOST, "ramp": _MOST, "fade": 1.0}
+    most = {"cap": _MOST, "floor": _MOST, "ramp": _MOST, "give_way": _MOST, "fade": 1.0}
     errors = []
     for key, limit in most.items():
         if not _number(values[key]) or not 0 <= values[key] <= limit:
@@ -330,7 +334,7 @@ def build(values: Mapping[str, Any]) -> Config:
         teacher_imgsz=values["teacher_imgsz"] or None,
         classes_map=values["classes_map"] or None,
         balance=values["balance"],
-        **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade")},
+        **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade", "give_way")},
         variant=values["variant"],
         graph=values["graph"],
         teacher_cache=values["teacher_cache"] or None,

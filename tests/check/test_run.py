@@ -19,7 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.helpers import NAMES, make_detector, scanned_data
+from tests.helpers import NAMES, make_detector, scanned_data, timm_file
 from tests.train.model_files import model_file
 from tskd_yolo import hashing
 from tskd_yolo.check import run
@@ -252,3 +252,12 @@ def test_the_short_form_does_not_disturb_what_training_draws(data):
     with undisturbed():
         summary.log_data(*sets, args=args, stride=8)
     assert state() == before
+
+
+def test_a_teacher_without_a_head_lacks_no_classes(place):
+    vit = f"timm:test_vit:{timm_file(place / 'vit.safetensors', 'test_vit')}"
+    given = dict(data=str(place / "tiny.yaml"), model="yolo11n.yaml", imgsz=64, batch=4, workers=0, device="cpu")
+    decided = run.check(teacher=vit, out=str(place / "out"), **given)
+    found = json.loads((place / "out" / "check.json").read_text(encoding="utf-8"))
+    assert decided.code == 1 and not [row for row in found["findings"] if "knows none" in row["reason"]]
+    assert [row for row in found["exceptions"] if "crd       off" in row] and found["cost"]["step"] > 0

@@ -99,7 +99,7 @@ def test_ultralytics_repairs_an_image_and_not_its_original(folder):
 
 
 def test_what_is_there_is_compared_with_what_was_written(folder, monkeypatch):
-    monkeypatch.setattr(dataset, "_link", lambda *_: None)
+    monkeypatch.setattr(dataset, "link_image", lambda *_: None)
 
     with pytest.raises(OSError, match="train: 0 images, 1 label files and 1 boxes are there after writing 1 images"):
         folder.convert()

@@ -8,7 +8,7 @@ import torch
 from tests.distill.helpers import make, make_batch, make_student
 from tests.distill.test_step import waits
 from tskd_yolo.distill.features import TeacherOutputs
-from tskd_yolo.distill.regions import FAINT, Seer, ignored, rows, together, without
+from tskd_yolo.distill.regions import FAINT, Seer, ignored, rows, see, together, without
 from tskd_yolo.distill.step import boxes_of
 from tskd_yolo.losses.boxes import covered, slots
 from tskd_yolo.losses.crd import Target
@@ -58,10 +58,10 @@ def test_of_boxes_on_one_object_the_most_confident_is_kept():
 
 
 def test_boxes_are_cut_to_the_image_and_counted():
-    see = seer()
-    found = see(said((1, 0, 0, 0.9, 3.0), (2, 63, 0, 0.3, 3.0)), 1, SIZE)
+    watch = seer()
+    found = watch(said((1, 0, 0, 0.9, 3.0), (2, 63, 0, 0.3, 3.0)), 1, SIZE)
     assert found.xyxy[0, 0].tolist() == [0, 0, 28, 28] and found.xyxy[1, 0].tolist() == [36, 36, 64, 64]
-    assert see.collect() == (2, 2, 1) and see.collect() == (0, 0, 0)
+    assert watch.collect() == (2, 2, 1) and watch.collect() == (0, 0, 0)
 
 
 def test_regions_weigh_by_confidence_beside_annotated_boxes():
@@ -114,7 +114,7 @@ def branches(predictions: dict) -> list[dict]:
 def test_detection_is_the_same_with_or_without_others(boxes, model, kind, files):
     student, batch = make_student(model), joint(boxes=boxes)
     distiller = make(student, files[kind])
-    distiller.see(torch.full((3,), 0.5), pseudo=False)
+    see(distiller, torch.full((3,), 0.5), pseudo=False)
     step = distiller.attach(student, batch["img"])
     found = student(batch["img"])
     tensors = [branch[key] for branch in branches(found) for key in ("boxes", "scores")]
@@ -136,7 +136,7 @@ def test_detection_is_the_same_with_or_without_others(boxes, model, kind, files)
 def test_the_terms_reach_the_student_through_both_kinds(others, settings, model, kind, files):
     student, batch = make_student(model), joint(others=others)
     distiller = make(student, files[kind], **settings)
-    distiller.see(torch.full((3,), 0.5), pseudo=True)
+    see(distiller, torch.full((3,), 0.5), pseudo=True)
     distiller.attach(student, batch["img"])
     vector, items = student.loss(batch)
     vector.sum().backward()
@@ -148,7 +148,7 @@ def test_the_terms_reach_the_student_through_both_kinds(others, settings, model,
 def test_a_batch_of_either_kind_alone_is_a_batch(files):
     student = make_student()
     distiller = make(student, files["11s"])
-    distiller.see(torch.full((3,), 0.5), pseudo=True)
+    see(distiller, torch.full((3,), 0.5), pseudo=True)
     whole = make_batch(4, 3)
     distiller.attach(student, whole["img"])
     expected, _ = student.loss(whole)
@@ -161,7 +161,7 @@ def test_a_batch_of_either_kind_alone_is_a_batch(files):
 def test_our_part_does_not_wait_for_the_device(thresholds, files):
     student, batch = make_student(), joint()
     distiller = make(student, files["11s"])
-    distiller.see(torch.full((3,), thresholds), pseudo=False)
+    see(distiller, torch.full((3,), thresholds), pseudo=False)
     waits(distiller, student, batch)  # the first step makes the grid of locations
     assert waits(distiller, student, batch) == []
 
@@ -172,9 +172,9 @@ def test_our_part_does_not_wait_for_the_device(thresholds, files):
 def test_what_is_uncertain_is_neither_object_nor_background():
     inside = 3 * 8 + 3  # of the sure box, whose middle it is
     outputs = said((1, inside, 1, 0.9, 1.0), (1, 7, 1, 0.3, 1.5), (1, 56, 0, 0.1, 0.1), (1, 62, 2, 0.04, 1.0))
-    see = seer()
-    found = see(outputs, 1, SIZE)
-    place = ignored(outputs.responses["one2many"].scores[1:], found, see.points(SIZE, torch.device("cpu"))[0])
+    watch = seer()
+    found = watch(outputs, 1, SIZE)
+    place = ignored(outputs.responses["one2many"].scores[1:], found, watch.points(SIZE, torch.device("cpu"))[0])
     assert not place[0, 1, inside] and place[0, 1, 7] and place[0, 0, 56] and not place[0, 2, 62]
     assert place[0, 1, 6] and place[0, 1, 15], "cells that an uncertain box covers"
     assert not place[0, 0, 7] and not place[0, 1, 40] and not place[1].any()
@@ -184,10 +184,10 @@ def test_uncertain_places_have_no_gradient_and_sure_ones_have(files):
     student, batch = make_student(), joint(boxes=0)
     student.criterion = student.init_criterion()
     outputs = said((1, 27, 1, 0.9, 1.5), (1, 7, 1, 0.3, 1.0))
-    see = seer(pseudo=True)
-    found = see(outputs, 1, SIZE)
+    watch = seer(pseudo=True)
+    found = watch(outputs, 1, SIZE)
     predictions = predicted(student, batch["img"][:2])
-    vector = see.detection(student.criterion, predictions, {**batch, "img": batch["img"][:3]}, outputs, found)
+    vector = watch.detection(student.criterion, predictions, {**batch, "img": batch["img"][:3]}, outputs, found)
     vector.sum().backward()
     scores = predictions["scores"].grad
     assert scores[0, 1, 7] == 0 and scores[0, 0, 7] > 0, "not of that class, background of the others"

@@ -97,6 +97,7 @@ def test_a_model_without_a_head_teaches_drd_and_ded(more, tmp_path, data, no_end
     said = "\n".join(lines)
     assert "crd       off: the teacher has no detection head; its maps teach DRD and DED" in said
     assert "first-epoch check passed" in said and "next to nothing" not in said and "is validated" not in said
+    assert "classes   " not in said
     assert trainer.args.teacher.startswith("timm:test_vit:/")
 
 

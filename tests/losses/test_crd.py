@@ -362,3 +362,17 @@ def test_cross_boxes_of_larger_cells_are_longer_in_the_students(bins):
         assert after.shape[1] == 4
         expected = unit * expected_distances(before.flatten(2)).unflatten(2, before.shape[2:])
         torch.testing.assert_close(after, expected)
+
+
+def test_a_class_that_counts_nothing_teaches_nothing():
+    scene = Scene(tied=False)
+    score = [level.scores.requires_grad_() for level in scene.student]
+    module = CRD(scene.widths)
+    plain = module.terms(student=scene.student, teacher=scene.teacher, tails=scene.tails)
+    ones = module.terms(student=scene.student, teacher=scene.teacher, tails=scene.tails, weights=torch.ones(CLASSES))
+    assert all(torch.allclose(plain[part], ones[part]) for part in PARTS)
+    only = torch.tensor([0.0, 2.0, 0.0])
+    weighed = module.terms(student=scene.student, teacher=scene.teacher, tails=scene.tails, weights=only)
+    gradients = torch.autograd.grad(weighed["own_class"], score)
+    assert all(g[:, [0, 2]].abs().sum() == 0 and g[:, 1].abs().sum() > 0 for g in gradients)
+    assert 0 < weighed["own_box"] < 2 * plain["own_box"]

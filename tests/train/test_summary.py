@@ -39,7 +39,7 @@ def test_the_score_of_every_class_is_told_where_it_has_boxes():
     box = SimpleNamespace(ap_class_index=np.array([0, 2]), ap50=np.array([0.5, 0.25]), ap=np.array([0.4, 0.125]))
     validator = SimpleNamespace(metrics=SimpleNamespace(box=box), names={0: "a", 1: "b", 2: "c"})
     rows = [{"AP50": 0.5, "AP50-95": 0.4}, None, {"AP50": 0.25, "AP50-95": 0.125}]
-    assert summary._classes(validator) == rows
+    assert summary.class_scores(validator) == rows
 
 
 def test_notes_are_not_logged(caplog):

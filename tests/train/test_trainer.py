@@ -13,14 +13,15 @@ from ultralytics.utils.callbacks import get_default_callbacks
 import tskd_yolo
 from tskd_yolo.train import hooks
 from tskd_yolo.train.backbone import BackboneMixin
+from tskd_yolo.train.giving_way import GivingWayMixin
 from tskd_yolo.train.resumable import ResumableMixin
 from tskd_yolo.train.trainer import DistillationMixin, Trainer
 
-MIXINS = DistillationMixin, ResumableMixin, BackboneMixin
+MIXINS = DistillationMixin, ResumableMixin, GivingWayMixin, BackboneMixin
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
-    "_image_size", "_teacher_loader",
+    "_image_size", "_teacher_loader", "_watch_lead", "_agree_on_lead",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
 
@@ -48,7 +49,7 @@ def test_a_hook_point_notes_that_it_was_called():
 
 
 def test_the_engine_comes_after_the_mixins():
-    assert Trainer.__mro__[:5] == (Trainer, *MIXINS, DetectionTrainer)
+    assert Trainer.__mro__[:6] == (Trainer, *MIXINS, DetectionTrainer)
 
 
 def test_the_class_is_pickled_by_reference():

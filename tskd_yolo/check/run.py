@@ -13,7 +13,7 @@ import torch
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
 
 from tskd_yolo import config, hashing
-from tskd_yolo.check import data, pair, report, verdict
+from tskd_yolo.check import data, forgotten, pair, report, verdict
 from tskd_yolo.check.data import DataSet
 from tskd_yolo.check.trial import Trial, quiet
 from tskd_yolo.check.verdict import Verdict
@@ -110,6 +110,9 @@ def _steps(found: _Found) -> None:
         found.findings.append(Finding("no", "terms", "drd=0 ded=0 crd=0, nothing is distilled", "leave one of them on"))
     else:
         found.findings += trial.facts.doubts
+        if trial.teacher_names:
+            with quiet():
+                found.findings += forgotten.look(trial)
     if trial.cost is not None:
         found.findings += verdict.of_cost(trial.cost, batch=trial.asked_batch)
 
@@ -148,7 +151,7 @@ def _summary(found: _Found, *, seconds: float) -> dict[str, Any]:
         mapping=found.trial.args.classes_map if found.trial else None,
         single=found.values.get("single_cls") is True,
     )
-    if trial:
+    if trial and theirs:  # a teacher without a head has no classes
         found.findings += pair.unknown(matched["pairs"])
     decided = verdict.decide(found.findings)
     found.findings = verdict.ordered(found.findings)

@@ -100,7 +100,7 @@ def write(
     index = {name: i for i, name in enumerate(names)}
     with data_set_folder(out, names=names, splits=splits) as folder:
         for sample in samples:
-            _link(sample.image, folder / "images" / sample.split / sample.name)
+            link_image(sample.image, folder / "images" / sample.split / sample.name)
             _write_labels(sample, index, folder / "labels" / sample.split / f"{Path(sample.name).stem}.txt")
             for name, _ in sample.boxes:
                 boxes[sample.split][name] += 1
@@ -183,7 +183,7 @@ def _write_labels(sample: Sample, index: Mapping[str, int], file: Path) -> None:
     file.write_text("".join(lines), encoding="ascii")
 
 
-def _link(original: Path, link: Path) -> None:
+def link_image(original: Path, link: Path) -> None:
     """Makes ``link`` show the original image; copies it where links cannot be made."""
     original = original.resolve()
     for make in (link.symlink_to, link.hardlink_to):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tskd_yolo.config import TERMS, Config, ConfigError
 from tskd_yolo.distill.balance import Fixed, Meter, Share
 from tskd_yolo.distill.features import Capture, HeadReader, TeacherOutputs, channels, evaluating
+from tskd_yolo.distill.lead import Lead
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.distill.panel import Panel
@@ -49,7 +50,8 @@ class Distiller:
 
     seer: Seer | None = None
     """Tells where the teacher sees objects in images without labels, in a run that has some."""
-    _asked: Sequence[Any] = ()  # what reads responses for it, where no term does
+    asked: Sequence[ResponseTerm] = ()
+    """What reads responses for it, where no term does."""
 
     def __init__(
         self,
@@ -65,9 +67,10 @@ class Distiller:
         self.on = {key: weight for key, weight in config.weights.items() if weight > 0}
         """Weight of every term that is on, by key."""
         self.balance = Share(self.on, config.floor, config.cap) if config.balance == "share" else Fixed(self.on)
-        self.meter = Meter()
-        self.factor = 1.0
+        self.meter, self.factor = Meter(), 1.0
         """Common factor of all terms, by the schedule."""
+        self.lead: Lead | None = None
+        """How far the teacher is ahead, where that is watched."""
         self.cache: Cache | None = None
         """Stands between the teacher and batches of views, where the run keeps the teacher's outputs."""
         variant = VARIANTS[config.variant]
@@ -105,7 +108,7 @@ class Distiller:
         return found
 
     def readers_of(self, student: Any) -> Readers:
-        """How the passes of the student are read, or of a copy of it."""
+        """How passes of a student of this build are read."""
         head = HeadReader(student.model[-1], self._responses, self.match.entry_stage)
         return Readers(head, self.match.stages.of(student), self.match.strides, self.match.answering)
 
@@ -164,20 +167,6 @@ class Distiller:
             del self.on[key]
         return keys
 
-    def see(self, thresholds: Tensor, *, pseudo: bool) -> Seer:
-        """From now on batches may hold images without labels, after those that have some.
-
-        Args:
-            thresholds: As of :class:`tskd_yolo.distill.regions.Seer`, with ``pseudo``.
-        """
-        branch = next(iter(self.match.branches))
-        if not self._responses:  # no term reads them
-            self._asked = [ResponseTerm("crd", branch, self.panel)]
-            self.panel.listen(True)
-        device = next(self.teacher.model.parameters()).device
-        self.seer = Seer(thresholds.to(device), branch=branch, strides=self.match.strides, pseudo=pseudo)
-        return self.seer
-
     # One step ---------------------------------------------------------------------------------------------------------
 
     def attach(
@@ -224,7 +213,7 @@ class Distiller:
         """
         size = size or (images.shape[2], images.shape[3])
         asked = [term for term in self.terms if isinstance(term, HeadTerm)]
-        return self.panel.outputs(images, size, self.sources, asked or self._asked)
+        return self.panel.outputs(images, size, self.sources, asked or self.asked)
 
     def add(
         self, vector: Tensor, items: dict[str, Tensor], losses: Losses, images: int
@@ -252,7 +241,12 @@ class Distiller:
 
     def factor_of(self, name: str, count: bool = False) -> float | Tensor:
         """What a term is multiplied by; ``count`` where it is, and not only asked for."""
-        return self.factor * self.balance(name, self.meter.gradients.get(name), count)
+        return self.common_factor * self.balance(name, self.meter.gradients.get(name), count)
+
+    @property
+    def common_factor(self) -> float:
+        """What all terms are multiplied by: by the schedule, and by how far the teacher is ahead."""
+        return self.factor * (1.0 if self.lead is None else self.lead.factor)
 
     def _measure(self, detection: Tensor, losses: Losses) -> None:
         for term in self.terms:
@@ -266,7 +260,8 @@ class Distiller:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""
         learned = {k: v.detach().cpu().clone() for k, v in self.learned.state_dict().items()}
-        return {"learned": learned, "on": list(self.on), "meter": self.meter.state()}
+        lead = {} if self.lead is None else {"lead": self.lead.state()}
+        return {"learned": learned, "on": list(self.on), "meter": self.meter.state(), **lead}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from :meth:`state`.
@@ -277,6 +272,8 @@ class Distiller:
         self.learned.load_state_dict(state["learned"])
         self.on = {key: weight for key, weight in self.on.items() if key in state["on"]}
         self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
+        if self.lead is not None and "lead" in state:  # an earlier version knew none
+            self.lead.restore(state["lead"])
 
 
 class Trial(nn.Module):
@@ -296,11 +293,10 @@ class Trial(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Any, ...]:
         """``(N, 3, H, W)`` images -> predictions and terms, without boxes."""
-        (distiller,), size = self._distiller, (images.shape[2], images.shape[3])
-        scale, shown = distiller.match.scale, images.detach()
-        if scale != 1:
-            shown = nn.functional.interpolate(shown, [round(side * scale) for side in size])
-        teacher = distiller.teacher_outputs(shown, size=size)
+        distiller, (height, width) = self._distiller[0], images.shape[2:]
+        scaled = [round(side * distiller.match.scale) for side in (height, width)]
+        shown = images.detach() if distiller.match.scale == 1 else nn.functional.interpolate(images.detach(), scaled)
+        teacher = distiller.teacher_outputs(shown, size=(height, width))
         readers = distiller.readers_of(self.student)
         step = Step(readers=readers, terms=distiller.active, teacher=teacher, add=distiller.add)
         try:

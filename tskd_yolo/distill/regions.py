@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tskd_yolo.distill.features import TeacherOutputs
+from tskd_yolo.distill.terms import HeadTerm, ResponseTerm
 from tskd_yolo.losses.assigned import overlaps
 from tskd_yolo.losses.boxes import Boxes
 from tskd_yolo.losses.crd import expected_distances
@@ -136,6 +137,21 @@ class Seer:
         images, boxes, sure = (0.0, 0.0, 0.0) if self._seen is None else self._seen.tolist()
         self._seen = None
         return images, boxes, sure
+
+
+def see(distiller: Any, thresholds: Tensor, *, pseudo: bool) -> None:
+    """From now on the batches of a distiller may hold images without labels, after those that have some.
+
+    Args:
+        distiller: Of a teacher that has a branch of the student's head.
+        thresholds, pseudo: As of :class:`Seer`.
+    """
+    branch = distiller.match.branches[0]
+    if not any(isinstance(term, HeadTerm) for term in distiller.terms):  # no term reads responses
+        distiller.asked = [ResponseTerm("crd", branch, distiller.panel)]
+        distiller.panel.listen(True)
+    device = next(distiller.teacher.model.parameters()).device
+    distiller.seer = Seer(thresholds.to(device), branch=branch, strides=distiller.match.strides, pseudo=pseudo)
 
 
 def _within(xyxy: Tensor, size: tuple[int, int]) -> Tensor:

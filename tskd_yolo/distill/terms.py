@@ -153,6 +153,9 @@ class HeadTerm(Term):
         match: Student and teacher.
     """
 
+    weights: Tensor | None = None
+    """How much each class counts beside the others, ``(classes,)``; None where all count alike."""
+
     def __init__(self, key: str, branch: str, match: Match) -> None:
         super().__init__(key, f"{key}:{branch}")
         self.branch, self.match = branch, match
@@ -259,7 +262,7 @@ class ResponseTerm(HeadTerm):
 
     def value(self, student: Sequence[Response], teacher: Any, assigned: Any, size: tuple[int, int]) -> Tensor:
         """CRD over all levels."""
-        return self.module(student=student, teacher=teacher, tails=self.tails, positives=assigned)
+        return self.module(student=student, teacher=teacher, tails=self.tails, positives=assigned, weights=self.weights)
 
 
 class PaperResponseTerm(ResponseTerm):
@@ -304,7 +307,9 @@ class QueryTerm(HeadTerm):
         """The loss over all of the student's levels."""
         given = assigned or nothing_assigned([level.scores for level in student])
         levels = self.match.answering
-        return self.module(student=student, strides=levels, teacher=teacher, assigned=given, size=size)
+        return self.module(
+            student=student, strides=levels, teacher=teacher, assigned=given, size=size, weights=self.weights
+        )
 
 
 def _tensors(features: Tensor | Map) -> list[Tensor]:

@@ -84,6 +84,7 @@ class AssignedResponse(nn.Module):
         teacher: Queries,
         assigned: Assigned,
         size: tuple[int, int],
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Returns the loss, ``()`` in float32; 0 with a gradient of 0 where nothing is assigned.
 
@@ -93,6 +94,7 @@ class AssignedResponse(nn.Module):
             teacher: Of the same images.
             assigned: By the detection loss.
             size: (height, width) of the student's images in pixels.
+            weights: How much each class counts, ``(classes,)``; a box counts as the query's best class.
         """
         scores = torch.cat([level.scores.flatten(2).float() for level in student], dim=2)
         boxes = torch.cat([level.boxes.flatten(2).float() for level in student], dim=2)
@@ -109,6 +111,9 @@ class AssignedResponse(nn.Module):
         distance = box_distance(boxes, sides.transpose(1, 2), OVERLAP)
         weight = confidence * scale
         divisor = (all_reduce_mean(weight.sum()) * processes()).clamp(min=1) / processes()
+        if weights is not None:
+            weight = weight * weights[probability.argmax(dim=2)]
+            entropy = entropy * (weights if self.known is None else weights[self.known]).unsqueeze(1)
         return ((disagreement * entropy).sum(dim=1) * confidence + distance * weight).sum() / divisor
 
 

@@ -130,6 +130,7 @@ class CRD(nn.Module):
         teacher: Sequence[Response] | Target,
         tails: Sequence[Tails],
         positives: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Returns the sum of :meth:`terms`.
 
@@ -139,8 +140,9 @@ class CRD(nn.Module):
             tails: The rest of the teacher's head, per level.
             positives: Number of locations assigned to a defect on this process, ``()``, which the paper's form divides
                 by.
+            weights: How much each class counts, ``(classes,)``; a box counts as the teacher's best class there.
         """
-        terms = self.terms(student=student, teacher=teacher, tails=tails, positives=positives)
+        terms = self.terms(student=student, teacher=teacher, tails=tails, positives=positives, weights=weights)
         return torch.stack(list(terms.values())).sum()
 
     def terms(
@@ -150,6 +152,7 @@ class CRD(nn.Module):
         teacher: Sequence[Response] | Target,
         tails: Sequence[Tails],
         positives: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Returns ``cross_class``, ``cross_box``, ``own_class`` and ``own_box``."""
         if not isinstance(teacher, Target):
@@ -158,11 +161,16 @@ class CRD(nn.Module):
         confidence = target_scores.amax(dim=1).sigmoid()  # (N, A)
         divisor = self.divisor(confidence, positives)
         confident = confidence.gather(1, teacher.place)
+        if weights is not None:
+            confident = confident * weights[target_scores.argmax(dim=1).gather(1, teacher.place)]
         terms = {}
         for name, levels in self.responses(student, teacher, tails).items():
             scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
             boxes = boxes_at(teacher.place, [box for _, box in levels])
-            terms[f"{name}_class"] = quality_focal(*chosen(getattr(self, name), scores, target_scores)) / divisor
+            classes = getattr(self, name)
+            counted = weights if weights is None or classes is None else weights[classes]
+            ours, theirs = chosen(classes, scores, target_scores)
+            terms[f"{name}_class"] = quality_focal(ours, theirs, counted) / divisor
             terms[f"{name}_box"] = (self.box_distance(boxes, teacher.boxes) * confident).sum() / divisor
         return terms
 
@@ -297,12 +305,18 @@ def chosen(classes: Tensor | None, *scores: Tensor) -> list[Tensor]:
     return list(scores) if classes is None else [s.index_select(1, classes) for s in scores]
 
 
-def quality_focal(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """``sum |sig(p) - sig(t)| BCE(p, sig(t))``: a score counts by its disagreement; 0 where the two agree."""
+def quality_focal(logits: Tensor, teacher_logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    """``sum w |sig(p) - sig(t)| BCE(p, sig(t))``: a score counts by its disagreement; 0 where the two agree.
+
+    Args:
+        logits, teacher_logits: ``(N, classes, A)``.
+        weights: ``w`` of each class, ``(classes,)``; 1 where it is missing.
+    """
     target = teacher_logits.detach().float().sigmoid()
     logits = logits.float()
     disagreement = (logits.sigmoid() - target).abs()
-    return (disagreement * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
+    loss = disagreement * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (loss if weights is None else loss * weights.unsqueeze(1)).sum()
 
 
 def box_distance(boxes: Tensor, teacher: Tensor, overlap_weight: float = 0) -> Tensor:

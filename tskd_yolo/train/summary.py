@@ -187,11 +187,11 @@ def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         validator = DetectionValidator(loader, save_dir=Path(folder), args=own)
         metrics = validator(model=model.float().eval())
-    return {**metrics, "classes": _classes(validator)} if metrics else {}
+    return {**metrics, "classes": class_scores(validator)} if metrics else {}
 
 
-def _classes(validator: Any) -> list[dict[str, float] | None]:
-    """AP of every class; None where there is no box of it."""
+def class_scores(validator: Any) -> list[dict[str, float] | None]:
+    """AP of every class after a validation; None where there is no box of it."""
     box = validator.metrics.box
     place = {int(index): i for i, index in enumerate(box.ap_class_index)}
     return [
@@ -287,7 +287,7 @@ def _exceptions(distiller: Distiller) -> list[str]:
         rows.append(f"images    of {ours} channel(s) are brought to the teacher's {theirs}")
     if match.queries and "crd" in distiller.on:
         rows.append("queries   the teacher's queries teach the locations of annotated boxes; no cross response")
-    for frozen in distiller.teachers:
+    for frozen in [] if match.headless else distiller.teachers:
         alone = len(distiller.teachers) == 1
         rows += [f"classes   {'' if alone else f'{frozen.name}: '}{line}" for line in frozen.classes.told(alone)]
     rows += _votes(distiller)

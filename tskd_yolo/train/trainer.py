@@ -21,13 +21,14 @@ from tskd_yolo.rng import undisturbed
 from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary
 from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.engine import engine_arguments
+from tskd_yolo.train.giving_way import GivingWayMixin
 from tskd_yolo.train.processes import FIRST
 from tskd_yolo.train.resumable import ResumableMixin
 from tskd_yolo.train.unlabelled import UnlabelledMixin
 
 
 @hooks.noting
-class DistillationMixin(ResumableMixin, BackboneMixin, UnlabelledMixin):
+class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, UnlabelledMixin):
     """Adds a teacher to an Ultralytics trainer.
 
     The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass
@@ -162,33 +163,27 @@ class DistillationMixin(ResumableMixin, BackboneMixin, UnlabelledMixin):
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
         self.epoch = self.start_epoch  # the engine sets it when its loop begins
-        prepare.make_ready(
-            self.distiller,
-            unwrap_model(self.model),
-            args=self.args,
-            scaled=self.scaler.is_enabled(),
-            processes=self._processes,
-        )
+        given: dict[str, Any] = dict(args=self.args, processes=self._processes)
+        prepare.make_ready(self.distiller, unwrap_model(self.model), scaled=self.scaler.is_enabled(), **given)
         prepare.cast_teacher(self.distiller, args=self.args, amp=self.amp, device=self.device)
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
             size, loader = self.config.teacher_imgsz or self.args.imgsz, self._teacher_loader()
-            given = dict(loader=loader, args=self.args, size=size, processes=self._processes)
-            taught = summary.teacher_scores(self.distiller, **given)
+            taught = summary.teacher_scores(self.distiller, loader=loader, size=size, **given)
             if len(taught) > 1:  # before the cache: what they say together depends on it
                 summary.weigh_teachers(self.distiller, taught, processes=self._processes)
+            self._watch_lead(self.distiller, taught)
             self._see_others(self.distiller)
             self._open_cache(self.distiller)
             self.facts = summary.log_summary(
                 self.distiller,
                 unwrap_model(self.model),
                 config=self.config,
-                args=self.args,
                 loader=self.test_loader,
                 trained=self._student_trained and not self.args.resume,
-                processes=self._processes,
                 taught=taught,
+                **given,
             )
             self._doubt_others(self.distiller)
             finest = min(self.distiller.readers.head.strides)
@@ -211,6 +206,7 @@ class DistillationMixin(ResumableMixin, BackboneMixin, UnlabelledMixin):
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
 
     def _begin_epoch(self) -> None:
+        self._agree_on_lead(self._processes)
         if self._passes is not None:
             self._passes.begin(self.epoch)
 
@@ -270,10 +266,9 @@ class DistillationMixin(ResumableMixin, BackboneMixin, UnlabelledMixin):
 
     def validate(self) -> Any:
         """The engine's validation; each term's gradient share and cosine stand beside its metrics, in every logger."""
+        columns = {} if self.distiller is None else self.distiller.monitor.columns()  # before terms give way
         metrics, fitness = super().validate()
-        if metrics is not None and self.distiller is not None:
-            metrics = {**metrics, **self.distiller.monitor.columns()}
-        return metrics, fitness
+        return (None if metrics is None else {**metrics, **columns}), fitness
 
 
 class Trainer(DistillationMixin, DetectionTrainer):

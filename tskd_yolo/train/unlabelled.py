@@ -25,7 +25,7 @@ from tskd_yolo.data import index
 from tskd_yolo.data.index import Paths
 from tskd_yolo.data.unlabelled import Flow, UnlabelledSet, joined, parts
 from tskd_yolo.data.views import Views
-from tskd_yolo.distill import likeness
+from tskd_yolo.distill import likeness, regions
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.findings import Finding
@@ -272,7 +272,7 @@ class UnlabelledMixin(Engine):
         count = len(distiller.teacher.classes.names)
         thresholds = torch.tensor(found.thresholds if found else [confidence.NEVER] * count, device=self.device)
         _processes(self).broadcast([thresholds])
-        distiller.see(thresholds, pseudo=self.config.pseudo)
+        regions.see(distiller, thresholds, pseudo=self.config.pseudo)
         self._scores = found
 
     def _confidence(self, teacher: Teacher) -> Confidence:

@@ -1,0 +1,50 @@
+"""A run whose student overtakes its teacher."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers import logged, rows, settings
+from tskd_yolo import Trainer
+from tskd_yolo.train import giving_way
+
+
+@pytest.mark.slow
+def test_terms_give_way_and_that_is_said(tmp_path, data, detector, no_end, monkeypatch):
+    seen, weights = [], []
+    monkeypatch.setattr(giving_way, "best", lambda taught, known, count: [0.2, 0.4, 0.1, None, None, None])
+    scores = [{"AP50-95": score} for score in (0.22, 0.3, 0.13, 0, 0, 0)]
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(detector("yolo11n.yaml")), epochs=2, balance="share"))
+    trainer.add_callback("on_train_epoch_start", lambda t: seen.append(t.distiller.common_factor))
+    trainer.add_callback("on_train_epoch_end", lambda t: weights.append(t.distiller.terms[-1].weights))
+    trainer.add_callback(
+        "on_train_epoch_end", lambda t: monkeypatch.setattr(giving_way.summary, "class_scores", lambda _: scores)
+    )
+    with logged() as lines:
+        trainer.train()
+    assert seen == [1, pytest.approx(0.5)]
+    assert weights[0] is None and weights[1].tolist() == pytest.approx([1, 2, 0, 2, 2, 2])
+    (line,) = [line for line in lines if "give way" in line]
+    assert line.endswith("count 0.50 of what they were set to, and not in patches.")
+    shares = [row["share/drd(neck)"] for row in rows(tmp_path)]
+    assert shares[0] == pytest.approx(0.05, rel=0.01) and shares[1] < 0.9 * shares[0]
+
+
+def test_without_validation_nothing_is_watched_and_that_is_said():
+    class Run(giving_way.GivingWayMixin):
+        pass
+
+    run, distiller = object.__new__(Run), type("D", (), {"lead": None})()
+    known = type("C", (), {"known": [0, 1]})()
+    distiller.teachers = [type("T", (), {"classes": known})()]
+    run.args, run.data = type("A", (), {"val": False})(), {"names": {0: "a", 1: "b"}}
+    run.config = type("C", (), {"give_way": 0.2})()
+    with logged() as lines:
+        run._watch_lead(distiller, [{}])
+    assert distiller.lead is None and "val=False" in lines[0]
+    run.args.val = True
+    run._watch_lead(distiller, [{"classes": [{"AP50-95": 0.3}, None]}])
+    assert distiller.lead.teacher[0] == pytest.approx(0.3)
+    distiller.lead, run.config.give_way = None, 0.0
+    run._watch_lead(distiller, [{}])
+    assert distiller.lead is None
