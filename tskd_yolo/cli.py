@@ -33,11 +33,11 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
   tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
           [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
       does it help? For detectors only. Every arm with every seed, paired with plain training; a verdict, corrected over
-      the arms, its interval, and a page with all of it. arms= also takes without_drd, without_ded, without_crd, and a
-      YAML file with arms of your own (short: {{epochs: 12}}). seeds=[0,3] names them and is part of the plan: a later
-      change is told. Where the data has a test: split, best.pt is judged on it; otherwise last.pt on val. jobs= runs so
-      many side by side, ray=True spreads them over a cluster. Takes every training argument; the same command goes on
-      where it was interrupted, with the same data, device and versions
+      the arms, its interval, and a page with all of it. arms= also takes without_drd, without_ded, without_crd,
+      tskd_unlabelled, and a YAML file with arms of your own (short: {{epochs: 12}}). seeds=[0,3] names them and is part
+      of the plan: a later change is told. Where the data has a test: split, best.pt is judged on it; otherwise last.pt
+      on val. jobs= runs so many side by side, ray=True spreads them over a cluster. Takes every training argument; the
+      same command goes on where it was interrupted, with the same data, device and versions
   tskd-yolo val model=best.pt data=neu.yaml
       Ultralytics' own, and of detectors a page: COCO's metrics, and what is missed at a fixed number of false alarms
   tskd-yolo predict model=best.pt source=images/

@@ -57,6 +57,11 @@ class Config:
     teacher_cache: str | None
     views: int
     cache_limit: float
+    unlabelled: list[str] | None
+    """Folders, lists and globs of images without labels; None where there are none."""
+    unlabelled_share: float
+    unlabelled_precision: float
+    pseudo: bool
     trust: bool
 
     @property
@@ -106,6 +111,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *_graph(values),
         *_teacher_size(values),
         *_teacher(values),
+        *unlabelled_problems(values),
         *_classes_map(values["classes_map"]),
     ]
 
@@ -173,6 +179,40 @@ def teachers(given: Any) -> list[str]:
     if isinstance(given, str) and given.startswith("[") and given.endswith("]"):
         given = [word.strip(" '\"") for word in given[1:-1].split(",")]
     return [str(file) for file in given] if isinstance(given, (list, tuple)) else [str(given)]
+
+
+def sources(given: Any) -> list[str]:
+    """The folders, lists and globs in ``unlabelled=``; none where it is empty or False."""
+    return teachers(given) if given not in (None, False, "") else []
+
+
+def unlabelled_problems(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the settings of images without labels, or with what stands beside them."""
+    share, precision, given = values["unlabelled_share"], values["unlabelled_precision"], values["unlabelled"]
+    errors = []
+    if not _number(share) or not 0 < share < 1:
+        errors.append(f"unlabelled_share: must be a part of the batch between 0 and 1, got {share!r}.")
+    if not _number(precision) or not 0 < precision <= 1:
+        errors.append(f"unlabelled_precision: must be above 0 and at most 1, got {precision!r}.")
+    if not isinstance(values["pseudo"], bool):
+        errors.append(f"pseudo: must be True or False, got {values['pseudo']!r}.")
+    if given is True or not isinstance(given, (str, Path, list, tuple, bool, type(None))) or "" in sources(given):
+        return [*errors, f"unlabelled: must be a folder, a .txt list, a glob or several of them, got {given!r}."]
+    return [*errors, *_beside_unlabelled(values)] if sources(given) else errors
+
+
+def _beside_unlabelled(values: Mapping[str, Any]) -> list[str]:
+    errors = []
+    batch: Any = values.get("batch")
+    if batch == 1:
+        errors.append("unlabelled: a batch holds images of both kinds, and batch=1 has room for one; raise batch.")
+    if values["variant"] == "paper":
+        errors.append("unlabelled: variant=paper needs the labels of every image; drop one of the two.")
+    if values.get("rect"):
+        errors.append("unlabelled: rect= gives labelled images shapes that others do not have; drop one of the two.")
+    if len(teachers(values["teacher"])) > 1:
+        errors.append("unlabelled: thresholds are those of one teacher and several are given; give one of them.")
+    return errors
 
 
 def teacher_problems(given: Any) -> list[str]:
@@ -302,6 +342,10 @@ def build(values: Mapping[str, Any]) -> Config:
         teacher_cache=values["teacher_cache"] or None,
         views=values["views"],
         cache_limit=float(values["cache_limit"]),
+        unlabelled=sources(values["unlabelled"]) or None,
+        unlabelled_share=float(values["unlabelled_share"]),
+        unlabelled_precision=float(values["unlabelled_precision"]),
+        pseudo=values["pseudo"],
         trust=values["trust"],
         weights={term: float(values[term]) for term in TERMS},
     )

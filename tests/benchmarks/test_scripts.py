@@ -19,6 +19,7 @@ from ultralytics.utils import LOGGER
 from tests.compare.helpers import asked
 from tests.helpers import finished_run, finished_teacher, tiny_data
 from tskd_yolo.compare.plan import checked
+from tskd_yolo.data import index
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -149,6 +150,14 @@ def test_cache_cost_finds_the_live_terms_in_the_cache(load, tmp_path):
     assert all(found["epoch"][arm]["cpu"] > 0 for arm in found["epoch"])
     assert max(found["terms"]["error"].values()) < 0.01
     assert str(tmp_path) not in file.read_text()
+
+
+def test_index_cost_reads_only_what_has_changed(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "SETTLED", 10**7)
+    load("index_cost.py", "--images", "40", "--folders", "4", "--times", "1", "--json", str(tmp_path / "index.json"))
+    found = json.loads((tmp_path / "index.json").read_text())
+    assert found["images"] == 41 and found["first"] > 0
+    assert found["command"] == "python benchmarks/index_cost.py --images 40 --folders 4 --times 1 --json index.json"
 
 
 def test_a_teacher_is_trained_once_and_leaves_its_row(load, tmp_path):

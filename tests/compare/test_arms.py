@@ -90,3 +90,31 @@ def test_a_teacher_of_an_arm_is_found_from_anywhere(files, tmp_path, monkeypatch
 
 def test_every_built_in_arm_is_described():
     assert len({described(arm) for arm in BUILT_IN}) == len(BUILT_IN)
+
+
+def test_images_without_labels_are_for_the_arms_that_ask(files, tmp_path):
+    folder = tmp_path / "others"
+    folder.mkdir()
+    mine = {"mine": {"pseudo": True}, "short": {"epochs": 2}}
+    given = dict(unlabelled=str(folder), arms=["plain", "tskd", "tskd_unlabelled", mine])
+    plan = checked(asked(files, tmp_path / "out", **given))
+    found = {arm: plan.settings_of(arm).get("unlabelled") for arm in plan.arms}
+    assert found == {"plain": None, "tskd": False, "tskd_unlabelled": [str(folder)], "mine": [str(folder)],
+                     "short": False}  # fmt: skip
+    assert plan.settings_of("mine")["pseudo"] is True and plan.settings_of("tskd")["pseudo"] is False
+
+
+@pytest.mark.parametrize(
+    ("arms", "given", "sentence"),
+    [
+        ("plain,tskd_unlabelled", None, "arms: tskd_unlabelled needs images without labels; give unlabelled=, or drop"),
+        ("plain,tskd", "others", "unlabelled: no arm learns from images without labels; add tskd_unlabelled to arms"),
+    ],
+)
+def test_an_arm_without_images_and_images_without_an_arm(arms, given, sentence, files, tmp_path, monkeypatch):
+    (tmp_path / "others").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        checked(asked(files, tmp_path / "out", arms=arms, unlabelled=given))
+    (said,) = error.value.problems
+    assert said.startswith(sentence)

@@ -59,6 +59,17 @@ def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
     assert str(tmp_path) not in json.dumps(two)
 
 
+def test_images_without_labels_are_known_by_name_and_size(files, tmp_path):
+    folder = tmp_path / "others"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"1234")
+    plan = checked(asked(files, tmp_path / "out", arms="plain,tskd_unlabelled", unlabelled=str(folder)))
+    before = settings(plan, files_of(plan.common["data"], 1.0))["unlabelled"]
+    assert before.startswith("others (1, sha256 ") and str(tmp_path) not in before
+    (folder / "b.jpg").write_bytes(b"12")
+    assert settings(plan, files_of(plan.common["data"], 1.0))["unlabelled"].startswith("others (2, sha256 ")
+
+
 def test_a_folder_of_an_older_version_is_refused(begun, tmp_path):
     file = tmp_path / "out" / "settings.json"
     content = json.loads(file.read_text())

@@ -38,6 +38,15 @@ def test_what_is_not_corrected_has_no_verdict(plan):
     assert summary["tskd_against"]["ultralytics"]["corrected"]["of"] == 1, "a family of its own"
 
 
+def test_an_arm_with_other_batches_is_compared_by_weights(plan):
+    file = plan.out / "tskd-1" / "result.json"
+    row = json.loads(file.read_text())
+    row["start"] |= {"images": "other", "files": "others"}
+    row["settings"] = {"unlabelled": ["folder"]}
+    file.write_text(json.dumps(row))
+    assert summarise(plan, failed=[])["paired"] == {"weights": True, "images": True, "files": True}
+
+
 def test_arms_that_did_not_start_alike_are_told(plan):
     file = plan.out / "tskd-1" / "result.json"
     row = json.loads(file.read_text())

@@ -145,7 +145,7 @@ def test_the_size_that_is_told_is_the_size_that_it_takes(tmp_path, files):
     for number in range(2 * 8):
         found.store.write(number, np.full(found.layout.size, 1, np.uint8))
     told = cache._size(found.layout, 8, given["args"], 10)
-    taken = found.store.file.stat().st_blocks * 512
+    taken = found.stores[0].file.stat().st_blocks * 512
     assert told == 16 * (found.layout.size + 8) and told <= taken <= told + 64 * 1024
     given["args"].close_mosaic = 4
     assert cache._size(found.layout, 8, given["args"], 10) == 2 * told  # as many views without mosaic

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tskd_yolo.distill.features import TeacherOutputs
-from tskd_yolo.distill.records import Store, pack, unpack
+from tskd_yolo.distill.records import Store, Stores, pack, unpack
 from tskd_yolo.losses.standardize import Map, standardize
 
 
@@ -110,3 +110,13 @@ def killed(tmp_path_factory) -> Path:
 def test_a_kill_while_writing_loses_the_record_being_written(moment, killed):
     store = Store(5, 64, killed / moment, {})
     assert [store.read(n)[1] for n in range(5)] == [1, 1, 0, 0, -1]
+
+
+def test_stores_are_numbered_one_after_the_other():
+    parts = [Store(count, 64, None, {}) for count in (2, 3)]
+    together, data = Stores(parts), records()
+    for number in range(5):
+        together.write(number, data[number])
+    assert together.whole() == 5 and [part.whole() for part in parts] == [2, 3]
+    assert all(np.array_equal(together.read(number)[0], data[number]) for number in range(5))
+    assert np.array_equal(parts[1].read(0)[0], data[2])

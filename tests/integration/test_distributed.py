@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
 
@@ -72,6 +73,12 @@ def two(tmp_path_factory, twelve, teacher, detector) -> Path:
         label.write_text("")  # one image of four has boxes: one process of two sees none in a step
     jobs = common(2, root, twelve, teacher, detector)
     jobs += [job(root / "boxless", empty, teacher, mosaic=0.0, epochs=2)]
+    noise = torch.randint(0, 255, (5, 64, 64, 3), dtype=torch.uint8)
+    (root / "noise").mkdir()
+    for i, image in enumerate(noise):
+        cv2.imwrite(str(root / "noise" / f"{i}.png"), image.numpy())
+    given = dict(unlabelled=str(root / "noise"), batch=8, nbs=8, pseudo=True)
+    jobs += [job(root / "others", twelve, teacher, **given)]
     jobs += [job(root / "stopped", twelve, teacher, graph="trained", epochs=2, stop_after=1)]
     for where in ("disk", "ram"):
         cached = tiny_data(root / f"data-{where}")
@@ -152,6 +159,12 @@ def test_processes_find_what_one_finds_on_the_whole_batch(count, detector, reque
 def test_a_process_without_boxes_does_not_stop_the_others(two):
     ranks = ranks_of(two / "boxless", 2)
     assert all(value == value for rank in ranks for step in rank["terms"] for value in step.values())
+
+
+def test_each_process_has_its_share_of_images_without_labels(two):
+    ranks = ranks_of(two / "others", 2)
+    check_terms(ranks)
+    assert all(len(rank["terms"]) == 3 for rank in ranks), "twelve labelled images, two of them on each in a step"
 
 
 def test_two_launches_of_one_process_form_one_group_and_one_run(joined):

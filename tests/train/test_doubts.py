@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tskd_yolo import confidence
+from tskd_yolo.confidence import Detections
 from tskd_yolo.data.duplicates import Twin
 from tskd_yolo.data.labels import Split
+from tskd_yolo.distill.likeness import Distances
 from tskd_yolo.train import doubts
 
 NAMES = {0: "dent", 1: "<b>"}
@@ -59,3 +62,37 @@ def test_data_is_looked_at_without_decoding_a_picture(tmp_path):
     ]
     found = doubts.of_data(Split("train", labels[:1]), Split("val", labels[1:]), names={0: "a"}, imgsz=64, stride=8)
     assert [f.about for f in found] == ["splits"] and "(1 the same file; such as b.png, in train a.png)" in str(*found)
+
+
+# Images without labels ------------------------------------------------------------------------------------------------
+
+
+def test_images_in_a_split_are_counted_and_val_is_a_warning():
+    assert doubts.of_leaks({"train": [], "val": []}) == []
+    note, warning = doubts.of_leaks({"train": [("u/a.png", "t/b.png")], "val": [("u/c.png", "v/d.png")] * 3})
+    assert (note.level, note.remedy) == ("note", "") and note.reason.startswith("1 images are in train too")
+    assert warning.level == "warning" and "3 images are in val too" in warning.reason and warning.remedy
+    assert warning.reason.endswith("(such as c.png, in val d.png)")
+
+
+def test_images_unlike_the_training_set_are_warned_of():
+    own, names = np.linspace(1, 2, 100), [f"x/{i}.png" for i in range(100)]
+    assert doubts.of_likeness(Distances(own, own + 0.1), names) == []
+    (found,) = doubts.of_likeness(Distances(own, own * 3), names)
+    assert found.level == "warning" and found.reason.startswith("100% of a sample look unlike")
+    assert "(distances at the 50th and 95th percentile 4.50 and 5.85, of training images 1.50 and 1.95;" in found.reason
+    assert found.reason.endswith("the farthest are 99.png, 98.png, 97.png)")
+
+
+def test_a_teacher_whose_scores_say_something_else_is_warned_of():
+    generator = np.random.default_rng(0)
+    score = generator.uniform(0.1, 1, 4000).astype(np.float32)
+    right, label = generator.uniform(size=4000) < score, np.arange(4000) % 2
+    truths = np.array([3000, 3000])
+    assert doubts.of_confidence(None) == []
+    calibrated = confidence.of(Detections(score, right, label, truths), NAMES)
+    assert doubts.of_confidence(calibrated) == []
+    (found,) = doubts.of_confidence(confidence.of(Detections(np.sqrt(score), right, label, truths), NAMES))
+    assert "is not calibrated (expected calibration error" in found.reason and "at a temperature of" in found.reason
+    few = confidence.of(Detections(score[:6], right[:6], label[:6], truths), NAMES)
+    assert "no score of the teacher has a precision of 0.9 on val for dent, <b>" in doubts.of_confidence(few)[-1].reason

@@ -68,3 +68,10 @@ def test_before_a_launch_both_splits_are_read(tmp_path):
     args = get_cfg(overrides={"data": str(file), "imgsz": 64, "batch": 2})
     with pytest.raises(ConfigError, match="1 val images name classes beyond the 6"):
         scan_before_launch(args, data)
+
+
+def test_before_a_launch_there_are_images_without_labels(data, tmp_path):
+    args = get_cfg(overrides={"data": str(data), "imgsz": 64, "batch": 2})
+    args.unlabelled = [str(tmp_path)]
+    with pytest.raises(ConfigError, match=f"unlabelled: there is no image in {tmp_path}; give"):
+        scan_before_launch(args, check_det_dataset(str(data)))

@@ -83,7 +83,7 @@ def test_a_process_that_leaves_the_checks_to_another_knows_it(model, data, tmp_p
 
 def wrong(task: str, **more: Any) -> list[str]:
     """What does not fit a task, of a run that is not of one teacher at one size."""
-    values = {"teacher": ["a.pt", "b.pt"], "teacher_imgsz": 128, "imgsz": 64, "crd": 1.0, **more}
+    values = {"teacher": ["a.pt", "b.pt"], "teacher_imgsz": 128, "imgsz": 64, "crd": 1.0, "unlabelled": [], **more}
     return tasks.wrong(task, values, {"names": {}, "kpt_shape": None}, [], asked=None)
 
 
@@ -95,9 +95,15 @@ def test_rotated_boxes_are_not_brought_together_by_position():
     assert wrong("obb", teacher="[a.pt]", teacher_imgsz=64) == []
 
 
+def test_images_without_labels_are_for_detectors():
+    (problem,) = wrong("pose", unlabelled=["/images"])
+    assert problem.startswith("unlabelled: images without labels teach detectors, and the student is one for pose")
+    assert wrong("detect", unlabelled=["/images"]) == []
+
+
 def test_of_other_tasks_only_a_model_without_a_head_teaches(monkeypatch):
     monkeypatch.setattr(tasks, "task_of", lambda model: model.task)
     teachers = [SimpleNamespace(pt_path="timm:x", task=None), SimpleNamespace(pt_path="a.pt", task="detect")]
     data = {"names": {}, "kpt_shape": None}
-    problems = tasks.wrong("segment", {"crd": 1.0}, data, teachers, asked=None)
+    problems = tasks.wrong("segment", {"crd": 1.0, "unlabelled": []}, data, teachers, asked=None)
     assert problems == ["teacher: a.pt is one for detect and the student one for segment; give two of the same task."]

@@ -167,7 +167,7 @@ class Trial(Trainer):
         passes = min(self._asked_views, open_epochs) + min(self._asked_views, closed)
         return Cost(
             device=self._memory.name,
-            batch=self.batch_size,
+            batch=int(self.args.batch),
             batches=ceil_div(len(self.train_loader), self._devices),
             epochs=self.epochs,
             steps=len(timed),
@@ -189,7 +189,7 @@ class Trial(Trainer):
         if self.distiller is None:
             return 0.0
         distiller, side = self.distiller, self.config.teacher_imgsz or self.args.imgsz
-        images = torch.zeros(self.batch_size, self.data["channels"], side, side, device=self.device)
+        images = torch.zeros(int(self.args.batch), self.data["channels"], side, side, device=self.device)
         size = (self.args.imgsz, self.args.imgsz)
 
         def look() -> None:

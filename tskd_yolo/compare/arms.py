@@ -15,7 +15,10 @@ STOCK = "plain", "plain_same_time", "ultralytics"
 """The arms that train with Ultralytics' own trainer; all others train with ours."""
 ARMS = *STOCK, "tskd", *TERMS
 """The arms of a comparison that names none."""
-BUILT_IN = (*ARMS, *(f"without_{term}" for term in TERMS))
+UNLABELLED = "tskd_unlabelled"
+"""The arm that learns from images without labels too."""
+BUILT_IN = (*ARMS, *(f"without_{term}" for term in TERMS), UNLABELLED)
+_ABOUT_UNLABELLED = {"unlabelled", "unlabelled_share", "unlabelled_precision", "pseudo"}
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 """An arm's name is part of a folder's."""
 COMMON = frozenset(
@@ -46,7 +49,15 @@ def settings_of(arm: str, keys: Mapping[str, Any], own: Own) -> dict[str, Any]:
     """
     if arm == "ultralytics":
         return {"distill_model": teachers(keys["teacher"])[0]}
-    return {} if arm in STOCK else {**keys, **overrides_of(arm, own)}
+    if arm in STOCK:
+        return {}
+    given = {**keys, **overrides_of(arm, own)}
+    return {**given, "unlabelled": False, "pseudo": False} if given["unlabelled"] and not uses(arm, own) else given
+
+
+def uses(arm: str, own: Own) -> bool:
+    """Whether an arm learns from images without labels, where there are some: one of the user's own by its settings."""
+    return arm == UNLABELLED or bool(_ABOUT_UNLABELLED & own.get(arm, {}).keys())
 
 
 def described(arm: str) -> str:
@@ -60,6 +71,7 @@ def described(arm: str) -> str:
         "plain_same_time": "Ultralytics' own training, for as long as tskd of the same seed took",
         "ultralytics": "Ultralytics' built-in distill_model= with the same teacher",
         "tskd": "distilled, with the settings of all",
+        UNLABELLED: "the same, from images without labels too",
     }
     return words.get(arm, "distilled, with settings of its own")
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from tskd_yolo import compat, config, settings_files
-from tskd_yolo.compare.arms import ARMS, overrides_of, read, settings_of, wrong_arms
+from tskd_yolo.compare.arms import ARMS, UNLABELLED, overrides_of, read, settings_of, uses, wrong_arms
 from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.splits import Judging, judging
 from tskd_yolo.config import ConfigError
+from tskd_yolo.data.index import absolute
 from tskd_yolo.distill import classes, feature_model
 from tskd_yolo.train.checks import check, fetched
 
@@ -120,6 +121,7 @@ def checked(values: Mapping[str, Any]) -> Plan:
     own_arms = {arm: _resolved(settings, given, training) for arm, settings in own_arms.items()}
     problems += _wrong_seeds(asked["seeds"]) + wrong_arms(arms, own_arms, {**_KNOWN, **training})
     problems += _wrong_keys(asked) + _wrong_training(training, arms)
+    problems += _wrong_unlabelled(given, training, arms, own_arms)
     if not problems:
         problems += _wrong_settings(training, own_arms)
     if problems:
@@ -174,8 +176,9 @@ def _resolved(settings: Any, given: Mapping[str, Any], training: Mapping[str, An
 
 
 def _with_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an arm of the user's own; a teacher of its own by its absolute path."""
-    return {key: _teachers(value) if key == "teacher" else value for key, value in settings.items()}
+    """The settings of an arm of the user's own; a teacher and images of its own by their absolute paths."""
+    own = {key: _teachers(value) if key == "teacher" else value for key, value in settings.items()}
+    return {**own, "unlabelled": absolute(config.sources(given))} if (given := own.get("unlabelled")) else own
 
 
 def _teachers(given: Any) -> str | list[str]:
@@ -250,6 +253,17 @@ def _no_detectors(task: str) -> list[str]:
         f"task: a comparison judges detectors, and these are for {task}; train a run with and one without the teacher, "
         "and compare their columns in results.csv."
     ]
+
+
+def _wrong_unlabelled(
+    given: Mapping[str, Any], training: Mapping[str, Any], arms: Sequence[str], own_arms: Mapping[str, Any]
+) -> list[str]:
+    """What is wrong with images without labels: an arm that has none, or images that no arm uses."""
+    if UNLABELLED in arms and not config.sources(training.get("unlabelled")):
+        return [f"arms: {UNLABELLED} needs images without labels; give unlabelled=, or drop the arm."]
+    if config.sources(given.get("unlabelled")) and not any(uses(arm, own_arms) for arm in arms):
+        return [f"unlabelled: no arm learns from images without labels; add {UNLABELLED} to arms, or drop it."]
+    return []
 
 
 def _unjudged(teachers: Sequence[Any], training: Mapping[str, Any]) -> list[str]:

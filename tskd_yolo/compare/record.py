@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_file
 
-from tskd_yolo import hashing
+from tskd_yolo import config, hashing
 from tskd_yolo.compare.arms import overrides_of
 from tskd_yolo.compare.plan import Plan
 from tskd_yolo.compare.splits import Files, files_of
 from tskd_yolo.config import ConfigError
+from tskd_yolo.data import index
 from tskd_yolo.files import write_json
 
 _IRRELEVANT = frozenset(
@@ -89,14 +91,14 @@ def arms_ever(plan: Plan) -> list[str]:
 
 def told(plan: Plan, arm: str) -> dict[str, Any]:
     """What an arm is trained with besides the settings of all, as JSON takes it: files by name and hash."""
-    overrides = {key: named(value) for key, value in overrides_of(arm, plan.own_arms).items()}
+    overrides = {key: _named(key, value) for key, value in overrides_of(arm, plan.own_arms).items()}
     return json.loads(json.dumps(overrides, default=str))
 
 
 def settings(plan: Plan, files: Files) -> dict[str, Any]:
     """What decides the result of a run: settings, contents of files, device and versions; no path and no host."""
     chosen = {**DEFAULT_CFG_DICT, **plan.common, **{k: v for k, v in plan.own.items() if k != "teacher"}}
-    content = {k: named(v) for k, v in chosen.items() if k not in _IRRELEVANT and k not in {"data", "model"}}
+    content = {k: _named(k, v) for k, v in chosen.items() if k not in _IRRELEVANT and k not in {"data", "model"}}
     given = {"data": check_file(plan.common["data"]), "model": plan.model, "teacher": plan.own["teacher"]}
     known = {
         f"{kind} of {split}": f"{len(found)} (sha256 {_hash(found)})"
@@ -107,6 +109,14 @@ def settings(plan: Plan, files: Files) -> dict[str, Any]:
     judged = {"split": plan.judged.split, "judged by": f"{plan.judged.weights}.pt"}
     rest = {**judged, **known, "device": hardware(plan.common.get("device")), **versions}
     return json.loads(json.dumps({**{k: named(v) for k, v in given.items()}, **content, **rest}, default=str))
+
+
+def _named(key: str, value: Any) -> Any:
+    """The value of a setting, as :func:`named`; images without labels by the names of their places, and a hash."""
+    if key != "unlabelled" or not (places := config.sources(value)):
+        return named(value)
+    found = index.images(places, suffixes=IMG_FORMATS, kept=hashing.kept)
+    return f"{', '.join(Path(place).name for place in places)} ({len(found)}, sha256 {found.digest()[:16]})"
 
 
 def named(value: Any) -> Any:

@@ -216,14 +216,15 @@ def _tskd_against(results: Mapping[str, Rows], weights: str) -> dict[str, Any]:
 def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
     """Whether the arms of each seed started alike; None where no run wrote it down.
 
-    ``weights``: of the student. ``images``: as the student saw them, augmented. ``files``: these images' names.
+    ``weights``: of the student. ``images``: as the student saw them, augmented. ``files``: these images' names. An arm
+    that learns from images without labels too has other batches, and is compared by its weights.
     """
     pairing: dict[str, bool | None] = {}
     for what in ("weights", "images", "files"):
         per_seed: dict[int, set[str]] = {}
         for rows in results.values():
             for seed, row in rows.items():
-                if row["start"]:
+                if row["start"] and (what == "weights" or not row["settings"].get("unlabelled")):
                     per_seed.setdefault(seed, set()).add(row["start"][what])
         pairing[what] = all(len(v) == 1 for v in per_seed.values()) if per_seed else None
     return pairing

@@ -20,7 +20,7 @@ from ultralytics.utils import LOGGER, colorstr
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import TeacherOutputs
 from tskd_yolo.distill.panel import Panel
-from tskd_yolo.distill.records import FORMAT, Layout, Store, pack, unpack
+from tskd_yolo.distill.records import FORMAT, Layout, Store, Stores, pack, unpack
 from tskd_yolo.hashing import fingerprint, hash_tensors
 
 SUFFIX = ".tskd"
@@ -42,11 +42,11 @@ class Cache:
 
     Args:
         layout: Of the records.
-        store: Where they are.
+        stores: Where they are: of labelled images, and of others where a run has some.
     """
 
-    def __init__(self, layout: Layout, store: Store) -> None:
-        self.layout, self.store = layout, store
+    def __init__(self, layout: Layout, *stores: Store) -> None:
+        self.layout, self.stores, self.store = layout, stores, Stores(stores)
         self.computed = 0
         """Views that the teacher was shown."""
         self._torn = self._full = False
@@ -92,7 +92,7 @@ class Cache:
             self._full = True
 
 
-def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str = "") -> Cache:
+def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str = "", others: Any = None) -> Cache:
     """The cache of one run, after its size was told.
 
     Args:
@@ -102,6 +102,7 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
         epochs: Of the run.
         shared: For ``teacher_cache=ram``: a word that the run's processes on this machine have in common and no other
             run has. They then hold the records once; what is left over is removed by :func:`release`.
+        others: The images without labels, as the training set, where there are some.
 
     Raises:
         ConfigError: If the records would take more than the limit, the disk or the memory has, or cannot be written.
@@ -109,8 +110,34 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
     device = next(distiller.teacher.model.parameters()).device
     images = torch.zeros(1, views.dataset.channels, views.dataset.imgsz, views.dataset.imgsz, device=device)
     sample = pack(distiller.teacher_outputs(images, size=(args.imgsz, args.imgsz)))
-    layout = Layout(sample, views.kept.size)
+    layout, sets = Layout(sample, views.kept.size), [views] if others is None else [views, others]
+    count = sum(map(len, sets))
+    needed = _size(layout, count, args, epochs)
+    _within_limit(needed, layout, count, args)  # before every image is asked for its time
     folder = _folder(views.dataset)
+    plans = [_planned(each, layout, distiller, args, folder, shared) for each in sets]
+    _fits(needed, layout, count, args, [file for _, file in plans])
+    place = ", ".join(str(file) for _, file in plans) if args.teacher_cache == "disk" else "memory"
+    try:
+        stores = [Store(v.slots * len(v), layout.size, file, head) for v, (head, file) in zip(sets, plans, strict=True)]
+    except OSError as error:
+        raise ConfigError(
+            [f"teacher_cache: {place} cannot be made ({error.strerror}); make its folder writable, or give ram."]
+        ) from error
+    cache = Cache(layout, *stores)
+    LOGGER.info(
+        f"{colorstr('tskd-yolo:')} the teacher's outputs are kept in {place}: {needed / _GB:.2f} GB at most, "
+        f"{layout.size / 1e3:.0f} kB for each view of {count} images; {cache.store.whole()} views are there already."
+    )
+    if args.teacher_cache == "disk":
+        _name_others(folder, {file.name for _, file in plans if file is not None})
+    return cache
+
+
+def _planned(
+    views: Any, layout: Layout, distiller: Any, args: Any, folder: Path, shared: str
+) -> tuple[dict[str, Any], Path | None]:
+    """What is written down about the records of a set, and the file that they go into."""
     header = {
         "format": FORMAT,
         "fields": layout.plain(),
@@ -120,23 +147,7 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
     }
     header["key"] = key(header, panel=distiller.panel, dataset=views.dataset, args=args, folder=folder)
     name = f"{folder.name}.{header['key'][:16]}{SUFFIX}"
-    file = folder.parent / name if args.teacher_cache == "disk" else _in_memory(name, shared)
-    needed = _size(layout, len(views), args, epochs)
-    place = str(file) if args.teacher_cache == "disk" else "memory"
-    _fits(needed, layout, len(views), args, file)
-    try:
-        store = Store(views.slots * len(views), layout.size, file, header)
-    except OSError as error:
-        raise ConfigError(
-            [f"teacher_cache: {place} cannot be made ({error.strerror}); make its folder writable, or give ram."]
-        ) from error
-    LOGGER.info(
-        f"{colorstr('tskd-yolo:')} the teacher's outputs are kept in {place}: {needed / _GB:.2f} GB at most, "
-        f"{layout.size / 1e3:.0f} kB for each view of {len(views)} images; {store.whole()} views are there already."
-    )
-    if args.teacher_cache == "disk":
-        _name_others(folder, name)
-    return Cache(layout, store)
+    return header, folder.parent / name if args.teacher_cache == "disk" else _in_memory(name, shared)
 
 
 def _folder(dataset: Any) -> Path:
@@ -152,9 +163,9 @@ def _in_memory(name: str, shared: str) -> Path | None:
 
 def release(args: Any, cache: Cache) -> None:
     """Takes the name away from a file in memory that all processes have opened: it goes when the last of them goes."""
-    file = cache.store.file
-    if args.teacher_cache == "ram" and file is not None:
-        file.unlink(missing_ok=True)
+    for file in [store.file for store in cache.stores]:
+        if args.teacher_cache == "ram" and file is not None:
+            file.unlink(missing_ok=True)
 
 
 def _size(layout: Layout, images: int, args: Any, epochs: int) -> int:
@@ -164,27 +175,37 @@ def _size(layout: Layout, images: int, args: Any, epochs: int) -> int:
     return images * views * (layout.size + 8)
 
 
-def _fits(needed: int, layout: Layout, images: int, args: Any, file: Path | None) -> None:
-    """Refuses what is larger than it may be or can be."""
+def _within_limit(needed: int, layout: Layout, images: int, args: Any) -> None:
+    """Refuses what is larger than it may be."""
+    if needed > args.cache_limit * _GB:
+        words, remedy = _told(needed, layout, images, args)
+        raise ConfigError([f"{words}, and cache_limit is {args.cache_limit:g} GB; raise it, or {remedy}."])
+
+
+def _fits(needed: int, layout: Layout, images: int, args: Any, files: Sequence[Path | None]) -> None:
+    """Refuses what is larger than it can be."""
     if args.teacher_cache == "disk":
-        assert file is not None
-        there = file.stat().st_blocks * 512 if file.exists() and hasattr(os.stat_result, "st_blocks") else 0
-        free, what = shutil.disk_usage(file.parent).free + there, "free on the disk"
+        known = [file for file in files if file is not None]
+        blocks = [f.stat().st_blocks for f in known if f.exists() and hasattr(os.stat_result, "st_blocks")]
+        free, what = shutil.disk_usage(known[0].parent).free + 512 * sum(blocks), "free on the disk"
     else:
         free, what = psutil.virtual_memory().available, "of memory free"
-    words = (
-        f"teacher_cache: the teacher's outputs for {images} images in views={args.views} take {needed / _GB:.2f} GB "
-        f"({layout.size / 1e3:.0f} kB each)"
-    )
-    remedy = "take fewer views, or teacher_cache=disk" if args.teacher_cache == "ram" else "take fewer views"
-    if needed > args.cache_limit * _GB:
-        raise ConfigError([f"{words}, and cache_limit is {args.cache_limit:g} GB; raise it, or {remedy}."])
     if needed > free:
+        words, remedy = _told(needed, layout, images, args)
         raise ConfigError([f"{words}, and {free / _GB:.2f} GB are {what}; free some, or {remedy}."])
 
 
-def _name_others(folder: Path, name: str) -> None:
-    others = [f for f in folder.parent.glob(f"{folder.name}.*{SUFFIX}") if f.name != name]
+def _told(needed: int, layout: Layout, images: int, args: Any) -> tuple[str, str]:
+    """How much it is, and what to do about it."""
+    return (
+        f"teacher_cache: the teacher's outputs for {images} images in views={args.views} take {needed / _GB:.2f} GB "
+        f"({layout.size / 1e3:.0f} kB each)",
+        "take fewer views, or teacher_cache=disk" if args.teacher_cache == "ram" else "take fewer views",
+    )
+
+
+def _name_others(folder: Path, names: set[str]) -> None:
+    others = [f for f in folder.parent.glob(f"{folder.name}.*{SUFFIX}") if f.name not in names]
     if others:
         LOGGER.info(
             f"{len(others)} more such files beside it were made for another teacher, other data or other settings and "

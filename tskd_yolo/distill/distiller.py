@@ -17,10 +17,11 @@ from tskd_yolo.distill.lead import Lead
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.distill.panel import Panel
+from tskd_yolo.distill.regions import Seer
 from tskd_yolo.distill.sources import MapSource
 from tskd_yolo.distill.step import Losses, Readers, Step
 from tskd_yolo.distill.teacher import Teacher
-from tskd_yolo.distill.terms import VARIANTS, HeadTerm, Term, Terms
+from tskd_yolo.distill.terms import VARIANTS, HeadTerm, ResponseTerm, Term, Terms
 from tskd_yolo.rng import undisturbed
 
 Cache = Callable[[Tensor, Mapping[str, Any], Callable[[Tensor], TeacherOutputs]], TeacherOutputs]
@@ -46,6 +47,11 @@ class Distiller:
         ValueError: If a weight is given to a term that the variant does not have.
         ConfigError: If the teachers cannot be asked together.
     """
+
+    seer: Seer | None = None
+    """Tells where the teacher sees objects in images without labels, in a run that has some."""
+    asked: Sequence[ResponseTerm] = ()
+    """What reads responses for it, where no term does."""
 
     def __init__(
         self,
@@ -188,7 +194,7 @@ class Distiller:
             teacher = self.cache(shown, batch, outputs)
         elif self.on:
             teacher = outputs(shown)
-        self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add)
+        self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add, seer=self.seer)
         self.step.stand_in(student)
         return self.step
 
@@ -207,7 +213,7 @@ class Distiller:
         """
         size = size or (images.shape[2], images.shape[3])
         asked = [term for term in self.terms if isinstance(term, HeadTerm)]
-        return self.panel.outputs(images, size, self.sources, asked)
+        return self.panel.outputs(images, size, self.sources, asked or self.asked)
 
     def add(
         self, vector: Tensor, items: dict[str, Tensor], losses: Losses, images: int

@@ -19,7 +19,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,11 @@ class Store:
         self._put(_HEADER + 8 * number, np.uint64(_sum(record)).tobytes())
 
     @property
+    def count(self) -> int:
+        """How many records there can be."""
+        return len(self._records)
+
+    @property
     def lasting(self) -> bool:
         """Whether another process can open it by its name."""
         return self.file is not None and self.file.exists()
@@ -220,6 +225,38 @@ class Store:
     def whole(self) -> int:
         """How many records there are."""
         return int(np.count_nonzero(self._sums))
+
+
+class Stores:
+    """Stores under one numbering: the numbers of each begin where those of the one before it end.
+
+    Args:
+        parts: The stores.
+    """
+
+    def __init__(self, parts: Sequence[Store]) -> None:
+        self.parts = list(parts)
+
+    def read(self, number: int) -> tuple[np.ndarray, int]:
+        """As :meth:`Store.read`."""
+        store, number = self._place(number)
+        return store.read(number)
+
+    def write(self, number: int, record: np.ndarray) -> None:
+        """As :meth:`Store.write`."""
+        store, number = self._place(number)
+        store.write(number, record)
+
+    def _place(self, number: int) -> tuple[Store, int]:
+        for store in self.parts[:-1]:
+            if number < store.count:
+                return store, number
+            number -= store.count
+        return self.parts[-1], number
+
+    def whole(self) -> int:
+        """How many records there are."""
+        return sum(store.whole() for store in self.parts)
 
 
 def _sum(record: np.ndarray) -> int:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tskd_yolo.distill.features import Capture, HeadReader, StageReader, StudentOutputs, TeacherOutputs
+from tskd_yolo.distill.regions import Regions, Seer, rows, together
 from tskd_yolo.distill.terms import Term
 from tskd_yolo.losses.boxes import Boxes
 
@@ -62,13 +64,20 @@ class Step:
         readers: Of the student.
         terms: Those that are on.
         teacher: The teacher's outputs for the images; None without a term.
-        add: Adds the terms to the detection loss: its vector and items, the terms, the number of images.
+        add: Adds the terms to the detection loss: its vector and items, the terms, the number of labelled images.
+        seer: Tells where the teacher sees objects in images without labels.
     """
 
     def __init__(
-        self, *, readers: Readers, terms: Sequence[Term], teacher: TeacherOutputs | None, add: Callable[..., Any]
+        self,
+        *,
+        readers: Readers,
+        terms: Sequence[Term],
+        teacher: TeacherOutputs | None,
+        add: Callable[..., Any],
+        seer: Seer | None = None,
     ) -> None:
-        self.readers, self.terms, self.teacher, self.add = readers, terms, teacher, add
+        self.readers, self.terms, self.teacher, self.add, self.seer = readers, terms, teacher, add, seer
         self.capture = Capture()
         self.criterion: Any = None
         """The student's own, while this one stands in for it."""
@@ -91,28 +100,64 @@ class Step:
         self.teacher = self._student = None
 
     def __call__(self, predictions: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items."""
+        """The detection loss with the weighted terms added: to its vector, and under ``drd_loss`` ... to its items.
+
+        Of a batch whose last images have no labels (``labelled`` counts the others) the detection loss sees the first
+        ones alone, as if there were no others.
+        """
+        labelled, pseudo = labelled_of(batch), None
+        seen = self._seen(batch, labelled)
         if any(term.after_detection for term in self.terms):
-            vector, items = self.criterion(predictions, batch)
-            losses = self.losses(self.read(predictions), batch)
+            vector, items = self._detection(predictions, batch, labelled)
+            losses = self.losses(self.read(predictions), batch, seen)
         else:  # the teacher's outputs are forgotten before the detection loss takes its memory
-            losses = self.losses(self.read(predictions), batch)
+            losses = self.losses(self.read(predictions), batch, seen)
+            pseudo = self._pseudo(predictions, batch, seen)
             self.teacher = None
-            vector, items = self.criterion(predictions, batch)
-        total = self.add(vector, items, losses, len(batch["img"]))
+            vector, items = self._detection(predictions, batch, labelled)
+        vector, items = self.add(vector, items, losses, labelled)
+        if pseudo is not None:
+            vector = vector + F.pad(pseudo, (0, len(vector) - len(pseudo))).to(vector)
         self.close()
-        return total
+        return vector, items
+
+    def _detection(self, predictions: Any, batch: dict[str, Tensor], labelled: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if labelled == len(batch["img"]):
+            return self.criterion(predictions, batch)
+        return self.criterion(rows(predictions, slice(labelled)), {**batch, "img": batch["img"][:labelled]})
+
+    def _seen(self, batch: dict[str, Tensor], labelled: int) -> Regions | None:
+        """What the teacher sees in the images without labels; None where there are none."""
+        if self.seer is None or self.teacher is None or labelled == len(batch["img"]):
+            return None
+        with torch.autocast(batch["img"].device.type, enabled=False):
+            return self.seer(self.teacher, labelled, (batch["img"].shape[2], batch["img"].shape[3]))
+
+    def _pseudo(self, predictions: Any, batch: dict[str, Tensor], seen: Regions | None) -> Tensor | None:
+        """The detection loss on what it is sure of there, where that is wanted."""
+        if seen is None or self.seer is None or not self.seer.pseudo or self.teacher is None:
+            return None
+        others = rows(predictions, slice(labelled_of(batch), None))
+        return self.seer.detection(self.criterion, others, batch, self.teacher, seen)
 
     def read(self, predictions: Any) -> StudentOutputs:
         """What the terms read of the student's pass, from the head's output."""
         return self.readers.read(predictions, self.capture.caught)
 
-    def losses(self, student: StudentOutputs, batch: dict[str, Tensor]) -> Losses:
-        """The unweighted terms, each a float32 scalar: all of ours is computed in float32, also inside autocast."""
+    def losses(self, student: StudentOutputs, batch: dict[str, Tensor], seen: Regions | None = None) -> Losses:
+        """The unweighted terms, each a float32 scalar: all of ours is computed in float32, also inside autocast.
+
+        Args:
+            student: Of the whole batch.
+            batch: Labelled images first.
+            seen: What the teacher sees in the others.
+        """
         if not self.terms or self.teacher is None:
             return Losses({}, {}, [])
         teacher, (height, width) = self.teacher, batch["img"].shape[2:]
         boxes = boxes_of(batch, images=len(batch["img"]), size=(height, width))
+        if seen is not None:
+            boxes = together(boxes, seen, labelled_of(batch))
         with torch.autocast(batch["img"].device.type, enabled=False):
             values = {term.name: term(student=student, teacher=teacher, boxes=boxes) for term in self.terms}
             objectives = [objective for term in self.terms if (objective := term.objective(teacher)) is not None]
@@ -123,6 +168,11 @@ class Step:
 
     def __reduce__(self) -> Any:
         return type(None), ()
+
+
+def labelled_of(batch: Mapping[str, Any]) -> int:
+    """How many images of a batch have labels; they are the first ones."""
+    return int(batch.get("labelled", len(batch["img"])))
 
 
 def boxes_of(batch: dict[str, Tensor], *, images: int, size: tuple[int, int]) -> Boxes:

@@ -1,4 +1,4 @@
-"""Annotated boxes on a grid: the cells they cover, foreground and background, instances cut out.
+"""Boxes on a grid: the cells they cover, foreground and background, instances cut out.
 
 Rotated boxes are cut out as they stand; what does not know of them sees the upright boxes that enclose them.
 
@@ -21,7 +21,7 @@ _CHUNK = 1 << 24
 
 
 class Boxes(NamedTuple):
-    """The annotated boxes of a batch.
+    """The annotated boxes of a batch, and of images without labels those that the teacher sees.
 
     Shapes:
         xyxy: ``(K, 4)`` corners in pixels of the tensor the network sees; of rotated boxes those of the upright boxes
@@ -29,8 +29,11 @@ class Boxes(NamedTuple):
         image: ``(K,)`` which image of the batch a box belongs to.
         rotated: ``(K, 5)`` of rotated boxes centre x, y, width and height in pixels, and the angle of the width to the
             x axis in radians; None where boxes are upright.
+        weight: ``(K,)`` how much a box counts, from 0 (not at all) to 1; None where all are annotated and count fully.
     Units:
-        images: number of images in the batch; size: (height, width) of the network's input in pixels.
+        images: number of images in the batch; size: (height, width) of the network's input in pixels;
+        annotated: how many boxes, the first ones, are annotated; those after them lie in other images, the most
+        confident of each image first.
     """
 
     xyxy: Tensor
@@ -38,6 +41,8 @@ class Boxes(NamedTuple):
     images: int
     size: tuple[int, int]
     rotated: Tensor | None = None
+    weight: Tensor | None = None
+    annotated: int = 0
 
 
 class Masks(NamedTuple):
@@ -62,7 +67,7 @@ def covered(boxes: Boxes, height: int, width: int, spatial_step: int = 1) -> Mas
     """Foreground, the part of every cell that boxes cover (of several the largest), and background, the rest of it.
 
     All of a region weighs alike, and no box on a cell is too small to be felt: weights are from 0 to 1, one for a whole
-    cell.
+    cell. A box that counts in part covers its cells in part.
 
     Args:
         boxes: The boxes.
@@ -82,6 +87,8 @@ def _parts(boxes: Boxes, height: int, width: int, step: int) -> Callable[[slice]
     x1, y1, x2, y2 = boxes.xyxy.float().unbind(1)
     rows = _overlap(y1, y2, height, boxes.size[0])[:, ::step]  # (K, H)
     columns = _overlap(x1, x2, width, boxes.size[1])[:, ::step]  # (K, W)
+    if boxes.weight is not None:
+        rows = rows * boxes.weight.unsqueeze(1)
     return lambda part: (rows[part].unsqueeze(2) * columns[part].unsqueeze(1)).flatten(1)
 
 
@@ -149,11 +156,12 @@ def largest_weight(boxes: Boxes, weights: Callable[[slice], Tensor], count: int)
 def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
     """At most ``most`` boxes of each image, evenly spaced in their order, in as many slots per image.
 
-    A fixed number of slots makes products over a batch out of what would be sums over boxes. No random number is used,
-    no device is asked.
+    Of boxes that are not annotated the first ones are taken, which are the most confident. A fixed number of slots
+    makes products over a batch out of what would be sums over boxes. No random number is used, no device is asked.
 
     Returns:
-        ``images * most`` boxes, empty where a slot stays free, and which slots are valid, ``(images, most)``.
+        ``images * most`` boxes, empty where a slot stays free, and which slots are valid, ``(images, most)``: a box
+        that counts in part is valid in part.
     """
     image = boxes.image.long()
     own = (image.unsqueeze(1) == torch.arange(boxes.images, device=image.device)).long()  # (K, N)
@@ -161,6 +169,9 @@ def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
     count = own.sum(dim=0)[image].clamp(min=most)
     slot = rank * most // count
     first = slot != (rank - 1) * most // count
+    if boxes.weight is not None:
+        slot[boxes.annotated :] = rank[boxes.annotated :]
+        first[boxes.annotated :] = rank[boxes.annotated :] < most
     place = torch.where(first, image * most + slot, boxes.images * most)  # the last place is nobody's
 
     def placed(values: Tensor) -> Tensor:
@@ -169,7 +180,8 @@ def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
 
     owner = torch.arange(boxes.images, device=image.device).repeat_interleave(most)
     rotated = None if boxes.rotated is None else placed(boxes.rotated)
-    valid = placed(torch.ones_like(boxes.xyxy[:, :1])).view(boxes.images, most)
+    weight = torch.ones_like(boxes.xyxy[:, :1]) if boxes.weight is None else boxes.weight.unsqueeze(1)
+    valid = placed(weight).view(boxes.images, most)
     return boxes._replace(xyxy=placed(boxes.xyxy), image=owner, rotated=rotated), valid
 
 

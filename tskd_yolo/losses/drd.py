@@ -27,8 +27,9 @@ class DRD(nn.Module):
 
     with ``s`` the standardisation of every state channel and ``Y`` the output of one graph unit, shared by both
     networks. Instances are RoIAlign crops of the unit's states (all channels take part), the nodes of a graph per
-    image; of an image with more than eight, eight evenly spaced ones are compared. No instance in the batch: that part
-    is 0, with a gradient of 0.
+    image; of an image with more than eight, eight evenly spaced ones are compared. In an image without labels the
+    instances are the boxes that the teacher is surest of, each with its weight. No instance in the batch: that part is
+    0, with a gradient of 0.
 
     Args:
         channels: Width C of the maps (the teacher's; the student comes through its adapter).

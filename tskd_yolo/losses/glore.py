@@ -136,8 +136,8 @@ def neighbours(nodes: Tensor, valid: Tensor) -> Tensor:
     For an instance that is alone in its image it is zero.
 
     Shapes:
-        nodes: ``(N, I, *)``, I slots per image; valid: ``(N, I)``, 1 where a slot holds an instance, else 0; output
-        like nodes.
+        nodes: ``(N, I, *)``, I slots per image; valid: ``(N, I)``, 1 where a slot holds an instance, else 0,
+        and between them where it counts in part; output like nodes.
     """
     flat = nodes.flatten(2)
     unit = F.normalize(flat, dim=2, eps=1e-6)

@@ -29,7 +29,7 @@ from tskd_yolo.distill.feature_model import whole_path
 from tskd_yolo.distill.features import channels
 from tskd_yolo.distill.matching import no_student, task_of
 from tskd_yolo.distill.monitor import Monitor
-from tskd_yolo.train import backbone, tasks
+from tskd_yolo.train import backbone, tasks, unlabelled
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
@@ -80,9 +80,10 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
     if student:
         errors += no_student(student)
     mapping = _classes_map(values, loaded, data["names"], errors)
-    errors += wrong_channels(loaded, data["channels"])
+    errors += [*wrong_channels(loaded, data["channels"]), *unlabelled.wrong_sources(values, overrides)]
     task = tasks.decided(wanted, student, loaded)
-    errors += tasks.wrong(task, values, data, loaded, asked=wanted if wanted in config.TASKS else None)
+    with_others = {**values, "unlabelled": overrides.get("unlabelled")}  # also those that the data YAML names
+    errors += tasks.wrong(task, with_others, data, loaded, asked=wanted if wanted in config.TASKS else None)
     if errors:
         raise ConfigError(errors)
     _tell_students(values)

@@ -6,15 +6,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tskd_yolo.confidence import Confidence
 from tskd_yolo.data import duplicates
 from tskd_yolo.data.duplicates import Twin
 from tskd_yolo.data.labels import Split, oddities
+from tskd_yolo.distill.likeness import BEYOND, Distances
 from tskd_yolo.findings import Finding
 
 USELESS = 0.05
 """A teacher's mAP50 below which it is probably not trained, or not on these classes; of one class, its AP50."""
 LEAKED = 0.05
 """Share of validation images that are in train too, from which the scores measure memory."""
+
+FEW = 8
+"""Of fewer training images it is not known how much they differ."""
+FAR = 0.25
+"""Share of images without labels beyond the distances of the training images from which they look like another set;
+0.05 is what would be expected."""
+UNCALIBRATED = 0.1
+"""Expected calibration error from which a teacher's scores say something else than how often it is right."""
 
 Score = Mapping[str, Any]
 """A detector's metrics, see :data:`tskd_yolo.hashing.METRICS`; empty where they would say nothing."""
@@ -94,3 +106,74 @@ def of_twins(same: Sequence[Twin], near: Sequence[Twin], *, images: int) -> list
             "take them out of one of the two: what a network has trained on says nothing about new images",
         )
     ]  # fmt: skip
+
+
+# Images without labels ------------------------------------------------------------------------------------------------
+
+
+def of_leaks(found: Mapping[str, Sequence[tuple[str, str]]]) -> list[Finding]:
+    """What images without labels that are in a split say.
+
+    Args:
+        found: By split, such images with the file of the split that has the same content.
+    """
+    findings = []
+    for split, pairs in found.items():
+        if not pairs:
+            continue
+        first = f"such as {Path(pairs[0][0]).name}, in {split} {Path(pairs[0][1]).name}"
+        words = f"{len(pairs)} images are in {split} too, by content, and are left out ({first})"
+        remedy = "take them out of the folder: what a network has learned from is no test of it"
+        findings.append(
+            Finding("warning", "unlabelled", words, remedy) if split == "val" else Finding("note", "unlabelled", words)
+        )
+    return findings
+
+
+def of_likeness(found: Distances, names: Sequence[str]) -> list[Finding]:
+    """What speaks against images that are far from the training set.
+
+    Args:
+        found: Their distances.
+        names: Of the images.
+    """
+    if found.far <= FAR:
+        return []
+    theirs, own = (
+        f"{np.percentile(part, 50):.2f} and {np.percentile(part, BEYOND):.2f}" for part in (found.others, found.own)
+    )
+    examples = ", ".join(Path(names[i]).name for i in np.argsort(-found.others)[:3])
+    return [
+        Finding(
+            "warning", "unlabelled",
+            f"{found.far:.0%} of a sample look unlike the training images to the teacher (distances at the 50th and "
+            f"{BEYOND}th percentile {theirs}, of training images {own}; the farthest are {examples})",
+            "look at them, and leave out what the student will never see",
+        )
+    ]  # fmt: skip
+
+
+def of_confidence(found: Confidence | None) -> list[Finding]:
+    """What speaks against a teacher whose scores are to be believed on images without labels."""
+    if found is None:
+        return []
+    findings = []
+    if found.error is not None and found.error > UNCALIBRATED:
+        scaled = f", {found.scaled_error:.2f} at a temperature of {found.temperature:.2f}" if found.temperature else ""
+        findings.append(
+            Finding(
+                "warning", "unlabelled",
+                f"the teacher is not calibrated (expected calibration error {found.error:.2f} on val{scaled})",
+                "boxes below their threshold count by scores that say something else than how often it is right",
+            )
+        )  # fmt: skip
+    without = [each.name for each in found.classes if not each.threshold.found]
+    if without:
+        findings.append(
+            Finding(
+                "warning", "unlabelled",
+                f"no score of the teacher has a precision of {found.precision:g} on val for {', '.join(without)}",
+                "boxes of these classes count by their score; take a better teacher, or lower unlabelled_precision",
+            )
+        )  # fmt: skip
+    return findings

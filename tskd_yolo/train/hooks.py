@@ -50,6 +50,7 @@ EXPECTED = {
     "_setup_train": Expected(),
     "set_model_attributes": Expected(),
     "build_dataset": Expected(),
+    "_build_train_pipeline": Expected(),
     "get_dataloader": Expected(),
     "build_optimizer": Expected(),
     "get_validator": Expected(),

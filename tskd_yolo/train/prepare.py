@@ -203,19 +203,27 @@ def make_ready(distiller: Distiller, student: Any, *, args: Arguments, scaled: b
 
 
 def keep_teacher_outputs(
-    distiller: Distiller, views: Views, *, args: Arguments, epochs: int, processes: Processes
+    distiller: Distiller,
+    views: Views,
+    *,
+    args: Arguments,
+    epochs: int,
+    processes: Processes,
+    others: Views | None = None,
 ) -> cache.Cache:
-    """Puts the cache between teacher and training.
+    """Puts the cache between teacher and training; ``others`` are the images without labels.
 
     Raises:
         ConfigError: If it would take more room than there is.
     """
     shared = f"tskd-{os.getppid()}" if processes.count > 1 else ""  # processes of a machine have one parent
     with torch_distributed_zero_first(LOCAL_RANK):  # the first of them makes the file
-        kept = cache.prepare(distiller=distiller, views=views, args=args, epochs=epochs, shared=shared)
+        kept = cache.prepare(distiller=distiller, views=views, args=args, epochs=epochs, shared=shared, others=others)
     if processes.count > 1:
         dist.barrier()
     cache.release(args, kept)
     distiller.cache = kept
-    views.store = kept.store
+    for each, store in zip([views, others], kept.stores):
+        if each is not None:
+            each.store = store
     return kept

@@ -11,10 +11,12 @@ from typing import Any
 
 from ultralytics.data import build_yolo_dataset
 from ultralytics.data import dataset as scanner
+from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOGGER
 
-from tskd_yolo import compat
+from tskd_yolo import compat, config, hashing
 from tskd_yolo.config import ConfigError
+from tskd_yolo.data import index
 from tskd_yolo.data.labels import Split
 
 
@@ -81,12 +83,14 @@ def scan_before_launch(args: Any, data: dict[str, Any]) -> None:
         data: The data set, as the engine has read its YAML.
 
     Raises:
-        ConfigError: As :func:`scanned`.
+        ConfigError: As :func:`scanned`, or if there is no image without labels where some are asked for.
     """
     batch = max(int(args.batch), 1)
     for mode, split in (("train", "train"), ("val", args.split)):
         build = partial(build_yolo_dataset, args, data[split], batch, data, mode=mode, rect=mode == "val")
         scanned(mode, build)
+    if places := config.sources(getattr(args, "unlabelled", None)):
+        index.images(places, suffixes=IMG_FORMATS, kept=hashing.kept)
 
 
 def _tell(split: Split) -> None:

@@ -87,6 +87,11 @@ def wrong(
         for model in models
         if (theirs := task_of(model)) not in (None, task)
     ]
+    if task != "detect" and values["unlabelled"]:
+        problems.append(
+            f"unlabelled: images without labels teach detectors, and the student is one for {task}; leave it out, or "
+            "give unlabelled=False."
+        )
     if task == "pose" and data["names"]:
         problems += _wrong_points(data["kpt_shape"], models)
     if task == "obb" and values["crd"]:

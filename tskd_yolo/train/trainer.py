@@ -27,10 +27,11 @@ from tskd_yolo.train.engine import engine_arguments
 from tskd_yolo.train.giving_way import GivingWayMixin
 from tskd_yolo.train.processes import FIRST
 from tskd_yolo.train.resumable import ResumableMixin
+from tskd_yolo.train.unlabelled import UnlabelledMixin
 
 
 @hooks.noting
-class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
+class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, UnlabelledMixin):
     """Adds a teacher to an Ultralytics trainer.
 
     The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass
@@ -91,7 +92,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
             return dataset
         views = Views(dataset, self.config.views, self.args.seed)
         if self._cache is not None:  # after a step that ran out of memory, a smaller batch has a new set
-            views.store = self._cache.store
+            views.store = self._cache.stores[0]
         return views
 
     def _image_size(self, mode: str) -> int:
@@ -166,34 +167,29 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
         self.epoch = self.start_epoch  # the engine sets it when its loop begins
-        prepare.make_ready(
-            self.distiller,
-            unwrap_model(self.model),
-            args=self.args,
-            scaled=self.scaler.is_enabled(),
-            processes=self._processes,
-        )
+        given: dict[str, Any] = dict(args=self.args, processes=self._processes)
+        prepare.make_ready(self.distiller, unwrap_model(self.model), scaled=self.scaler.is_enabled(), **given)
         prepare.cast_teacher(self.distiller, args=self.args, amp=self.amp, device=self.device)
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
             size, loader = self.config.teacher_imgsz or self.args.imgsz, self._teacher_loader()
-            given = dict(loader=loader, args=self.args, size=size, processes=self._processes)
-            taught = summary.teacher_scores(self.distiller, **given)
+            taught = summary.teacher_scores(self.distiller, loader=loader, size=size, **given)
             if len(taught) > 1:  # before the cache: what they say together depends on it
                 summary.weigh_teachers(self.distiller, taught, processes=self._processes)
             self._watch_lead(self.distiller, taught)
+            self._see_others(self.distiller)
             self._open_cache(self.distiller)
             self.facts = summary.log_summary(
                 self.distiller,
                 unwrap_model(self.model),
                 config=self.config,
-                args=self.args,
                 loader=self.test_loader,
                 trained=self._student_trained and not self.args.resume,
-                processes=self._processes,
                 taught=taught,
+                **given,
             )
+            self._doubt_others(self.distiller)
             finest = min(self.distiller.readers.head.strides)
             summary.log_data(self.train_loader.dataset, self.test_loader.dataset, args=self.args, stride=finest)
 
@@ -207,9 +203,9 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
 
     def _open_cache(self, distiller: Distiller) -> None:
         if self.config.teacher_cache:
-            self._cache = prepare.keep_teacher_outputs(
-                distiller, self.train_loader.dataset, args=self.args, epochs=self.epochs, processes=self._processes
-            )
+            given: dict[str, Any] = dict(args=self.args, epochs=self.epochs, processes=self._processes)
+            others = self._flow.views if self._flow is not None else None
+            self._cache = prepare.keep_teacher_outputs(distiller, self.train_loader.dataset, others=others, **given)
 
     # Each epoch, by the engine's callbacks ----------------------------------------------------------------------------
 
@@ -223,6 +219,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin):
         if self.distiller is None:
             return
         checks.report_epoch(self.distiller.monitor, self._processes)
+        self._tell_others(self.distiller)
         if FIRST:  # validation, where there is one, makes the metrics anew
             self.metrics.update(self.distiller.monitor.columns())
         if self._steps > 1 and not self._first_epoch_checked:  # warm-up takes the first step at a rate of 0
