@@ -1,7 +1,8 @@
 # tskd-yolo: `make demo` and `make test` work on a fresh machine that has Python >= 3.10 and nothing else.
 #
 #   make demo     train a student with a teacher on drawn defects, some minutes on a CPU
-#   make test     the whole test suite           make fast    the same without whole training runs
+#   make test     the tests, whole runs included  make fast   the same without whole training runs
+#   make soak     the long tests that make test leaves out
 #   make lint     ruff and mypy                  make docs    the documentation, as a site in site/
 #   make clean    remove the environment and all caches
 #
@@ -15,7 +16,7 @@ PY      = $(VENV)/bin/python
 OFFLINE = YOLO_OFFLINE=1 YOLO_AUTOINSTALL=0
 WORKERS = -n 2 --dist loadfile --no-loadscope-reorder # on two workers; tests of a file share what they train
 
-.PHONY: help demo test fast lint docs clean
+.PHONY: help demo test fast soak lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +30,9 @@ test: $(VENV)/.installed-test
 
 fast: $(VENV)/.installed-test
 	$(OFFLINE) $(PY) -m pytest $(WORKERS) -m "not slow and not soak" $(ARGS)
+
+soak: $(VENV)/.installed-test
+	$(OFFLINE) $(PY) -m pytest $(WORKERS) -m soak $(ARGS)
 
 lint: $(VENV)/.installed-test
 	$(PY) -m ruff check .

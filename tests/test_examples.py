@@ -17,6 +17,7 @@ EXAMPLES = ROOT / "examples"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TSKD_SHORT": "1"}
 
 
+@pytest.mark.soak
 def test_the_script_trains_a_teacher_and_a_student(tmp_path):
     short = ["images=8", "epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=False"]
     script = [sys.executable, str(EXAMPLES / "train.py"), *short]

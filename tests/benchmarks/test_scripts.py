@@ -46,9 +46,9 @@ def load(monkeypatch) -> Callable[..., dict[str, Any]]:
 def test_step_cost_writes_its_keys_for_every_pair(load, tmp_path):
     file = tmp_path / "cost.json"
     size = ["--imgsz", "64", "--batch", "2", "--repeats", "1", "--device", "cpu", "--no-memory"]
-    load("step_cost.py", "--pairs", "yolo11n:yolo11s,yolo26n:yolo26s", *size, "--json", str(file))
+    load("step_cost.py", "--pairs", "yolo26n:yolo26s", *size, "--json", str(file))
     rows = json.loads(file.read_text())
-    assert [row["pair"] for row in rows] == ["yolo11n:yolo11s", "yolo26n:yolo26s"]
+    assert [row["pair"] for row in rows] == ["yolo26n:yolo26s"]
     for row in rows:
         times = [row[f"{name}_s"] for name in ("student_step", "teacher_forward", "distill_step", "builtin_step")]
         assert all(t > 0 for t in times)
@@ -56,6 +56,7 @@ def test_step_cost_writes_its_keys_for_every_pair(load, tmp_path):
         assert row["ratio_to_builtin"] == pytest.approx(times[2] / times[3], rel=0.02)
 
 
+@pytest.mark.soak
 def test_step_cost_tells_memory_as_processes_of_their_own_do(load, monkeypatch):
     script = load("step_cost.py", name="step_cost")
     told = script["child"]("distill", "yolo11n:yolo11s", TINY)
@@ -94,6 +95,7 @@ def test_screening_compares_and_names_machine_and_command(load, files, tmp_path)
     assert (tmp_path / "screening_neu_128.csv").exists()
 
 
+@pytest.mark.soak
 def test_finetune_tunes_on_val_and_names_machine_and_command(load, files, tmp_path, in_process):
     finished_teacher(Namespace(out=tmp_path / "runs", common={"data": files / "tiny.yaml"}), 0.3)
     (tmp_path / "arms.yaml").write_text("longer: {epochs: 2}\n")

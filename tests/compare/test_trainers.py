@@ -68,6 +68,7 @@ def test_channels_last_can_be_switched_off_for_all(trained):
     assert trained(PlainTrainer, channels_last=False)[1] == {"student": "contiguous", "images": False}
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_with_a_teacher_cache_files_are_the_same_but_not_views(trained, files, tmp_path):
     starts = []

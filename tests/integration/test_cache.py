@@ -125,6 +125,7 @@ def test_a_resumed_run_goes_on_with_the_records_that_are_there(tmp_path, teacher
     assert second.asked == second.drawn == 8 and len(second.items) == 4  # the second view; the first is there
 
 
+@pytest.mark.soak
 def test_the_last_epochs_without_mosaic_have_their_own_records(tmp_path, data, teacher):
     watch = run(tmp_path, data, teacher, teacher_cache="ram", views=1, close_mosaic=2, plots=True)
     assert watch.asked == 16  # eight with mosaic, eight without

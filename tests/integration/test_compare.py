@@ -82,6 +82,7 @@ def test_a_failed_run_is_named_with_its_log_and_hurts_no_other(files, tmp_path, 
     assert "these runs failed: tskd-0" in (out / "compare.html").read_text()
 
 
+@pytest.mark.soak
 def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, monkeypatch):
     values = checked(asked(files, tmp_path / "out", epochs=2))
 

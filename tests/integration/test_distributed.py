@@ -134,12 +134,12 @@ def check_terms(ranks: list[dict[str, Any]]) -> None:
     assert all(ranks[0]["terms"] != other["terms"] for other in ranks[1:])  # each saw its own share of the batch
 
 
-@pytest.mark.parametrize("count", PAIRS)
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_processes_hold_equal_students_and_adapters_at_the_end(count, request):
     check_terms(ranks_of(request.getfixturevalue({2: "two", 3: "three"}[count]) / "equal", count))
 
 
-@pytest.mark.parametrize("count", PAIRS)
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_processes_find_what_one_finds_on_the_whole_batch(count, detector, request):
     folder = request.getfixturevalue({2: "two", 3: "three"}[count]) / "terms"
     model, large = PAIRS[count]
@@ -192,6 +192,7 @@ def test_processes_share_what_the_teacher_says(where, two):
     assert sum(rank["computed"] for rank in ranks_of(two / f"{where}-again", 2)) == (0 if where == "disk" else 2 * 8)
 
 
+@pytest.mark.soak
 def test_more_processes_than_named_devices_are_refused(few, teacher, tmp_path):
     words = settings(tmp_path, few, teacher=str(teacher), device=0)
     command = [sys.executable, "-m", "tskd_yolo", "train", *(f"{key}={value}" for key, value in words.items())]

@@ -28,6 +28,7 @@ def queries(shared, detector) -> Path:
     return shared("queries.pt", make)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(("teacher", "model"), [("yolov8n", "yolo26n"), ("yolov10n", "yolo11n")])
 def test_a_family_teaches_another(teacher, model, tmp_path, data, detector):
     with logged() as lines:
@@ -55,6 +56,7 @@ def test_kept_queries_are_those_of_the_live_teacher(tmp_path, queries, no_end):
     assert (cold.asked, warm.asked) == (8, 0) and same(cold.weights, warm.weights)
 
 
+@pytest.mark.soak
 def test_an_rtdetr_sees_larger_images(tmp_path, data, queries, no_end):
     Trainer(**settings(tmp_path, data, teacher=str(queries), imgsz=64, teacher_imgsz=128)).train()
     (row,) = rows(tmp_path)
@@ -86,6 +88,7 @@ def test_images_that_a_coarser_teacher_cannot_take(more, words, tmp_path, data, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.soak
 def test_the_paper_has_nothing_to_compare_with_queries(tmp_path, data, queries, no_end):
     given = dict(teacher=str(queries), variant="paper", imgsz=128)
     with logged() as lines:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 # Students -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("family", ["yolo12"])  # the others teach each other in test_families
 def test_the_other_families_distil_too(family, tmp_path, data, detector):
     teacher = detector(f"{family}s.yaml")
@@ -101,6 +102,7 @@ def test_the_engines_own_options_work_while_distilling(more, tmp_path, data, det
         assert all(0 < row[f"train/{term}_loss"] < 1e4 for term in ("drd", "ded", "crd"))
 
 
+@pytest.mark.soak
 def test_terms_rise_and_fall_with_the_schedule(tmp_path, data, teacher, no_end):
     factors = dict(balance="fixed", ramp=2.0, fade=0.3)
     trained(tmp_path, data, teacher=str(teacher), epochs=3, lr0=1e-6, warmup_bias_lr=0.0, **factors)

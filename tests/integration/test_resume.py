@@ -230,6 +230,7 @@ def test_resuming_with_a_teacher_of_another_width_is_refused(last, tmp_path, det
     assert last.read_bytes() == content and [row["epoch"] for row in rows(tmp_path)] == [1, 2]
 
 
+@pytest.mark.soak
 def test_the_schedule_of_a_dual_head_goes_on(tmp_path, data, detector, no_end):
     last = interrupted(tmp_path, data, teacher=str(detector("yolo26s.yaml")), model="yolo26n.yaml", epochs=2)
     seen = []

@@ -47,6 +47,7 @@ def test_kept_outputs_are_those_of_all(tmp_path, pair, no_end):
     assert same(cold.weights, warm.weights) and not same(warm.weights, other.weights)
 
 
+@pytest.mark.soak
 def test_a_run_goes_on_where_its_teachers_have_moved(tmp_path, data, pair, no_end):
     (tmp_path / "there").mkdir()
     files = [shutil.copy(file, tmp_path / Path(file).name) for file in pair]

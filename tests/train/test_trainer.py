@@ -16,12 +16,14 @@ from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.giving_way import GivingWayMixin
 from tskd_yolo.train.resumable import ResumableMixin
 from tskd_yolo.train.trainer import DistillationMixin, Trainer
+from tskd_yolo.train.unlabelled import UnlabelledMixin
 
-MIXINS = DistillationMixin, ResumableMixin, GivingWayMixin, BackboneMixin
+MIXINS = DistillationMixin, ResumableMixin, GivingWayMixin, BackboneMixin, UnlabelledMixin
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
-    "_image_size", "_teacher_loader", "_watch_lead", "_agree_on_lead",
+    "_image_size", "_teacher_loader", "_watch_lead", "_agree_on_lead", "_workers", "_new_flow", "_find_others",
+    "_labelled_views", "_see_others", "_confidence", "_doubt_others", "_tell_others",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
 
@@ -49,7 +51,7 @@ def test_a_hook_point_notes_that_it_was_called():
 
 
 def test_the_engine_comes_after_the_mixins():
-    assert Trainer.__mro__[:6] == (Trainer, *MIXINS, DetectionTrainer)
+    assert Trainer.__mro__[:7] == (Trainer, *MIXINS, DetectionTrainer)
 
 
 def test_the_class_is_pickled_by_reference():

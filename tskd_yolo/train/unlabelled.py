@@ -60,7 +60,10 @@ def sources(values: Mapping[str, Any]) -> list[str]:
     file = Path(str(values["data"]))
     if values["unlabelled"] is False or not any(values[term] for term in config.TERMS) or not file.is_file():
         return []
-    content = YAML.load(file)
+    try:
+        content = YAML.load(file)
+    except (OSError, ValueError):  # whoever reads the data says what is wrong with the file
+        return []
     place = Path(str(content.get("path") or ""))
     return index.absolute(config.sources(content.get("unlabelled")), file.resolve().parent / place)
 
