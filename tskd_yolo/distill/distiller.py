@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tskd_yolo.config import TERMS, Config, ConfigError
 from tskd_yolo.distill.balance import Fixed, Meter, Share
-from tskd_yolo.distill.features import Capture, HeadReader, TeacherOutputs, channels, evaluating
+from tskd_yolo.distill.features import Capture, HeadReader, StudentOutputs, TeacherOutputs, channels, evaluating
 from tskd_yolo.distill.lead import Lead
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
@@ -194,7 +194,10 @@ class Distiller:
             teacher = self.cache(shown, batch, outputs)
         elif self.on:
             teacher = outputs(shown)
-        self.step = Step(readers=self.readers, terms=self.active, teacher=teacher, add=self.add, seer=self.seer)
+        self.step = Step(
+            readers=self.readers, terms=self.active, teacher=teacher, add=self.add, seer=self.seer,
+            begin=None if self.meter.steps else partial(_fit, self),
+        )  # fmt: skip
         self.step.stand_in(student)
         return self.step
 
@@ -274,6 +277,13 @@ class Distiller:
         self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
         if self.lead is not None and "lead" in state:  # an earlier version knew none
             self.lead.restore(state["lead"])
+
+
+def _fit(distiller: Distiller, student: StudentOutputs, teacher: TeacherOutputs) -> None:
+    """Starts the adapters, in the first step of a run."""
+    for source in distiller.sources:
+        source.fit(student.maps[source.name], teacher.maps[source.name])
+    distiller.monitor.begin()
 
 
 class Trial(nn.Module):

@@ -22,10 +22,14 @@ class Monitor:
 
     def __init__(self, distiller: Any) -> None:
         self.distiller = distiller
-        self._first = {name: p.detach().clone() for name, p in distiller.learned.named_parameters()}
+        self.begin()
         self._seen: dict[str, Any] = {}
         self._clipped: dict[str, float] = {}
         self._left_out: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Notes where the adapters start."""
+        self._first = {name: p.detach().clone() for name, p in self.distiller.learned.named_parameters()}
 
     def see(self, terms: Sequence[Term], values: Mapping[str, Tensor]) -> None:
         """Notes the terms of a step, without waiting for the device."""

@@ -12,20 +12,22 @@ from tskd_yolo.distill.features import TeacherOutputs
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.losses.crd import adapter
 from tskd_yolo.losses.distributed import all_reduce_mean
-from tskd_yolo.losses.standardize import Map, standardize
+from tskd_yolo.losses.fit import least_squares
+from tskd_yolo.losses.standardize import Map, centred, standardize
 
 
 class MapSource:
     """Feature maps at strides that both networks have, which any number of terms compare.
 
-    The student's maps come to the teacher's width through adapters and are standardised, once for all terms.
+    The student's maps come to the teacher's channels through adapters and are standardised, once for all terms. An
+    adapter is a 1x1 convolution also between equal widths, because channels of the same number have nothing in common
+    in two networks. The first step starts it from the least squares.
 
     Args:
         name: Where the maps are, as :class:`StudentOutputs` and :class:`TeacherOutputs` have them.
         pairs: The maps.
     """
 
-    bias = False
     weighed = False
     """Whether levels weigh by the teacher's class scores on them."""
 
@@ -35,18 +37,34 @@ class MapSource:
 
     def build(self) -> nn.ModuleList:
         """Draws the adapters."""
-        self.adapters = nn.ModuleList(
-            adapter(p.student, p.compared, bias=self.bias, channel_step=p.channel_step) for p in self.pairs
-        )
+        self.adapters = nn.ModuleList(map(self._adapter, self.pairs))
         return self.adapters
+
+    def _adapter(self, pair: Pair) -> nn.Module:
+        return nn.Conv2d(pair.student, pair.compared, 1, bias=False)
+
+    @torch.no_grad()
+    def fit(self, student: Sequence[Tensor], teacher: Sequence[Tensor | Callable[[], Map]]) -> None:
+        """Starts each adapter from the least squares of a batch: see :func:`tskd_yolo.losses.fit.least_squares`.
+
+        One whose maps are not finite, or do not vary, stays as it was drawn.
+
+        Args:
+            student, teacher: The maps of both.
+        """
+        for pair, layer, own, theirs in zip(self.pairs, self.adapters, student, teacher, strict=True):
+            cells = centred(own.detach().float(), pair.spatial_step).flatten(0, 1)
+            wanted: Any = self.teacher_map(theirs)
+            solved = least_squares(cells, wanted.full().flatten(0, 1)).view_as(layer.weight)
+            usable = solved.isfinite().all() & solved.any()
+            layer.weight.copy_(torch.where(usable, solved, layer.weight))
 
     def adapt(self, maps: Sequence[Tensor]) -> list[Any]:
         """The student's maps ``(N, C, H, W)`` at the teacher's width, as the losses take them."""
         return [self._adapted(*each) for each in zip(self.pairs, self.adapters, maps, strict=True)]
 
     def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
-        weight = None if isinstance(adapter, nn.Identity) else adapter.weight.flatten(1)
-        return standardize(features, weight, spatial_step=pair.spatial_step)
+        return standardize(features, adapter.weight.flatten(1), spatial_step=pair.spatial_step)
 
     def teacher_map(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
         """A map of the teacher's as the losses take it."""
@@ -95,9 +113,13 @@ class EarlyStages(MapSource):
 
 
 class PaperNeck(MapSource):
-    """Levels of the neck as the release takes them: as they are, adapters with a bias, and summed."""
+    """Levels of the neck as the release takes them: as they are, and summed; adapters have a bias and are drawn."""
 
-    bias = True
+    def _adapter(self, pair: Pair) -> nn.Module:
+        return adapter(pair.student, pair.compared, bias=True, channel_step=pair.channel_step)
+
+    def fit(self, student: Sequence[Tensor], teacher: Sequence[Tensor | Callable[[], Map]]) -> None:
+        """The release starts from random ones."""
 
     def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
         return adapter(features.float())

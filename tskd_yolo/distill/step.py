@@ -66,6 +66,7 @@ class Step:
         teacher: The teacher's outputs for the images; None without a term.
         add: Adds the terms to the detection loss: its vector and items, the terms, the number of labelled images.
         seer: Tells where the teacher sees objects in images without labels.
+        begin: Sees what both have given before the terms read it.
     """
 
     def __init__(
@@ -76,8 +77,10 @@ class Step:
         teacher: TeacherOutputs | None,
         add: Callable[..., Any],
         seer: Seer | None = None,
+        begin: Callable[[StudentOutputs, TeacherOutputs], None] | None = None,
     ) -> None:
         self.readers, self.terms, self.teacher, self.add, self.seer = readers, terms, teacher, add, seer
+        self.begin = begin
         self.capture = Capture()
         self.criterion: Any = None
         """The student's own, while this one stands in for it."""
@@ -159,6 +162,8 @@ class Step:
         if seen is not None:
             boxes = together(boxes, seen, labelled_of(batch))
         with torch.autocast(batch["img"].device.type, enabled=False):
+            if self.begin is not None:
+                self.begin(student, teacher)
             values = {term.name: term(student=student, teacher=teacher, boxes=boxes) for term in self.terms}
             objectives = [objective for term in self.terms if (objective := term.objective(teacher)) is not None]
         return Losses(values, {term.name: term.measured(student) for term in self.terms}, objectives)
