@@ -28,6 +28,7 @@ def test_the_script_trains_a_teacher_and_a_student(tmp_path):
     assert "drd_loss" in (run / "results.csv").read_text() and (run / "weights" / "best.pt").exists()
 
 
+@pytest.mark.soak
 def test_the_notebook_goes_from_data_to_an_exported_student(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("TSKD_SHORT", "1")

@@ -167,6 +167,7 @@ def test_each_process_has_its_share_of_images_without_labels(two):
     assert all(len(rank["terms"]) == 3 for rank in ranks), "twelve labelled images, two of them on each in a step"
 
 
+@pytest.mark.soak
 def test_two_launches_of_one_process_form_one_group_and_one_run(joined):
     ranks = ranks_of(joined, 2)
     check_terms(ranks)

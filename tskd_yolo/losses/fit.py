@@ -45,8 +45,13 @@ def least_squares(student: Tensor, teacher: Tensor) -> Tensor:
     cells = student * scale
     own, cross = all_reduce_mean(cells.T @ cells / count), all_reduce_mean(cells.T @ teacher / count)
     ridge = max(LEAST, len(own) / (count * processes())) * torch.eye(len(own), device=own.device)
-    solved, _ = torch.linalg.solve_ex(own + ridge, cross + ridge if own.shape == cross.shape else cross)
+    solved = _solved(own + ridge, cross + ridge if own.shape == cross.shape else cross)
     adapted = (solved * (own @ solved)).sum(dim=0).clamp(min=1e-12).rsqrt()  # to a variance of 1
     left = all_reduce_mean(teacher.square().sum(dim=0) / count)  # v / (v + f): v is what it was before, f the floor
     before = (left / (1 - left).clamp(min=1e-4)).sqrt()
     return solved.T * (adapted * before / before.mean()).unsqueeze(1) * scale
+
+
+def _solved(a: Tensor, b: Tensor) -> Tensor:
+    """``X`` of ``a X = b``, once in a run: on the CPU, because not every device can solve, and exactly."""
+    return torch.linalg.solve_ex(a.cpu().double(), b.cpu().double())[0].to(b)
