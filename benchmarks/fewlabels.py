@@ -1,0 +1,179 @@
+"""Few labels and many images: what a student learns from those that nobody labelled, as PROTOCOL.md says.
+
+    TSKD_NEU=/data/NEU-DET python benchmarks/fewlabels.py share=10 teacher=runs/few/t10/weights/best.pt
+
+Of each class of NEU-DET's train split the first images by the hash of their name are labelled, the others are not; the
+lists are in ``benchmarks/fewlabels``. ``teacher=`` was trained on the labelled ones only (``teachers.py name=t10
+data=runs/fewlabels/10/labelled.yaml``), ``knows_all=`` on all of them, for rows of its own. Every arm takes the same
+number of steps (``steps=600``) with 16 labelled images in each:
+
+    plain          the labelled images alone                tskd          the same with the teacher
+    unlabelled     16 others in every batch too             pseudo        and the detection loss on confident boxes
+    autolabel      plain training on the labelled images and on others with the teacher's labels
+    all_labels     plain training on all images with their labels
+
+Judged on test with seeds 10 to 12. ``lists=True`` writes lists and data sets, and nothing else. The same command goes
+on with what is left. ``results/fewlabels_neu_128.json`` gets a row per share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from common import JUDGING_SEEDS, machine, public, refuse_seeds
+from ultralytics.cfg import parse_key_value_pair
+from ultralytics.data.utils import check_det_dataset
+
+from tskd_yolo import config, files, settings_files
+from tskd_yolo.autolabel.run import autolabel
+from tskd_yolo.compare.runner import compare
+from tskd_yolo.compare.stats import paired
+
+LISTS = Path(__file__).with_name("fewlabels")
+LABELLED = 16
+"""Labelled images of a step."""
+SETTINGS = {"model": "yolo11n.pt", "imgsz": 128, "batch": LABELLED, "device": "cpu", "split": "test"}
+METRIC = "mAP50-95"
+
+
+def main(arguments: list[str]) -> int:
+    given: dict[str, Any] = dict(parse_key_value_pair(a) for a in arguments)
+    share, steps = int(given.pop("share", 10)), int(given.pop("steps", 600))
+    runs, out = Path(given.pop("runs", "runs/fewlabels")).resolve(), Path(given.pop("out", "benchmarks/results"))
+    knows_all, lists = given.pop("knows_all", None), given.pop("lists", False)
+    named: dict[str, Any] = {"data": "neu3.yaml"}
+    settings_files.resolve(named)
+    whole = check_det_dataset(named["data"])
+    few = data_sets(whole, share, runs / f"{share:02d}")
+    if lists:
+        return 0
+    settings: dict[str, Any] = {**SETTINGS, "seeds": JUDGING_SEEDS[:3], **given}
+    refuse_seeds(settings["seeds"], of="test")
+    if failed := students(settings, few, runs / f"{share:02d}", named["data"], steps, knows_all):
+        return failed
+    row = {"share": share, "steps": steps, **summary(runs / f"{share:02d}")}
+    keep(out / "fewlabels_neu_128.json", share, {
+        "command": "python benchmarks/fewlabels.py " + public(arguments), **machine(), **row,
+    })  # fmt: skip
+    return 0
+
+
+# The data -------------------------------------------------------------------------------------------------------------
+
+
+def chosen(images: list[Path], share: int) -> list[str]:
+    """Names of so many per cent of each class's images, ``CLASS_K.jpg``: the first ones by the hash of the name."""
+    by_class = defaultdict(list)
+    for image in images:
+        by_class[image.name.rpartition("_")[0]].append(image.name)
+    first = {
+        kind: sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+        for kind, names in by_class.items()
+    }
+    return sorted(name for names in first.values() for name in names[: round(len(names) * share / 100)])
+
+
+def data_sets(whole: dict[str, Any], share: int, folder: Path) -> dict[str, Path]:
+    """Files of a share: ``labelled`` is a data YAML, ``rest`` the list of images without labels."""
+    images = sorted(Path(whole["train"]).iterdir())
+    names, stored = chosen(images, share), LISTS / f"neu_{share:02d}.txt"
+    if not stored.exists():
+        stored.write_text("\n".join(names) + "\n", encoding="ascii")
+    if stored.read_text(encoding="ascii").split() != names:
+        sys.exit(f"{stored.name} has other images than their hash chooses; the data set is another one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    known = set(names)
+    lists = {
+        "labelled": [image for image in images if image.name in known],
+        "rest": [image for image in images if image.name not in known],
+    }
+    for name, listed in lists.items():
+        (folder / f"{name}.txt").write_text("".join(f"{image}\n" for image in listed), encoding="utf-8")
+    return {"labelled": _data(folder / "labelled.yaml", whole, [folder / "labelled.txt"]), "rest": folder / "rest.txt"}
+
+
+def _data(file: Path, whole: dict[str, Any], train: list[Path]) -> Path:
+    splits = {"train": [str(part) for part in train], "val": str(whole["val"]), "test": str(whole["test"])}
+    content = {"path": str(whole["path"]), **splits, "names": whole["names"]}
+    file.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def epochs(data: Path | str, steps: int) -> int:
+    """Epochs of about so many steps."""
+    train = check_det_dataset(str(data))["train"]
+    parts = map(Path, train if isinstance(train, list) else [train])
+    count = sum(len(p.read_text().split()) if p.suffix == ".txt" else len(list(p.iterdir())) for p in parts)
+    return max(round(steps / -(-count // LABELLED)), 1)
+
+
+# The arms -------------------------------------------------------------------------------------------------------------
+
+
+def students(
+    settings: dict[str, Any], few: dict[str, Path], folder: Path, whole: str, steps: int, knows_all: Any
+) -> int:
+    """Runs every arm; gives the number of comparisons that failed."""
+    others = {"batch": 2 * LABELLED, "unlabelled": str(few["rest"]), "unlabelled_share": 0.5}
+    arms: dict[str, Any] = {"unlabelled": others, "pseudo": {**others, "pseudo": True}}
+    if knows_all:
+        arms |= {"tskd_all": {"teacher": knows_all}, "unlabelled_all": {**others, "teacher": knows_all}}
+    few_epochs = epochs(few["labelled"], steps)
+    (folder / "arms.yaml").write_text(yaml.safe_dump(arms), encoding="utf-8")
+    failed = compare(
+        arms=f"plain,tskd,{folder / 'arms.yaml'}", data=str(few["labelled"]), epochs=few_epochs,
+        out=str(folder / "few"), **settings,
+    )  # fmt: skip
+    taught = folder / "taught"
+    if not (taught / "autolabel.json").exists():
+        known = {key: settings[key] for key in ("teacher", "imgsz", "device")}
+        autolabel(source=str(few["rest"]), data=str(few["labelled"]), out=str(taught), **known)
+    content = yaml.safe_load(few["labelled"].read_text(encoding="utf-8"))
+    content["train"] = [*content["train"], str(taught / "images" / "train")]
+    auto = folder / "auto.yaml"
+    auto.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    for name, data in (("autolabel", str(auto)), ("all_labels", whole)):
+        failed += compare(arms="plain", data=data, epochs=epochs(data, steps), out=str(folder / name), **settings)
+    return failed
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Scores of every arm by seed, and its gain over plain training with a paired interval, of best.pt and last.pt."""
+    rows: dict[str, dict[str, dict[int, float]]] = {}
+    found = json.loads((folder / "few" / "compare.json").read_text(encoding="utf-8"))
+    for arm in found["arms"]:
+        rows[arm] = _scores(found, arm)
+    for name in ("autolabel", "all_labels"):
+        rows[name] = _scores(json.loads((folder / name / "compare.json").read_text(encoding="utf-8")), "plain")
+    told: dict[str, Any] = {}
+    for arm, scores in rows.items():
+        gains = {weights: paired(scores[weights], rows["plain"][weights]) for weights in scores}
+        told[arm] = {**scores, "gain": {weights: gain and asdict(gain) for weights, gain in gains.items()}}
+    return {"teacher": found["teacher"], "settings": found["settings"], "arms": told}
+
+
+def _scores(found: dict[str, Any], arm: str) -> dict[str, dict[int, float]]:
+    rows = found["arms"][arm]["rows"]
+    return {weights: {row["seed"]: row[weights][METRIC] for row in rows} for weights in ("best", "last")}
+
+
+def keep(file: Path, share: int, row: dict[str, Any]) -> None:
+    """Adds a share's row, or replaces it."""
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    rows = sorted([*(known for known in rows if known["share"] != share), row], key=lambda known: known["share"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.replace(file, (json.dumps(rows, indent=1) + "\n").encode("utf-8"))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]) > 0)
+    except config.ConfigError as error:
+        sys.exit(str(error))
