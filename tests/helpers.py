@@ -281,3 +281,15 @@ def finished_teacher(plan: Any, value: float, names: Any = NAMES) -> None:
     write_json(plan.out / "teacher" / "seen.json", seen_on(plan, hits=True))
     timed = {"imgsz": 64, "teacher_imgsz": 64, "runs": 50, "milliseconds": {"student": 4.2, "teacher": 11.9}}
     write_json(plan.out / "latency" / "result.json", timed)
+
+
+def launched(parent: Any) -> dict[str, Any]:
+    """What Ultralytics gives the processes of a distributed run of a trainer: its class, its arguments."""
+    from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
+    from ultralytics.utils.patches import torch_load
+
+    file = generate_ddp_file(parent)
+    try:
+        return torch_load(Path(file).with_suffix(".pt"), map_location="cpu")
+    finally:
+        ddp_cleanup(parent, file)

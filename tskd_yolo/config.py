@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ class ConfigError(ValueError):
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
         return type(self), (self.problems,)
+
+
+@contextlib.contextmanager
+def collected(errors: list[str]) -> Iterator[None]:
+    """Inside, what a :class:`ConfigError` says goes to ``errors``."""
+    try:
+        yield
+    except ConfigError as error:
+        errors += error.problems
 
 
 @dataclass(frozen=True)

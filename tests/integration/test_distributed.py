@@ -17,7 +17,7 @@ import cv2
 import pytest
 import torch
 
-from tests.helpers import rows, settings, tiny_data
+from tests.helpers import launched, rows, settings, tiny_data
 from tests.integration.ddp_terms import found, whole_batch
 
 pytestmark = pytest.mark.slow
@@ -205,18 +205,12 @@ def test_more_processes_than_named_devices_are_refused(few, teacher, tmp_path):
 def test_the_file_that_ultralytics_launches_rebuilds_the_trainer(few, teacher, tmp_path, no_end):
     """What ``device=0,1`` does, short of devices: the parent writes a file, every worker builds a trainer from it."""
     from ultralytics.utils import DEFAULT_CFG_DICT
-    from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
-    from ultralytics.utils.patches import torch_load
 
     from tskd_yolo import Trainer
 
     arguments = settings(tmp_path, few, teacher=str(teacher), drd=0.125, graph="trained")
     parent = Trainer(**arguments)
-    file = generate_ddp_file(parent)
-    try:
-        state = torch_load(Path(file).with_suffix(".pt"), map_location="cpu")
-    finally:
-        ddp_cleanup(parent, file)
+    state = launched(parent)
     cfg = {**DEFAULT_CFG_DICT, "save_dir": ""}
     worker = state["trainer"](cfg=cfg, overrides=state["args"], _callbacks=state["callbacks"])
     assert type(worker) is Trainer and worker.config == parent.config

@@ -14,7 +14,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset
 
 import tskd_yolo
-from tests.helpers import NAMES, kept_runs, rows, same, settings, task_data
+from tests.helpers import NAMES, kept_runs, launched, rows, same, settings, task_data
 from tskd_yolo import Trainer, hashing
 from tskd_yolo.cli import main
 from tskd_yolo.train import trainer as trainers
@@ -122,15 +122,9 @@ def test_kept_outputs_are_those_of_the_live_teacher(task, tmp_path, detector, no
 
 def test_processes_are_launched_with_the_trainer_of_the_task(tmp_path, labelled, detector, no_end):
     from ultralytics.utils import DEFAULT_CFG_DICT
-    from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
-    from ultralytics.utils.patches import torch_load
 
     parent = Trainer(**given(tmp_path, "obb", labelled, detector))
-    file = generate_ddp_file(parent)
-    try:
-        state = torch_load(Path(file).with_suffix(".pt"), map_location="cpu")
-    finally:
-        ddp_cleanup(parent, file)
+    state = launched(parent)
     cfg = {**DEFAULT_CFG_DICT, "save_dir": ""}
     assert state["trainer"] is trainers.OBBTrainer
     worker = state["trainer"](cfg=cfg, overrides=state["args"], _callbacks=state["callbacks"])

@@ -23,6 +23,7 @@ from tskd_yolo.losses.assigned import (
 from tskd_yolo.losses.crd import box_distance
 
 SIZE, STRIDES, CLASSES = (32, 64), (8, 16), 3
+CELLS, CPU = [(4, 8), (2, 4)], torch.device("cpu")
 LOCATIONS = 4 * 8 + 2 * 4
 
 
@@ -56,7 +57,7 @@ def loss(given: SimpleNamespace) -> torch.Tensor:
 @pytest.mark.parametrize("bins", [1, 16])
 def test_it_is_what_loops_over_images_and_locations_give(bins):
     given, total, weights = scene(bins=bins), torch.zeros(()), torch.zeros(())
-    points, steps = anchors([level.scores for level in given.student], STRIDES)
+    points, steps = anchors(CELLS, STRIDES, CPU)
     for image in range(2):
         boxes = torch.cat([level.boxes[image].flatten(1) for level in given.student], dim=1)
         scores = torch.cat([level.scores[image].flatten(1) for level in given.student], dim=1)
@@ -89,7 +90,7 @@ def test_a_student_that_says_what_the_queries_say_has_no_loss():
     place = given.assigned.place.unsqueeze(2)
     probability, corners, _ = (x.gather(1, place.expand(-1, -1, x.shape[2])) for x in said)
     scores = torch.logit(probability * given.assigned.scale.unsqueeze(2), eps=1e-12).transpose(1, 2)
-    points, steps = anchors([level.scores for level in given.student], STRIDES)
+    points, steps = anchors(CELLS, STRIDES, CPU)
     boxes = (torch.cat((points - corners[..., :2], corners[..., 2:] - points), dim=2) / steps).transpose(1, 2)
     parts = zip(given.student, scores.split([32, 8], dim=2), boxes.split([32, 8], dim=2))
     given.student = [s._replace(scores=p.view_as(s.scores), boxes=b.view_as(s.boxes)) for s, p, b in parts]
@@ -121,7 +122,7 @@ def test_without_an_assigned_box_loss_and_gradient_are_zero(kind):
         given.assigned = nothing_assigned(levels)
     else:
         none = torch.zeros(2, 0, 4)
-        inputs = (torch.rand(2, LOCATIONS, CLASSES), torch.rand(2, LOCATIONS, 4), anchors(levels, STRIDES)[0])
+        inputs = (torch.rand(2, LOCATIONS, CLASSES), torch.rand(2, LOCATIONS, 4), anchors(CELLS, STRIDES, CPU)[0])
         assigner = TaskAlignedAssigner(num_classes=CLASSES, stride=list(STRIDES))
         given.assigned = as_assigned(
             (*inputs, none[..., :1], none), assigner(*inputs, none[..., :1], none, none[..., :1])
@@ -134,7 +135,7 @@ def test_without_an_assigned_box_loss_and_gradient_are_zero(kind):
 
 def test_what_is_assigned_is_read_off_ultralytics_assigner():
     given = scene()
-    points = anchors([level.scores for level in given.student], STRIDES)[0]
+    points = anchors(CELLS, STRIDES, CPU)[0]
     labels, there = torch.zeros(2, 4, 1), torch.ones(2, 4, 1)
     boxes = given.assigned.boxes
     predicted = boxes[:, torch.arange(LOCATIONS) % 4]

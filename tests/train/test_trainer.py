@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -69,3 +70,12 @@ def test_val_columns_are_those_of_the_detection_loss():
     items = {"box_loss": torch.tensor(1.0), "ded_loss": torch.tensor(2.0)}
     assert trainer.label_loss_items(items, prefix="val") == {"val/box_loss": 1.0}
     assert trainer.label_loss_items(items) == {"train/box_loss": 1.0, "train/ded_loss": 2.0}
+
+
+def test_the_teacher_is_judged_on_the_split_that_is_validated():
+    trainer = object.__new__(Trainer)
+    trainer.config, trainer.data = SimpleNamespace(teacher_imgsz=128), {"val": "images/val", "test": "images/test"}
+    trainer.args = SimpleNamespace(imgsz=64, split="test", task="detect")
+    trainer.batch_size, trainer.world_size = 4, 1
+    trainer.get_dataloader = lambda place, **_: (place, trainer.args.imgsz)
+    assert trainer._teacher_loader() == ("images/test", 128)

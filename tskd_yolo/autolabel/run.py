@@ -15,9 +15,9 @@ from tskd_yolo import compat, confidence, hashing
 from tskd_yolo.autolabel import exports, record, report, review, source, teachers
 from tskd_yolo.autolabel.plan import Plan, checked
 from tskd_yolo.autolabel.record import Folder, Settings
-from tskd_yolo.autolabel.teachers import Panel, collected
+from tskd_yolo.autolabel.teachers import Panel
 from tskd_yolo.confidence import Confidence
-from tskd_yolo.config import ConfigError
+from tskd_yolo.config import ConfigError, collected
 from tskd_yolo.data import duplicates
 from tskd_yolo.data.convert.files import ConvertError
 from tskd_yolo.data.sets import MissingSetError

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from ultralytics.utils.torch_utils import select_device
 from tskd_yolo import confidence, files
 from tskd_yolo.autolabel.plan import Plan
 from tskd_yolo.confidence import FLOOR, Look
-from tskd_yolo.config import ConfigError
+from tskd_yolo.config import ConfigError, collected
 from tskd_yolo.distill import classes, teacher
 from tskd_yolo.distill.classes import Classes
 from tskd_yolo.distill.matching import task_of
@@ -139,15 +138,6 @@ def _trained_at(model: Any) -> int:
     """The size of the images that a detector was trained on, in pixels."""
     size = dict(model.args).get("imgsz")
     return size if isinstance(size, int) else 640
-
-
-@contextlib.contextmanager
-def collected(errors: list[str]) -> Iterator[None]:
-    """Inside, what a :class:`ConfigError` says goes to ``errors``."""
-    try:
-        yield
-    except ConfigError as error:
-        errors += error.problems
 
 
 # Fusing ---------------------------------------------------------------------------------------------------------------

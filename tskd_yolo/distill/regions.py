@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tskd_yolo.distill.features import TeacherOutputs
 from tskd_yolo.distill.terms import HeadTerm, ResponseTerm
-from tskd_yolo.losses.assigned import overlaps
+from tskd_yolo.losses.assigned import anchors, overlaps
 from tskd_yolo.losses.boxes import Boxes
 from tskd_yolo.losses.crd import expected_distances
 from tskd_yolo.rounding import ceil_div
@@ -62,7 +62,6 @@ class Seer:
 
     def __init__(self, thresholds: Tensor, *, branch: str, strides: Sequence[int], pseudo: bool = False) -> None:
         self.thresholds, self.branch, self.strides, self.pseudo = thresholds, branch, list(strides), pseudo
-        self._points: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._seen: Tensor | None = None
 
     @torch.no_grad()
@@ -95,15 +94,8 @@ class Seer:
 
     def points(self, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
         """The middle of each location in pixels, x, y ``(A, 2)``, and its stride ``(A, 1)``."""
-        if size not in self._points:
-            parts = []
-            for stride in self.strides:
-                y, x = (torch.arange(ceil_div(side, stride)) + 0.5 for side in size)
-                grid = torch.stack((x.expand(len(y), -1), y.unsqueeze(1).expand(-1, len(x))), dim=2).flatten(0, 1)
-                parts.append(torch.cat((grid, torch.ones(len(grid), 1)), dim=1) * stride)
-            table = torch.cat(parts).to(device)
-            self._points = {size: (table[:, :2], table[:, 2:])}
-        return self._points[size]
+        cells = [(ceil_div(size[0], stride), ceil_div(size[1], stride)) for stride in self.strides]
+        return anchors(cells, self.strides, device)
 
     def _count(self, found: Regions) -> None:
         """Adds up images, boxes and confident boxes, on the device."""

@@ -98,7 +98,8 @@ class AssignedResponse(nn.Module):
         """
         scores = torch.cat([level.scores.flatten(2).float() for level in student], dim=2)
         boxes = torch.cat([level.boxes.flatten(2).float() for level in student], dim=2)
-        points, steps = anchors([level.scores for level in student], strides)
+        sizes = [(level.scores.shape[2], level.scores.shape[3]) for level in student]
+        points, steps = anchors(sizes, strides, scores.device)
         place = assigned.place.unsqueeze(2)
         said = spoken(teacher, assigned.boxes, size)
         probability, corners, sure = (x.gather(1, place.expand(-1, -1, x.shape[2])) for x in said)
@@ -144,11 +145,17 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
     return inner / (area.unsqueeze(2) + other.unsqueeze(1) - inner).clamp(min=1e-9)
 
 
-def anchors(levels: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The middle of each cell of all levels ``(N, C, H, W)`` in pixels, x, y ``(A, 2)``, and its stride ``(A, 1)``."""
+def anchors(sizes: Sequence[tuple[int, int]], strides: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The middle of each cell of all levels in pixels, x, y ``(A, 2)``, and its stride ``(A, 1)``.
+
+    Args:
+        sizes: (height, width) of each level in cells.
+        strides: Of the levels, in pixels.
+        device: Where they are made.
+    """
     points, steps = [], []
-    for level, stride in zip(levels, strides, strict=True):
-        y, x = (torch.arange(n, device=level.device, dtype=torch.float32) + 0.5 for n in level.shape[2:])
+    for size, stride in zip(sizes, strides, strict=True):
+        y, x = (torch.arange(n, device=device, dtype=torch.float32) + 0.5 for n in size)
         grid = torch.stack((x.expand(len(y), -1), y.unsqueeze(1).expand(-1, len(x))), dim=2).flatten(0, 1)
         points.append(grid * stride)
         steps.append(torch.full_like(grid[:, :1], stride))

@@ -139,21 +139,13 @@ def _read(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[s
     return {**values, **wrong}, unknown, told
 
 
-@contextlib.contextmanager
-def _collected(errors: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        errors += error.problems
-
-
 def _teachers(given: Any, errors: list[str]) -> list[Any]:
     """The teachers that can be loaded."""
     found: list[Any] = []
     if config.teacher_problems(given):  # told already
         return found
     for path in config.teachers(given):
-        with _collected(errors):
+        with config.collected(errors):
             found.append(teacher.load(path))
     return found
 
@@ -162,7 +154,7 @@ def _classes_map(values: Mapping[str, Any], teachers: Sequence[Any], names: Any,
     """The map of classes, where there is one; where nothing is left in common, something else has to be taught."""
     given, mapping = values["classes_map"], None
     if isinstance(given, (str, Path, Mapping)):
-        with _collected(errors):
+        with config.collected(errors):
             mapping = classes.read(given)
     if not teachers or not names:
         return mapping
@@ -225,7 +217,7 @@ def _attempt(key: str, read: Callable[[Any], Any], value: Any, errors: list[str]
         errors.append(_NEEDED[key])
         return None
     try:
-        with _collected(errors):
+        with config.collected(errors):
             return read(value)
     except Exception as error:  # a missing or broken file ends in many types of exception
         errors.append(f"{key}: {value} could not be read ({compat.plain(error, about=value)}); {_REMEDY[key]}.")

@@ -199,7 +199,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
             return self.test_loader
         batch = self.batch_size // max(self.world_size, 1) * (1 if self.args.task == "obb" else 2)  # as the engine does
         with compat.swapped(self.args, "imgsz", self.config.teacher_imgsz):
-            return self.get_dataloader(self.data["val"], batch_size=batch, rank=LOCAL_RANK, mode="val")
+            return self.get_dataloader(self.data[self.args.split], batch_size=batch, rank=LOCAL_RANK, mode="val")
 
     def _open_cache(self, distiller: Distiller) -> None:
         if self.config.teacher_cache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +174,10 @@ class UnlabelledMixin(Engine):
     """Gives the images without labels of each step."""
     _total: int = 0
     """Images of a batch, of both kinds and all processes."""
+    _told: Set[str] = frozenset()
+    """Images that cannot be read and were named."""
+    _counted: bool = False
+    """It was said what the teacher sees."""
     _others: Paths | None = None
     """The images without labels, without those that are in train or val."""
 
@@ -280,15 +284,15 @@ class UnlabelledMixin(Engine):
 
     def _confidence(self, teacher: Teacher) -> Confidence:
         size = self.config.teacher_imgsz or self.args.imgsz
-        with compat.swapped(self.args, "imgsz", size):
+        with compat.swapped(self.args, "imgsz", size):  # all images: the engine's own loader has a process's share
             loader = self.get_dataloader(self.data[self.args.split], batch_size=BATCH, rank=-1, mode="val")
-        detector = teacher.detector()
+        detector, settings = teacher.detector(), {"iou": self.args.iou, "max_det": self.args.max_det}
         found = confidence.measured(
-            confidence.look(detector, iou=self.args.iou, max_det=self.args.max_det),
+            confidence.look(detector, **settings),
             [detector],
             loader=loader,
             device=self.device,
-            settings={"imgsz": size, "iou": self.args.iou, "max_det": self.args.max_det},
+            settings={"imgsz": size, **settings},
         )
         return confidence.of(found, self.data["names"], precision=self.config.unlabelled_precision)
 
@@ -328,11 +332,10 @@ class UnlabelledMixin(Engine):
         """Says what the teacher saw in an epoch, and which images could not be read, each once."""
         if self._flow is None or distiller.seer is None:
             return
-        told = vars(self).setdefault("_told", set())
-        new = [name for name in self._flow.missing if name not in told]
-        told.update(new)
+        new = [name for name in self._flow.missing if name not in self._told]
+        self._told = {*self._told, *new}
         images, boxes, sure, count = _processes(self).total([*distiller.seer.collect(), float(len(new))])
-        if images and not vars(self).setdefault("_counted", False):  # the teacher does not change
+        if images and not self._counted:  # the teacher does not change
             self._counted = True
             LOGGER.info(
                 f"{colorstr('tskd-yolo:')} on images without labels the teacher saw {boxes / images:.1f} boxes an "
