@@ -43,6 +43,7 @@ def load(monkeypatch) -> Callable[..., dict[str, Any]]:
             del sys.modules[module]
 
 
+@pytest.mark.soak
 def test_step_cost_writes_its_keys_for_every_pair(load, tmp_path):
     file = tmp_path / "cost.json"
     size = ["--imgsz", "64", "--batch", "2", "--repeats", "1", "--device", "cpu", "--no-memory"]

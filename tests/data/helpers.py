@@ -40,8 +40,8 @@ SIZE = (40, 20)  # width and height of the test images, different so that a swap
 
 
 def draw_image(file: Path, size: tuple[int, int] = SIZE, seed: str = "", mode: str = "L") -> Path:
-    """An image whose content is its own: noise that its name, or a seed, decides."""
-    digest = hashlib.sha256((seed or file.as_posix()).encode()).digest()
+    """An image whose content is its own: noise by its name and its folder's, or by a seed."""
+    digest = hashlib.sha256((seed or "/".join(file.parts[-2:])).encode()).digest()
     noise = np.random.default_rng(list(digest[:4])).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(noise).convert(mode).save(file)

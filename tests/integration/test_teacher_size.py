@@ -54,6 +54,7 @@ def test_the_start_tells_both_sizes_and_which_strides_are_paired(data, tmp_path,
     assert "it is not larger than the student" in caplog.text
 
 
+@pytest.mark.soak
 def test_kept_outputs_are_those_of_the_larger_images(tmp_path, teacher, no_end):
     data = tiny_data(tmp_path)
     given = dict(teacher=str(teacher), epochs=2, **SIZES)

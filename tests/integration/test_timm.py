@@ -78,6 +78,7 @@ def test_its_onnx_file_needs_nothing_of_ours(run, tmp_path):
     assert same_outputs(best)
 
 
+@pytest.mark.soak
 def test_a_transformer_is_exported_too(tmp_path):
     yaml = folder("cfg") / "models" / "timm-vit_small_patch16_dinov3.yaml"
     assert same_outputs(make_detector(tmp_path / "vit.pt", str(yaml)))

@@ -307,6 +307,7 @@ def test_a_second_run_shows_the_teachers_score_unvalidated(tmp_path, data, teach
     assert validated == ["first"]
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:The input to trace is already")
 def test_tensorboard_receives_the_three_terms(tmp_path, data, teacher, monkeypatch, no_end):
     pytest.importorskip("tensorboard")
