@@ -55,6 +55,7 @@ def train(folder: Path, arguments: dict[str, Any], stop_after: int | None = None
         try:
             trainer.train()
         except Stop:
+            torch.save(trainer.distiller.state()["learned"], folder / f"stopped{dist.get_rank()}.pt")
             return
     trainer.train()
     state = {
