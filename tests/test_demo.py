@@ -6,6 +6,7 @@ import json
 
 import cv2
 import pytest
+import yaml
 
 pytestmark = pytest.mark.slow
 
@@ -14,22 +15,27 @@ pytestmark = pytest.mark.slow
 def short(monkeypatch):
     from tskd_yolo import demo
 
-    monkeypatch.setattr(demo, "EPOCHS", {"teacher": 1, "plain": 1, "distilled": 1})
-    for name, value in {"IMGSZ": 64, "BATCH": 4, "TRAIN": 8, "VAL": 6}.items():
+    monkeypatch.setattr(demo, "EPOCHS", {"teacher": 1, "plain": 1, "distilled": 1, "few labels": 1})
+    for name, value in {"IMGSZ": 64, "BATCH": 4, "TRAIN": 8, "VAL": 6, "EVERY": 4}.items():
         monkeypatch.setattr(demo, name, value)
     return demo.demo
 
 
-def test_it_leaves_three_runs_and_goes_on_when_interrupted(short, tmp_path):
+def test_it_leaves_four_runs_and_goes_on_when_interrupted(short, tmp_path):
     folder = short(out=tmp_path / "demo", seed=1)
-    rows = [json.loads((folder / who / "demo.json").read_text()) for who in ("teacher", "plain", "distilled")]
-    assert rows[0]["parameters"] > rows[1]["parameters"] == rows[2]["parameters"]
+    runs = [folder / who for who in ("teacher", "plain", "distilled", "few-labels")]
+    teacher, *students = [json.loads((run / "demo.json").read_text())["parameters"] for run in runs]
+    assert [teacher > student for student in students] == [True] * 3 and len(set(students)) == 1
     table = (folder / "table.md").read_text()
-    assert all(word in table for word in ("teacher", "plain", "distilled", "GFLOPs", "mAP50-95"))
+    assert all(word in table for word in ("teacher", "plain", "distilled", "few labels", "GFLOPs", "mAP50-95"))
     picture = cv2.imread(str(folder / "picture.png"))
-    assert picture.shape[1] > 4 * 128 and picture.std() > 10
+    assert picture.shape[1] > 5 * 128 and picture.std() > 10
     assert "drd_loss" in (folder / "distilled" / "results.csv").read_text()
     assert "drd_loss" not in (folder / "plain" / "results.csv").read_text()
+    few = yaml.safe_load((folder / "few-labels" / "args.yaml").read_text())
+    lists = [(folder / "data" / f"{name}.txt").read_text().split() for name in ("few", "rest")]
+    assert [len(names) for names in lists] == [2, 6] and few["data"] == str(folder / "few.yaml")
+    assert few["unlabelled"] == [str(folder / "data" / "rest.txt")]
 
     (folder / "distilled" / "demo.json").unlink()
     before = (folder / "teacher" / "weights" / "last.pt").stat().st_mtime_ns

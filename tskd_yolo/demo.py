@@ -1,13 +1,15 @@
-"""The whole way in minutes, on drawn images: a teacher, a plain student, a distilled student, one table, one picture.
+"""The whole way in minutes, on drawn images: a teacher, three students, one table, one picture.
 
-It shows how the pieces fit and that they work. The images are drawn and the runs short: the figures say nothing about
-steel.
+The first student trains plainly, the second with the teacher, the third with the teacher and few labels: those of every
+tenth image, while it sees all images. It shows how the pieces fit and that they work. The images are drawn and the runs
+short: the figures say nothing about steel.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,10 @@ import yaml
 
 TEACHER, STUDENT = "yolo11s.yaml", "yolo11n.yaml"
 IMGSZ, BATCH, TRAIN, VAL = 96, 8, 288, 80
-EPOCHS = {"teacher": 18, "plain": 14, "distilled": 14}
+EPOCHS = {"teacher": 18, "plain": 14, "distilled": 14, "few labels": 60}
+"""Of the last one a pass over the few images that have labels, half of each batch."""
+EVERY = 10
+"""One image of so many has labels for the last one."""
 
 
 def demo(out: str | Path = "runs/demo", seed: int = 0) -> Path:
@@ -36,24 +41,22 @@ def demo(out: str | Path = "runs/demo", seed: int = 0) -> Path:
 
     start, folder = time.time(), Path(out).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    LOGGER.info(f"\n[1/5] Drawing {TRAIN} + {VAL} images of hot-rolled steel with six kinds of defect")
+    LOGGER.info(f"\n[1/6] Drawing {TRAIN} + {VAL} images of hot-rolled steel with six kinds of defect")
     prepare(folder / "data", train=TRAIN, val=VAL, size=128, seed=seed)
-    data = folder / "demo.yaml"
-    content = {"path": str(folder / "data"), "train": "images/train", "val": "images/val", "names": list(NAMES)}
-    data.write_text(yaml.safe_dump(content), encoding="utf-8")
-    say = "\n[{}/5] {}, {} epochs (the log is in {})"
+    data = _data_sets(folder, NAMES)
     rows = []
     for step, (who, what) in enumerate(
         {
             "teacher": f"Training the teacher, {TEACHER}",
             "plain": f"Training the student without it, {STUDENT}",
             "distilled": f"Training the same student with it, {STUDENT}: tskd-yolo",
+            "few labels": f"The same with the labels of {len(range(0, TRAIN, EVERY))} of the {TRAIN} images",
         }.items(),
         start=2,
     ):
-        LOGGER.info(say.format(step, what, EPOCHS[who], folder / who))
-        rows.append(_train(who, folder, data, seed))
-    LOGGER.info("\n[5/5] The table and the picture")
+        LOGGER.info(f"\n[{step}/6] {what}, {EPOCHS[who]} epochs (the log is in {_folder(folder, who)})")
+        rows.append(_train(who, folder, data["few" if who == "few labels" else "all"], seed))
+    LOGGER.info("\n[6/6] The table and the picture")
     picture = _picture(folder, NAMES)
     table = _table(rows)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -66,31 +69,52 @@ def demo(out: str | Path = "runs/demo", seed: int = 0) -> Path:
     return folder
 
 
+def _data_sets(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Data YAMLs: one of all images, one in which few have labels and the others are ``unlabelled``."""
+    images = [f"images/train/{image.name}" for image in sorted((folder / "data" / "images" / "train").iterdir())]
+    few = images[::EVERY]
+    for name, listed in {"few": few, "rest": [image for image in images if image not in few]}.items():
+        (folder / "data" / f"{name}.txt").write_text("".join(f"./{image}\n" for image in listed), encoding="utf-8")
+    common = {"path": str(folder / "data"), "val": "images/val", "names": list(names)}
+    own = {"all": {"train": "images/train"}, "few": {"train": "few.txt", "unlabelled": "rest.txt"}}
+    files = {"all": folder / "demo.yaml", "few": folder / "few.yaml"}
+    for name, file in files.items():
+        file.write_text(yaml.safe_dump({**common, **own[name]}), encoding="utf-8")
+    return files
+
+
+def _folder(folder: Path, who: str) -> Path:
+    return folder / who.replace(" ", "-")
+
+
 def _weights(folder: Path, who: str) -> Path:
-    return folder / who / "weights" / "last.pt"
+    return _folder(folder, who) / "weights" / "last.pt"
 
 
 def _train(who: str, folder: Path, data: Path, seed: int) -> dict[str, Any]:
-    """Trains one of the three and measures its last weights; a finished one is read from its folder."""
+    """Trains one of the four and measures its last weights; a finished one is read from its folder."""
     from ultralytics import YOLO
     from ultralytics.utils.torch_utils import get_flops, get_num_params
 
     from tskd_yolo.train.trainer import Trainer
 
-    result = folder / who / "demo.json"
+    run = _folder(folder, who)
+    result = run / "demo.json"
     if result.exists():
         return json.loads(result.read_text(encoding="utf-8"))
     model = YOLO(TEACHER if who == "teacher" else STUDENT)
     extra: dict[str, Any] = {}
-    if who == "distilled":
+    if who in {"distilled", "few labels"}:
         extra = {"trainer": Trainer, "teacher": str(_weights(folder, "teacher"))}
+    if who == "few labels":
+        extra["val"] = False  # so many short epochs would spend their time on it
     model.train(
         data=str(data), epochs=EPOCHS[who], imgsz=IMGSZ, batch=BATCH, nbs=BATCH, seed=seed, workers=2, plots=False,
-        verbose=False, close_mosaic=EPOCHS[who] // 3, project=str(folder), name=who, exist_ok=True, **extra,
+        verbose=False, close_mosaic=EPOCHS[who] // 3, project=str(folder), name=run.name, exist_ok=True, **extra,
     )  # fmt: skip
     trained = YOLO(_weights(folder, who))
     metrics = trained.val(
-        data=str(data), imgsz=IMGSZ, plots=False, verbose=False, project=str(folder / who), name="val", exist_ok=True
+        data=str(data), imgsz=IMGSZ, plots=False, verbose=False, project=str(run), name="val", exist_ok=True
     )
     row = {
         "model": who,
@@ -104,10 +128,10 @@ def _train(who: str, folder: Path, data: Path, seed: int) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    head = f"| {'model':<9} | {'parameters':>10} | {'GFLOPs':>6} | {'mAP50':>6} | {'mAP50-95':>8} |"
+    head = f"| {'model':<10} | {'parameters':>10} | {'GFLOPs':>6} | {'mAP50':>6} | {'mAP50-95':>8} |"
     rule = "|---|---:|---:|---:|---:|"
     body = [
-        f"| {r['model']:<9} | {r['parameters']:>10,} | {r['GFLOPs']:>6.2f} "
+        f"| {r['model']:<10} | {r['parameters']:>10,} | {r['GFLOPs']:>6.2f} "
         f"| {r['mAP50']:>6.3f} | {r['mAP50-95']:>8.3f} |"
         for r in rows
     ]
@@ -115,14 +139,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _picture(folder: Path, names: tuple[str, ...], count: int = 6, scale: int = 2) -> Path:
-    """Validation images in rows: truth, teacher, plain, distilled side by side."""
+    """Validation images in rows: the truth and what each network finds, side by side."""
     from ultralytics import YOLO
     from ultralytics.utils.plotting import Annotator, colors
 
     files = sorted((folder / "data" / "images" / "val").glob("*.png"))
     labels = {f: _truth(folder / "data" / "labels" / "val" / f"{f.stem}.txt") for f in files}
     files = [f for f in files if labels[f]][:count]
-    answers = {who: YOLO(_weights(folder, who)) for who in ("teacher", "plain", "distilled")}
+    answers = {who: YOLO(_weights(folder, who)) for who in EPOCHS}
 
     def tile(file: Path, boxes: list[tuple[int, float, list[float]]]) -> np.ndarray:
         image: Any = cv2.resize(
@@ -145,8 +169,9 @@ def _picture(folder: Path, names: tuple[str, ...], count: int = 6, scale: int = 
             )
         rows.append(np.hstack(tiles))
     heads = np.full((26, rows[0].shape[1], 3), 255, np.uint8)
-    for i, title in enumerate(("truth", *answers)):
-        x = i * rows[0].shape[1] // 4 + 8
+    titles = ("truth", *answers)
+    for i, title in enumerate(titles):
+        x = i * rows[0].shape[1] // len(titles) + 8
         cv2.putText(heads, title, (x, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
     file = folder / "picture.png"
     cv2.imwrite(str(file), np.vstack([heads, *rows]))
