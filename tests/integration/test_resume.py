@@ -16,6 +16,7 @@ import pytest
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 
+from tests.data.helpers import draw_image
 from tests.helpers import rows, same, settings, tiny_data, weights
 from tskd_yolo import Trainer, files
 from tskd_yolo.cli import main
@@ -98,7 +99,10 @@ def test_every_checkpoint_of_a_run_is_written_that_way(tmp_path, data, teacher, 
 
 
 def test_a_run_killed_three_times_ends_like_an_uninterrupted_one(tmp_path, data, teacher):
-    words = words_of(tmp_path, data, teacher, epochs=4, graph="trained")
+    others = tmp_path / "others"
+    for name in range(6):
+        draw_image(others / f"{name}.png")
+    words = words_of(tmp_path, data, teacher, epochs=4, graph="trained", unlabelled=str(others))
     for moment, epoch in (("step", 1), ("val", 2), ("saving", 2)):
         run = process(words, KILL=moment, EPOCH=str(epoch))
         said, _ = run.communicate(timeout=300)
