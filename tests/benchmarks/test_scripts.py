@@ -17,6 +17,7 @@ import torch
 from ultralytics.utils import LOGGER
 
 from tests.compare.helpers import asked
+from tests.data.helpers import draw_image
 from tests.helpers import finished_run, finished_teacher, tiny_data
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.data import index
@@ -191,3 +192,25 @@ def test_a_teacher_without_a_name_is_refused_in_one_sentence(load):
     with pytest.raises(SystemExit) as ended:
         load("teachers.py", "epochs=1")
     assert str(ended.value.code).startswith("name: missing; give name=WORD")
+
+
+def test_few_labels_are_the_first_by_hash_and_epochs_alike(load, tmp_path, monkeypatch):
+    script = load("fewlabels.py", name="fewlabels")
+    for split, count in {"train": 200, "val": 2, "test": 2}.items():
+        for kind in ("dent", "rust"):
+            for number in range(count):
+                draw_image(tmp_path / "set" / "images" / split / f"{kind}_{number}.png")
+    whole = {"path": tmp_path / "set", "names": {0: "dent", 1: "rust"}}
+    whole |= {split: str(tmp_path / "set" / "images" / split) for split in ("train", "val", "test")}
+    monkeypatch.setitem(script["data_sets"].__globals__, "LISTS", tmp_path)
+    few = script["data_sets"](whole, 10, tmp_path, steps=100)
+    names = (tmp_path / "neu_10.txt").read_text().split()
+    assert [sum(name.startswith(kind) for name in names) for kind in ("dent", "rust")] == [20, 20]
+    labelled = [Path(line).name for line in (tmp_path / "labelled.txt").read_text().splitlines()]
+    assert sorted(labelled) == sorted(names * 2), "an epoch is a twentieth of the steps"
+    rest = {Path(line).name for line in few["rest"].read_text().splitlines()}
+    assert len(rest) == 360 and not rest & {*names}
+    assert script["schedule"](few["labelled"], 100) == {"epochs": 20, "close_mosaic": 10, "warmup_epochs": 3}
+    (tmp_path / "neu_10.txt").write_text("dent_0.png\n")
+    with pytest.raises(SystemExit, match="has other images than their hash chooses"):
+        script["data_sets"](whole, 10, tmp_path, steps=100)

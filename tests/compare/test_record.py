@@ -11,13 +11,14 @@ import pytest
 from tests.compare.helpers import add_test_split, asked, own_files
 from tests.helpers import make_detector
 from tskd_yolo import hashing
-from tskd_yolo.compare import record, runner
+from tskd_yolo.compare import record, runner, splits
 from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.record import begin, changed_seeds, settings
 from tskd_yolo.compare.runner import compare
 from tskd_yolo.compare.splits import files_of
 from tskd_yolo.compare.summary import summarise
 from tskd_yolo.config import ConfigError
+from tskd_yolo.files import digest
 
 pytestmark = pytest.mark.usefixtures("at_hand")
 
@@ -93,13 +94,22 @@ def test_a_changed_label_is_refused_and_named(begun, tmp_path):
 def test_changed_gone_and_new_images_are_counted(begun, tmp_path):
     folder = tmp_path / "set" / "images" / "train"
     first, second, third, *_ = sorted(folder.iterdir())
-    os.utime(first, ns=(0, 0))
+    first.write_bytes(first.read_bytes() + b" ")
+    os.utime(third, ns=(0, 0))  # as a copy of it has: the same picture
     shutil.copy(third, folder / "new.png")
     second.unlink()
     images, labels = told(begun)
     counts = "1 changed, 1 gone, 1 new since the runs in out were begun"
     assert images.startswith(f"images of train: {counts}, such as images/train/{first.name};")
     assert labels.startswith("labels of train: 1 gone, 1 new")
+
+
+def test_copied_images_are_the_same_and_are_read_once(begun, tmp_path, monkeypatch):
+    for image in (tmp_path / "set" / "images").rglob("*.png"):
+        os.utime(image, ns=(0, 0))
+    assert told(begun) == []
+    monkeypatch.setattr(splits, "digest", lambda file: digest(file) if file.endswith(".txt") else pytest.fail(file))
+    assert told(begun) == []
 
 
 def test_another_device_is_refused_and_both_are_named(begun, monkeypatch):

@@ -22,7 +22,7 @@ from ultralytics.utils.checks import check_file
 from tskd_yolo import config, hashing
 from tskd_yolo.compare.arms import overrides_of
 from tskd_yolo.compare.plan import Plan
-from tskd_yolo.compare.splits import Files, files_of
+from tskd_yolo.compare.splits import Files, contents, files_of
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import index
 from tskd_yolo.files import write_json
@@ -39,17 +39,19 @@ def begin(plan: Plan) -> None:
     Raises:
         ConfigError: Naming everything that the runs in the folder do not have.
     """
-    files = files_of(plan.common["data"], plan.argument("fraction"))
-    now, known = settings(plan, files), _read(plan.out / "arms.json", {})
+    known = _read(plan.out / "data.json", {})
+    files = files_of(plan.common["data"], plan.argument("fraction"), known)
+    now, arms = settings(plan, files), _read(plan.out / "arms.json", {})
     own = {arm: told(plan, arm) for arm in plan.own_arms}
     begun = (plan.out / "settings.json").exists()
-    if problems := (_changes(plan.out, now, files) if begun else []) + _changed_arms(plan.out, known, own):
+    if problems := (_changes(plan.out, now, files) if begun else []) + _changed_arms(plan.out, arms, own):
         raise ConfigError(problems)
-    if not begun:
+    if files != known:
         write_json(plan.out / "data.json", files)
+    if not begun:
         write_json(plan.out / "settings.json", now)
-    if not own.keys() <= known.keys():
-        write_json(plan.out / "arms.json", {**known, **own})
+    if not own.keys() <= arms.keys():
+        write_json(plan.out / "arms.json", {**arms, **own})
     asked = {"seeds": plan.seeds, "arms": plan.arms}
     if asked not in (before := plans(plan.out)):
         write_json(plan.out / "plan.json", [*before, asked])
@@ -147,7 +149,7 @@ def _processor() -> str:
 
 
 def _hash(files: Mapping[str, str]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(contents(files), sort_keys=True).encode()).hexdigest()[:16]
 
 
 # What has changed -----------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def _changed_arms(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
 
 def _changed_files(key: str, out: Path, split: str, kind: str, files: Files) -> str:
     """How many files of a kind are others than those that the runs in the folder saw, and one of them."""
-    before, now = _read(out / "data.json", {})[split][kind], files[split][kind]
+    before, now = contents(_read(out / "data.json", {})[split][kind]), contents(files[split][kind])
     counts = {
         "changed": [name for name in now if name in before and now[name] != before[name]],
         "gone": [name for name in before if name not in now],

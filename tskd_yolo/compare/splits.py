@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -14,11 +14,12 @@ from ultralytics.data.utils import check_det_dataset, img2label_paths
 
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
+from tskd_yolo.files import digest
 
 SPLITS = "train", "val", "test"
 
 Files = Mapping[str, Mapping[str, Mapping[str, str]]]
-"""By split, and by ``images`` and ``labels``: what stands for the content of each file, by its name."""
+"""By split, by ``images`` and ``labels``, and by name: ``SIZE TIME SHA256`` of an image, ``SHA256`` of a label file."""
 
 
 class Judging(NamedTuple):
@@ -79,33 +80,44 @@ def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> lis
         return []
 
 
-def files_of(data: str, fraction: float) -> dict[str, dict[str, dict[str, str]]]:
-    """Images and labels of every split: images by size and time, labels by content.
+def files_of(data: str, fraction: float, known: Files | None = None) -> dict[str, dict[str, dict[str, str]]]:
+    """Images and labels of every split, by their content.
 
     Args:
         data: The data YAML.
         fraction: Of the training images, as Ultralytics takes it.
+        known: What was found before. An image that has the size and the time that it had then is not read again.
     """
     content = check_det_dataset(data)
     found = {}
     for split in SPLITS:
         images = images_of(content, split, fraction if split == "train" else 1.0)
         if images:
+            before = known[split]["images"] if known and split in known else {}
+            names = [_name(file, content) for file in images]
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                told = list(pool.map(_dated, images, [before.get(name, "") for name in names]))
             found[split] = {
-                "images": {_name(file, content): _dated(file) for file in images},
+                "images": dict(zip(names, told)),
                 "labels": {_name(file, content): _content(file) for file in img2label_paths([*images])},
             }
     return found
+
+
+def contents(found: Mapping[str, str]) -> dict[str, str]:
+    """Of files of one kind the content alone: one that was copied has another time, and is the same."""
+    return {name: told.rpartition(" ")[2] for name, told in found.items()}
 
 
 def _name(file: str, data: Mapping[str, Any]) -> str:
     return Path(os.path.relpath(file, data["path"])).as_posix()
 
 
-def _dated(file: str) -> str:
+def _dated(file: str, known: str) -> str:
     found = os.stat(file)
-    return f"{found.st_size} {found.st_mtime_ns}"
+    dated = f"{found.st_size} {found.st_mtime_ns} "
+    return known if known.startswith(dated) else dated + _content(file)
 
 
 def _content(file: str) -> str:
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if os.path.isfile(file) else "none"
+    return digest(file)[:16] if os.path.isfile(file) else "none"
