@@ -30,6 +30,26 @@ def test_terms_give_way_and_that_is_said(tmp_path, data, detector, no_end, monke
     assert shares[0] == pytest.approx(0.05, rel=0.01) and shares[1] < 0.9 * shares[0]
 
 
+@pytest.mark.slow
+def test_where_all_have_given_way_the_teacher_rests(tmp_path, data, detector, no_end, monkeypatch):
+    monkeypatch.setattr(giving_way, "best", lambda taught, known, count: [0.2] * count)
+    monkeypatch.setattr(giving_way.summary, "class_scores", lambda _: [{"AP50-95": 0.3}] * 6)
+    asked: list[int] = []
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(detector("yolo11n.yaml")), epochs=2))
+    trainer.add_callback("on_train_start", lambda t: watch(t.distiller, lambda: asked.append(t.epoch)))
+    with logged() as lines:
+        trainer.train()
+    assert asked and {*asked} == {0}, "it was asked in the first epoch, and then no more"
+    assert any("the terms have given way" in line for line in lines)
+    first, second = rows(tmp_path)
+    assert first["train/crd_loss"] > 0 and second["train/crd_loss"] == 0 < second["train/box_loss"]
+
+
+def watch(distiller, note) -> None:
+    outputs = distiller.panel.outputs
+    distiller.panel.outputs = lambda *a: (note(), outputs(*a))[1]
+
+
 def test_without_validation_nothing_is_watched_and_that_is_said():
     class Run(giving_way.GivingWayMixin):
         pass

@@ -178,7 +178,7 @@ class Distiller:
     ) -> Step:
         """Runs the teacher on a batch and stands ready for the student's pass on the same images ``(N, 3, H, W)``.
 
-        With a cache, and a batch of views, the teacher runs for those only that it has not seen yet.
+        With a cache it runs for those views only that it has not seen yet; while all terms have given way it rests.
 
         Args:
             student: The student.
@@ -190,12 +190,13 @@ class Distiller:
         size, teacher = (images.shape[2], images.shape[3]), None
         outputs = partial(self.teacher_outputs, size=size)
         shown = images if teacher_images is None else teacher_images
-        if self.on and self.cache is not None and batch is not None:
+        terms = self.active if self.lead is None or self.lead.factor > 0 or self.seer is not None else []
+        if terms and self.cache is not None and batch is not None:
             teacher = self.cache(shown, batch, outputs)
-        elif self.on:
+        elif terms:
             teacher = outputs(shown)
         self.step = Step(
-            readers=self.readers, terms=self.active, teacher=teacher, add=self.add, seer=self.seer,
+            readers=self.readers, terms=terms, teacher=teacher, add=self.add, seer=self.seer,
             begin=None if self.meter.steps else partial(_fit, self),
         )  # fmt: skip
         self.step.stand_in(student)
