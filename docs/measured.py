@@ -13,6 +13,7 @@ from typing import Any
 
 import pairs
 import sizes
+import teachers
 import yaml
 
 from tskd_yolo.compare.stats import Effect, holm, interval, paired, points
@@ -50,6 +51,7 @@ def values() -> dict[str, str]:
         **parts(),
         "settings": settings(),
         "sources": sources(),
+        **teachers.values(),
         "pairs": pairs.text(),
         "backbones": sizes.text(),
     }
@@ -323,12 +325,18 @@ def settings() -> str:
 
 def sources() -> str:
     """Of every file of results, the command that made it, and on what."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, None]] = {}
     for file in sorted(RESULTS.glob("*.json")):
-        report = json.loads(file.read_text(encoding="utf-8"))
-        first = report[0] if isinstance(report, list) else report
-        machine = first.get("machine", first)
-        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        line = f"- `{file.name}`, commit `{machine['commit']}`:\n  `{first['command']}`"
-        groups.setdefault(f"On {machine['hardware']}; {versions}:", []).append(line)
+        for report in _reports(json.loads(file.read_text(encoding="utf-8"))):
+            machine = report.get("machine", report)
+            versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+            line = f"- `{file.name}`, commit `{machine['commit']}`:\n  `{report['command']}`"
+            groups.setdefault(f"On {machine['hardware']}; {versions}:", {})[line] = None
     return "\n\n".join("\n".join([head, "", *lines]) for head, lines in groups.items())
+
+
+def _reports(content: Any) -> list[Mapping[str, Any]]:
+    """What a file holds: one report, a list of them, or one under each name."""
+    if isinstance(content, list):
+        return content
+    return [content] if "command" in content else list(content.values())

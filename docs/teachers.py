@@ -1,0 +1,83 @@
+"""What teachers of other kinds, sizes and classes give one pre-trained student, from the tuning run of that name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tskd_yolo.compare.stats import points
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+ARMS = {
+    "tskd": ("a YOLO11n", ["n128"]),
+    "v8": ("a YOLOv8n", ["v8n128"]),
+    "v26": ("a YOLO26n", ["v26n128"]),
+    "two": ("the YOLO11n and the YOLOv8n", ["n128", "v8n128"]),
+    "three": ("all three of them", ["n128", "v8n128", "v26n128"]),
+    "nine": ("a YOLO11n that knows three classes more", ["nine128"]),
+    "sees_more": ("a YOLO11n, `teacher_imgsz=224`", ["n224"]),
+    "sees_alike": ("the same, which sees what the student sees", ["n224"]),
+}
+"""By arm of benchmarks/pairs.yaml how its teacher is called, and under which names it was trained."""
+
+
+def values() -> dict[str, str]:
+    """A table of Markdown, the setting of its runs, and what the guides tell of them."""
+    found = json.loads((RESULTS / "tune_pairs_neu_128.json").read_text(encoding="utf-8"))["comparison"]
+    trained = json.loads((RESULTS / "teachers.json").read_text(encoding="utf-8"))
+    asked, arms = found["settings"], {arm: _rows(found, arm) for arm in found["arms"]}
+    corrected = [found["arms"][arm]["effect"]["mAP50-95"]["corrected"] for arm in ARMS]
+    open_ = sum(told["low"] < 0 < told["high"] for told in corrected)
+    return {
+        "teachers": _table(arms, trained),
+        "teachers setting": f"NEU-DET in three splits, val, {asked['imgsz']} px, {asked['epochs']} epochs, batch "
+        f"{asked['batch']}, the pre-trained {asked['model'].split('.')[0].replace('yolo', 'YOLO')}, on a CPU",
+        "teachers verdict": f"{open_} of the {len(corrected)} corrected intervals hold 0",
+        "teachers alone": _gain(arms["tskd"], arms["plain"], "last"),
+        "teachers two": _gain(arms["two"], arms["tskd"], "last"),
+        "teachers larger": _gain(arms["sees_more"], arms["sees_alike"], "last"),
+    }
+
+
+def _table(arms: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    plain = arms["plain"]
+    head = ["taught by", "teacher", *(f"seed {seed}" for seed in plain)]
+    head += [*(f"{weights}, over plain" for weights in ("last", "best")), "time ÷ plain"]
+    rows = [["nobody", "", *map(_figures, plain.values()), "", "", ""]]
+    for arm, (name, teachers) in ARMS.items():
+        taught = arms[arm]
+        gains = [_gain(taught, plain, weights) for weights in ("last", "best")]
+        scores = ", ".join(_score(trained[each]) for each in teachers)
+        rows.append([name, scores, *map(_figures, taught.values()), *gains, _time(taught, plain)])
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    rows = [[row[0], *(cell.replace(" ", "\u00a0") for cell in row[1:])] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def _score(teacher: Mapping[str, Any]) -> str:
+    """Of a teacher, at the size at which it was trained."""
+    size = "" if teacher["imgsz"] == 128 else f" at {teacher['imgsz']} px"
+    return f"{teacher['val']['mAP50-95']:.3f}{size}"
+
+
+def _rows(found: Mapping[str, Any], arm: str) -> dict[int, Mapping[str, Any]]:
+    return {row["seed"]: row for row in found["arms"][arm]["rows"]}
+
+
+def _figures(row: Mapping[str, Any]) -> str:
+    return " / ".join(f"{row[weights]['mAP50-95']:.3f}" for weights in ("last", "best"))
+
+
+def _time(taught: Mapping[int, Any], plain: Mapping[int, Any]) -> str:
+    """Processor time beside plain training, of runs that nothing interrupted."""
+    whole = [seed for seed in plain if not taught[seed]["resumed"] and not plain[seed]["resumed"]]
+    ratios = [taught[seed]["process_seconds"] / plain[seed]["process_seconds"] for seed in whole]
+    return f"{mean(ratios):.2f}" if ratios else ""
+
+
+def _gain(taught: Mapping[int, Any], plain: Mapping[int, Any], weights: str) -> str:
+    gains = [taught[seed][weights]["mAP50-95"] - plain[seed][weights]["mAP50-95"] for seed in plain]
+    return f"{points(mean(gains), sign=True)} ({', '.join(points(gain, sign=True) for gain in gains)})"
