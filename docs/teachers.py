@@ -44,14 +44,13 @@ def values() -> dict[str, str]:
 
 def _table(arms: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     plain = arms["plain"]
-    head = ["taught by", "teacher", *(f"seed {seed}" for seed in plain)]
-    head += [*(f"{weights}, over plain" for weights in ("last", "best")), "time ÷ plain"]
-    rows = [["nobody", "", *map(_figures, plain.values()), "", "", ""]]
+    head = ["taught by", "teacher", "student", *(f"{weights}, over plain" for weights in ("last", "best")), "time"]
+    rows = [["nobody", "", _figures(plain), "", "", "1.00"]]
     for arm, (name, teachers) in ARMS.items():
         taught = arms[arm]
         gains = [_gain(taught, plain, weights) for weights in ("last", "best")]
         scores = ", ".join(_score(trained[each]) for each in teachers)
-        rows.append([name, scores, *map(_figures, taught.values()), *gains, _time(taught, plain)])
+        rows.append([name, scores, _figures(taught), *gains, _time(taught, plain)])
     rule = ["---"] + ["---:"] * (len(head) - 1)
     rows = [[row[0], *(cell.replace(" ", "\u00a0") for cell in row[1:])] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
@@ -59,7 +58,7 @@ def _table(arms: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
 
 def _score(teacher: Mapping[str, Any]) -> str:
     """Of a teacher, at the size at which it was trained."""
-    size = "" if teacher["imgsz"] == 128 else f" at {teacher['imgsz']} px"
+    size = "" if teacher["imgsz"] == 128 else f" ({teacher['imgsz']} px)"
     return f"{teacher['val']['mAP50-95']:.3f}{size}"
 
 
@@ -67,8 +66,9 @@ def _rows(found: Mapping[str, Any], arm: str) -> dict[int, Mapping[str, Any]]:
     return {row["seed"]: row for row in found["arms"][arm]["rows"]}
 
 
-def _figures(row: Mapping[str, Any]) -> str:
-    return " / ".join(f"{row[weights]['mAP50-95']:.3f}" for weights in ("last", "best"))
+def _figures(rows: Mapping[int, Any]) -> str:
+    """Last weights and best epoch, means over the seeds."""
+    return " / ".join(f"{mean(row[w]['mAP50-95'] for row in rows.values()):.3f}" for w in ("last", "best"))
 
 
 def _time(taught: Mapping[int, Any], plain: Mapping[int, Any]) -> str:
