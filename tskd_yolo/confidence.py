@@ -269,11 +269,12 @@ def _logits(score: np.ndarray) -> np.ndarray:
 # From a detector ------------------------------------------------------------------------------------------------------
 
 
-def look(detector: nn.Module, *, augment: bool = False, iou: float = 0.7, max_det: int = 300) -> Look:
+def look(detector: Callable[..., Any], *, augment: bool = False, iou: float = 0.7, max_det: int = 300) -> Look:
     """Detections as Ultralytics validates them: several classes at one place, NMS within each.
 
     Args:
-        detector: Decodes its boxes, as of :meth:`tskd_yolo.distill.teacher.Teacher.detector`.
+        detector: Decodes its boxes, as of :meth:`tskd_yolo.distill.teacher.Teacher.detector`, or of several together
+            :class:`tskd_yolo.distill.regions.Together`.
         augment: Ultralytics' test-time augmentation, where the head has it.
         iou: Of NMS.
         max_det: Detections of an image at most.
@@ -282,7 +283,7 @@ def look(detector: nn.Module, *, augment: bool = False, iou: float = 0.7, max_de
     ended = bool(getattr(detector, "end2end", False))
 
     def seen(images: Tensor) -> list[dict[str, Tensor]]:
-        with torch.inference_mode():
+        with torch.no_grad():
             raw = detector(images, augment=True) if augment else detector(images)
             rows = non_max_suppression(raw, end2end=ended, **given)
         return [{"bboxes": row[:, :4], "conf": row[:, 4], "cls": row[:, 5]} for row in rows]

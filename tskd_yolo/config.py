@@ -220,8 +220,6 @@ def _beside_unlabelled(values: Mapping[str, Any]) -> list[str]:
         errors.append("unlabelled: variant=paper needs the labels of every image; drop one of the two.")
     if values.get("rect"):
         errors.append("unlabelled: rect= gives labelled images shapes that others do not have; drop one of the two.")
-    if len(teachers(values["teacher"])) > 1:
-        errors.append("unlabelled: thresholds are those of one teacher and several are given; give one of them.")
     return errors
 
 

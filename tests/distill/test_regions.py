@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from tests.distill.helpers import make, make_batch, make_student
 from tests.distill.test_step import waits
+from tskd_yolo import confidence
 from tskd_yolo.distill.features import TeacherOutputs
-from tskd_yolo.distill.regions import FAINT, Seer, ignored, rows, see, together, without
+from tskd_yolo.distill.regions import FAINT, Seer, Together, ignored, rows, see, together, without
 from tskd_yolo.distill.step import boxes_of
 from tskd_yolo.losses.boxes import covered, slots
 from tskd_yolo.losses.crd import Target
@@ -48,6 +51,21 @@ def test_boxes_come_from_confident_locations_and_count_by_class():
     torch.testing.assert_close(found.weight[0, :3], torch.tensor([1.0, 0.4, 0.0]))
     assert not found.weight[1].any(), f"below {FAINT} there is nothing"
     assert not seer(0.5, 1.01, 0.5)(outputs, 1, SIZE).sure.any()
+
+
+@pytest.mark.parametrize("scale", [1, 1.5])
+def test_several_are_a_detector_of_what_the_terms_hear(scale):
+    outputs, asked = said((1, 3 * 8 + 2, 1, 0.7, 1.0)), []
+    distiller = SimpleNamespace(seer=seer(), match=SimpleNamespace(scale=scale))
+    distiller.teacher_outputs = lambda images, size: asked.append(size) or outputs
+    images = torch.zeros(3, 3, round(64 * scale), round(64 * scale))
+    found = Together(distiller)(images)
+    assert asked == [SIZE] and found.shape == (3, 4 + 3, LOCATIONS // 8)
+    best = found[1, 5].argmax()
+    expected = [20 * scale, 28 * scale, 16 * scale, 16 * scale, 0, 0.7, 0]
+    torch.testing.assert_close(found[1, :, best], torch.tensor(expected), atol=1e-4, rtol=1e-4)
+    (row,) = confidence.look(Together(distiller))(images)[1]["conf"]
+    assert row == pytest.approx(0.7)
 
 
 def test_of_boxes_on_one_object_the_most_confident_is_kept():

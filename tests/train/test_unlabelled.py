@@ -86,14 +86,11 @@ def test_a_run_keeps_whole_paths(tmp_path, monkeypatch):
         (dict(unlabelled_precision=0), "unlabelled_precision: must be above 0 and at most 1, got 0."),
         (dict(pseudo="yes"), "pseudo: must be True or False, got 'yes'."),
         (dict(pseudo=True), "pseudo: there are no images without labels; give unlabelled=, or leave pseudo out."),
-        (dict(unlabelled="set", teacher=["{teacher}", "{data}"]), "unlabelled: thresholds are those of one teacher"),
     ],
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items())[:40] if isinstance(value, dict) else "",
 )
 def test_nonsense_is_told_in_a_sentence(given, sentence, tmp_path, data, teacher, at_hand, monkeypatch):
     monkeypatch.chdir(data.parent)
-    if isinstance(given.get("teacher"), list):
-        given = {**given, "teacher": [str(teacher), str(data)]}
     with pytest.raises(ConfigError) as error:
         Trainer(**{**settings(tmp_path, data, teacher=str(teacher)), **given})
     assert any(sentence in problem for problem in error.value.problems), error.value.problems
@@ -210,6 +207,28 @@ def test_a_cached_teacher_sees_a_view_of_every_image_once(tmp_path, data, teache
     trainer.train()
     assert asked == [8 + 8, 8 + 10], "four steps of two and two: the second epoch has two images that are new"
     assert len(list((tmp_path / "set" / "labels").glob("*.tskd"))) == 2
+
+
+@pytest.mark.slow
+def test_several_teachers_are_measured_as_they_are_heard(tmp_path, data, detector, others, no_end, monkeypatch):
+    teachers = [str(detector("yolo11s.yaml")), str(detector("yolov8n.yaml"))]
+    looked: list[tuple[int, ...]] = []
+    measured = unlabelled.confidence.measured
+    monkeypatch.setattr(
+        unlabelled.confidence, "measured", lambda look, *a, **k: measured(noting(look, looked), *a, **k)
+    )
+    given = dict(teacher=teachers, teacher_imgsz=96, unlabelled=str(others), val=False)
+    trainer = Trainer(**settings(tmp_path, data, **given))
+    with logged() as lines:
+        trainer.train()
+    assert looked and {shape[2:] for shape in looked} == {(96, 96)}, "squares, as the student's images are"
+    assert len(trainer.distiller.seer.thresholds) == 6 and any("counted   fully" in line for line in lines)
+    (row,) = rows(tmp_path)
+    assert all(row[f"train/{term}_loss"] > 0 for term in ("drd", "ded", "crd"))
+
+
+def noting(look, shapes):
+    return lambda images: (shapes.append(tuple(images.shape)), look(images))[1]
 
 
 @pytest.mark.slow

@@ -81,9 +81,7 @@ class Seer:
         place = place.gather(1, first)
         probability, label = best.gather(1, place).sigmoid(), label.gather(1, place)
         boxes = target.boxes[labelled:].float().gather(2, first.unsqueeze(1).expand(-1, target.boxes.shape[1], -1))
-        sides = expected_distances(boxes).transpose(1, 2) * steps[place]
-        middle = points[place]
-        xyxy = _within(torch.cat((middle - sides[..., :2], middle + sides[..., 2:]), dim=2), size)
+        xyxy = _within(_corners(boxes, points[place], steps[place]), size)
         probability = probability * _leading(xyxy, label) * (probability >= FAINT)
         probability, order = probability.topk(min(MOST, probability.shape[1]), dim=1)
         label = label.gather(1, order)
@@ -131,12 +129,43 @@ class Seer:
         return images, boxes, sure
 
 
-def see(distiller: Any, thresholds: Tensor, *, pseudo: bool) -> None:
+class Together:
+    """Teachers as one detector: what the terms hear of them, in the form of an Ultralytics head. So it can be measured
+    what the scores are worth that count here.
+
+    Args:
+        distiller: Of the teachers, with its seer.
+
+    Shapes:
+        input ``(N, C, H, W)``, the teachers' images; output ``(N, 4 + classes, K)``: centre, width and height in their
+        pixels, and probabilities, at the locations whose boxes are compared.
+    """
+
+    end2end = False
+
+    def __init__(self, distiller: Any) -> None:
+        self.distiller = distiller
+
+    def __call__(self, images: Tensor) -> Tensor:
+        seer, scale = self.distiller.seer, self.distiller.match.scale
+        height, width = (round(side / scale) for side in images.shape[2:])
+        target: Any = self.distiller.teacher_outputs(images, size=(height, width)).responses[seer.branch]
+        points, steps = seer.points((height, width), images.device)
+        corners = _corners(target.boxes.float(), points[target.place], steps[target.place]) * scale
+        low, high = corners.transpose(1, 2).split(2, dim=1)
+        scores = target.scores.float().gather(2, target.place.unsqueeze(1).expand(-1, target.scores.shape[1], -1))
+        return torch.cat(((low + high) / 2, high - low, scores.sigmoid()), dim=1)
+
+
+def see(distiller: Any, thresholds: Tensor, *, pseudo: bool) -> Seer:
     """From now on the batches of a distiller may hold images without labels, after those that have some.
 
     Args:
         distiller: Of a teacher that has a branch of the student's head.
         thresholds, pseudo: As of :class:`Seer`.
+
+    Returns:
+        Who sees in them.
     """
     branch = distiller.match.branches[0]
     if not any(isinstance(term, HeadTerm) for term in distiller.terms):  # no term reads responses
@@ -144,6 +173,13 @@ def see(distiller: Any, thresholds: Tensor, *, pseudo: bool) -> None:
         distiller.panel.listen(True)
     device = next(distiller.teacher.model.parameters()).device
     distiller.seer = Seer(thresholds.to(device), branch=branch, strides=distiller.match.strides, pseudo=pseudo)
+    return distiller.seer
+
+
+def _corners(boxes: Tensor, middle: Tensor, steps: Tensor) -> Tensor:
+    """Box responses ``(U, 4 R, C)`` at locations ``(U, C, 2)`` of strides ``(U, C, 1)`` as corners ``(U, C, 4)``."""
+    sides = expected_distances(boxes).transpose(1, 2) * steps
+    return torch.cat((middle - sides[..., :2], middle + sides[..., 2:]), dim=2)
 
 
 def _within(xyxy: Tensor, size: tuple[int, int]) -> Tensor:

@@ -275,24 +275,31 @@ class UnlabelledMixin(Engine):
             return
         if problems := wrong_teacher(distiller, self.config.pseudo):
             raise ConfigError(problems)
-        found = self._confidence(distiller.teacher) if FIRST else None
-        count = len(distiller.teacher.classes.names)
-        thresholds = torch.tensor(found.thresholds if found else [confidence.NEVER] * count, device=self.device)
+        thresholds = torch.full((len(distiller.teacher.classes.names),), confidence.NEVER, device=self.device)
+        seer = regions.see(distiller, thresholds, pseudo=self.config.pseudo)
+        self._scores = self._confidence(distiller) if FIRST else None
+        if self._scores is not None:
+            thresholds = torch.tensor(self._scores.thresholds, device=self.device)
         _processes(self).broadcast([thresholds])
-        regions.see(distiller, thresholds, pseudo=self.config.pseudo)
-        self._scores = found
+        seer.thresholds = thresholds
 
-    def _confidence(self, teacher: Teacher) -> Confidence:
+    def _confidence(self, distiller: Distiller) -> Confidence:
         size = self.config.teacher_imgsz or self.args.imgsz
         with compat.swapped(self.args, "imgsz", size):  # all images: the engine's own loader has a process's share
             loader = self.get_dataloader(self.data[self.args.split], batch_size=BATCH, rank=-1, mode="val")
-        detector, settings = teacher.detector(), {"iou": self.args.iou, "max_det": self.args.max_det}
+        settings: dict[str, Any] = {"iou": self.args.iou, "max_det": self.args.max_det}
+        detectors, together = [each.detector() for each in distiller.teachers], {}
+        detector = detectors[0]
+        if len(detectors) > 1:
+            loader.dataset.rect = False  # on the student's grid, so the image has to be the student's too
+            detector = regions.Together(distiller)
+            together = {"votes": distiller.panel.votes.tolist(), "student": self.args.imgsz}
         found = confidence.measured(
             confidence.look(detector, **settings),
-            [detector],
+            detectors,
             loader=loader,
             device=self.device,
-            settings={"imgsz": size, **settings},
+            settings={"imgsz": size, **settings, **together},
         )
         return confidence.of(found, self.data["names"], precision=self.config.unlabelled_precision)
 
