@@ -45,6 +45,27 @@ def test_where_all_have_given_way_the_teacher_rests(tmp_path, data, detector, no
     assert first["train/crd_loss"] > 0 and second["train/crd_loss"] == 0 < second["train/box_loss"]
 
 
+@pytest.mark.slow
+def test_a_run_whose_teacher_rests_goes_on(tmp_path, data, detector, no_end, monkeypatch):
+    monkeypatch.setattr(giving_way, "best", lambda taught, known, count: [0.2] * count)
+    monkeypatch.setattr(giving_way.summary, "class_scores", lambda _: [{"AP50-95": 0.3}] * 6)
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(detector("yolo11n.yaml")), epochs=3))
+
+    def stop(trainer):
+        if trainer.epoch == 1:
+            raise KeyError("stop")
+
+    trainer.add_callback("on_model_save", stop)
+    with pytest.raises(KeyError, match="stop"):
+        trainer.train()
+    with logged() as lines:
+        Trainer(resume=str(tmp_path / "run" / "weights" / "last.pt")).train()
+    assert not any("have given way" in line for line in lines), "it was said before"
+    assert not any("first-epoch check" in line for line in lines)
+    assert [row["train/crd_loss"] > 0 for row in rows(tmp_path)] == [True, False, False]
+    assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
 def watch(distiller, note) -> None:
     outputs = distiller.panel.outputs
     distiller.panel.outputs = lambda *a: (note(), outputs(*a))[1]
@@ -54,7 +75,7 @@ def test_without_validation_nothing_is_watched_and_that_is_said():
     class Run(giving_way.GivingWayMixin):
         pass
 
-    run, distiller = object.__new__(Run), type("D", (), {"lead": None})()
+    run, distiller = object.__new__(Run), type("D", (), {"lead": None, "past_lead": None})()
     known = type("C", (), {"known": [0, 1]})()
     distiller.teachers = [type("T", (), {"classes": known})()]
     run.args, run.data = type("A", (), {"val": False})(), {"names": {0: "a", 1: "b"}}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tskd_yolo.config import TERMS, Config, ConfigError
 from tskd_yolo.distill.balance import Fixed, Meter, Share
 from tskd_yolo.distill.features import Capture, HeadReader, StudentOutputs, TeacherOutputs, channels, evaluating
-from tskd_yolo.distill.lead import Lead
+from tskd_yolo.distill.lead import Lead, gone
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.distill.panel import Panel
@@ -71,6 +71,7 @@ class Distiller:
         """Common factor of all terms, by the schedule."""
         self.lead: Lead | None = None
         """How far the teacher is ahead, where that is watched."""
+        self.past_lead: Mapping[str, Any] | None = None  # of a run that goes on, which is watched later
         self.cache: Cache | None = None
         """Stands between the teacher and batches of views, where the run keeps the teacher's outputs."""
         variant = VARIANTS[config.variant]
@@ -86,10 +87,9 @@ class Distiller:
         """Branches of the student's head whose responses nobody teaches."""
         self.panel.listen(self._responses)
         self.readers = self.readers_of(student)
-        device = next(student.parameters()).device
         with undisturbed():
             torch.manual_seed(seed)
-            self.learned = self._build().to(device)
+            self.learned = self._build().to(next(student.parameters()).device)
         self.monitor = Monitor(self)
         self.step: Step | None = None
         """The pass that is under way."""
@@ -187,10 +187,9 @@ class Distiller:
             teacher_images: The same at the teacher's size, where that is another.
         """
         self.detach()
-        size, teacher = (images.shape[2], images.shape[3]), None
-        outputs = partial(self.teacher_outputs, size=size)
+        teacher, outputs = None, partial(self.teacher_outputs, size=(images.shape[2], images.shape[3]))
         shown = images if teacher_images is None else teacher_images
-        terms = self.active if self.lead is None or self.lead.factor > 0 or self.seer is not None else []
+        terms = [] if gone(self.lead) and not (self.seer and self.seer.pseudo) else self.active
         if terms and self.cache is not None and batch is not None:
             teacher = self.cache(shown, batch, outputs)
         elif terms:
@@ -264,8 +263,8 @@ class Distiller:
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""
         learned = {k: v.detach().cpu().clone() for k, v in self.learned.state_dict().items()}
-        lead = {} if self.lead is None else {"lead": self.lead.state()}
-        return {"learned": learned, "on": list(self.on), "meter": self.meter.state(), **lead}
+        past = {"on": list(self.on), "meter": self.meter.state(), "lead": self.lead and self.lead.state()}
+        return {"learned": learned, **past}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from :meth:`state`.
@@ -276,8 +275,9 @@ class Distiller:
         self.learned.load_state_dict(state["learned"])
         self.on = {key: weight for key, weight in self.on.items() if key in state["on"]}
         self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
-        if self.lead is not None and "lead" in state:  # an earlier version knew none
-            self.lead.restore(state["lead"])
+        self.past_lead = state.get("lead")  # an earlier version knew none
+        if self.lead is not None and self.past_lead is not None:
+            self.lead.restore(self.past_lead)
 
 
 def _fit(distiller: Distiller, student: StudentOutputs, teacher: TeacherOutputs) -> None:

@@ -107,6 +107,11 @@ def _tensor(scores: Sequence[float | None]) -> Tensor:
     return torch.tensor([float("nan") if score is None else score for score in scores])
 
 
+def gone(lead: Lead | None) -> bool:
+    """Whether all terms have given way."""
+    return lead is not None and lead.factor == 0
+
+
 def best(taught: Sequence[Mapping[str, Any]], known: Sequence[Sequence[int]], count: int) -> list[float | None]:
     """The best AP50-95 that a teacher has of each class.
 

@@ -36,6 +36,8 @@ class GivingWayMixin(Engine):
             )
             return
         distiller.lead = Lead(best(taught, known, len(self.data["names"])), self.config.give_way)
+        if distiller.past_lead is not None:
+            distiller.lead.restore(distiller.past_lead)
 
     def _agree_on_lead(self, processes: Processes) -> None:
         """At the start of an epoch; only the first process has validated as a whole."""
