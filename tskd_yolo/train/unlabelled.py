@@ -288,15 +288,16 @@ class UnlabelledMixin(Engine):
         with compat.swapped(self.args, "imgsz", size):  # all images: the engine's own loader has a process's share
             loader = self.get_dataloader(self.data[self.args.split], batch_size=BATCH, rank=-1, mode="val")
         settings: dict[str, Any] = {"iou": self.args.iou, "max_det": self.args.max_det}
-        detectors, together = [each.detector() for each in distiller.teachers], {}
-        detector = detectors[0]
-        if len(detectors) > 1:
+        together: dict[str, Any] = {}
+        detector: Any = distiller.teacher.detector()
+        networks = [detector]
+        if len(distiller.teachers) > 1:
             loader.dataset.rect = False  # on the student's grid, so the image has to be the student's too
-            detector = regions.Together(distiller)
+            detector, networks = regions.Together(distiller), [each.model for each in distiller.teachers]
             together = {"votes": distiller.panel.votes.tolist(), "student": self.args.imgsz}
         found = confidence.measured(
             confidence.look(detector, **settings),
-            detectors,
+            networks,
             loader=loader,
             device=self.device,
             settings={"imgsz": size, **settings, **together},
