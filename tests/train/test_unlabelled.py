@@ -69,8 +69,9 @@ def test_a_run_keeps_whole_paths(tmp_path, monkeypatch):
     (tmp_path / "set" / "more").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     found: dict = {}
-    assert wrong_sources(values(yaml_with(tmp_path, None), unlabelled="[set/more]"), found) == []
+    assert wrong_sources(values(yaml_with(tmp_path, None), unlabelled="[set/more,set/more]"), found) == []
     assert found == {"unlabelled": [str(tmp_path / "set" / "more")]}
+    assert len(wrong_sources(values(yaml_with(tmp_path, None), unlabelled=["nowhere", "nowhere"]), found)) == 1
 
 
 @pytest.mark.parametrize(

@@ -171,12 +171,12 @@ def is_glob(source: str) -> bool:
 
 
 def absolute(sources: Iterable[str], folder: str | Path = ".") -> list[str]:
-    """Folders, lists and globs by their whole paths; those that are relative lie in ``folder``.
+    """Folders, lists and globs by their whole paths, each once; those that are relative lie in ``folder``.
 
     Raises:
         ConfigError: Naming those that are not there.
     """
-    paths = [os.path.abspath(os.path.join(folder, os.path.expanduser(source))) for source in sources]
+    paths = list(dict.fromkeys(os.path.abspath(os.path.join(folder, os.path.expanduser(each))) for each in sources))
     wrong = [path for path in paths if not os.path.isdir(path) and not path.endswith(".txt") and not is_glob(path)]
     wrong += [path for path in paths if path.endswith(".txt") and not os.path.exists(path)]
     if wrong:
