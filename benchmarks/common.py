@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,10 +39,13 @@ def refuse_seeds(seeds: int | list[int], *, of: str) -> None:
 
 
 def public(arguments: list[str]) -> str:
-    """The command as anyone can repeat it: files by their names."""
-    pairs = [argument.partition("=") for argument in arguments]
-    return " ".join(key + sign + ",".join(Path(v).name if "/" in v else v for v in value.split(","))
-                    for key, sign, value in pairs)  # fmt: skip
+    """The command as anyone can repeat it: files by their names, a run's weights with the name of the run."""
+    return " ".join(re.sub(r"[^=,\[\]]*/[^,\[\]]*", _name, argument) for argument in arguments)
+
+
+def _name(path: re.Match[str]) -> str:
+    parts = Path(path[0]).parts
+    return "/".join(parts[-3:] if "weights" in parts[-2:-1] else parts[-1:])
 
 
 def machine() -> dict[str, Any]:

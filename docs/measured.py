@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import few
 import pairs
 import sizes
 import teachers
@@ -52,6 +53,7 @@ def values() -> dict[str, str]:
         "settings": settings(),
         "sources": sources(),
         **teachers.values(),
+        **few.values(),
         "pairs": pairs.text(),
         "backbones": sizes.text(),
     }

@@ -113,3 +113,12 @@ def test_the_claim_is_judged_by_what_chose_nothing(monkeypatch, tmp_path):
     assert {(Path(v["data"]).name, v["split"], str(v["seeds"])) for v in asked} == {
         ("neu3.yaml", "test", "[10, 11, 12, 13, 14]")
     }
+
+
+def test_a_command_names_files_and_no_folder_of_this_machine(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    asked = ["share=10", "teacher=[/a/t10/weights/best.pt,/a/t2/weights/best.pt]", "model=/x/n.pt", "out=/a/out"]
+    told = importlib.import_module("common").public([*asked, "seeds=[0,1]", "arms=plain,/a/arms.yaml"])
+    assert told == (
+        "share=10 teacher=[t10/weights/best.pt,t2/weights/best.pt] model=n.pt out=out seeds=[0,1] arms=plain,arms.yaml"
+    )

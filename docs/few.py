@@ -1,0 +1,69 @@
+"""What few labels and many images without labels give a student, from ``fewlabels_neu_128.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tskd_yolo.compare.stats import interval, paired, points
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+ARMS = {
+    "plain": "plain training, the labelled images alone",
+    "tskd": "tskd-yolo, the labelled images alone",
+    "unlabelled": "tskd-yolo, all images (`unlabelled=`)",
+    "pseudo": "the same with `pseudo=True`",
+    "autolabel": "plain training on the labels of `tskd-yolo autolabel`",
+    "tskd_all": "tskd-yolo, the labelled images alone, from a teacher that had all labels",
+    "unlabelled_all": "tskd-yolo, all images, from that teacher",
+    "all_labels": "plain training with all labels",
+}
+"""How the arms of benchmarks/fewlabels.py are called."""
+
+
+def values() -> dict[str, str]:
+    """A table of Markdown, the setting of its runs, and the gains that the protocol asks for."""
+    rows = json.loads((RESULTS / "fewlabels_neu_128.json").read_text(encoding="utf-8"))
+    asked, seeds = rows[0]["settings"], rows[0]["arms"]["plain"]["best"]
+    return {
+        "few table": _table(rows),
+        "few setting": f"NEU-DET in three splits, test, `best.pt`, {len(seeds)} seeds; {asked['imgsz']} px, "
+        f"{rows[0]['steps']} steps, the pre-trained {_name(asked['model'])}, on a CPU",
+        "few gains": ", ".join(_over(row, "unlabelled", "plain") for row in rows),
+        "few autolabel": ", ".join(_over(row, "unlabelled", "autolabel") for row in rows),
+    }
+
+
+def _name(model: str) -> str:
+    return model.partition(".")[0].replace("yolo", "YOLO")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = [["mAP50-95, and points over plain training with 95 % interval", *(f"{row['share']} %" for row in rows)]]
+    body.append(["---", *("---:" for _ in rows)])
+    for arm, name in ARMS.items():
+        if any(arm in row["arms"] for row in rows):
+            body.append([name, *(_cell(row["arms"].get(arm), row, arm) for row in rows)])
+    best = (f"{row['teacher']['last']['mAP50-95']:.3f}" for row in rows)
+    body.append(["the best of the teachers, at the student's size", *best])
+    return "\n".join(f"| {' | '.join(line)} |" for line in body)
+
+
+def _cell(told: Mapping[str, Any] | None, row: Mapping[str, Any], arm: str) -> str:
+    if told is None:
+        return ""
+    score = f"{mean(told['best'].values()):.3f}"
+    return (score if arm == "plain" else f"{score}, {_gain(row, arm, 'plain')}").replace(" ", "\u00a0")
+
+
+def _gain(row: Mapping[str, Any], arm: str, base: str) -> str:
+    effect = paired(row["arms"][arm]["best"], row["arms"][base]["best"])
+    assert effect is not None
+    return f"{points(effect.mean, sign=True)} ({interval(effect)})"
+
+
+def _over(row: Mapping[str, Any], arm: str, base: str) -> str:
+    return f"{_gain(row, arm, base)} with {row['share']} % of the labels"
