@@ -46,16 +46,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     body.append(["---", *("---:" for _ in rows)])
     for arm, name in ARMS.items():
         if any(arm in row["arms"] for row in rows):
-            body.append([name, *(_cell(row["arms"].get(arm), row, arm) for row in rows)])
+            body.append([name, *(_cell(row, arm) for row in rows)])
     best = (f"{row['teacher']['last']['mAP50-95']:.3f}" for row in rows)
     body.append(["the best of the teachers, at the student's size", *best])
     return "\n".join(f"| {' | '.join(line)} |" for line in body)
 
 
-def _cell(told: Mapping[str, Any] | None, row: Mapping[str, Any], arm: str) -> str:
-    if told is None:
+def _cell(row: Mapping[str, Any], arm: str) -> str:
+    if arm not in row["arms"]:
         return ""
-    score = f"{mean(told['best'].values()):.3f}"
+    score = f"{mean(row['arms'][arm]['best'].values()):.3f}"
     return (score if arm == "plain" else f"{score}, {_gain(row, arm, 'plain')}").replace(" ", "\u00a0")
 
 
