@@ -21,7 +21,6 @@ def test_an_epoch_and_a_run_follow_from_the_steps():
     assert (COST.epoch, COST.run) == (10 * 2.0 + 3, 100 * 23.0)
     assert COST.cached_epoch == 10 * 1.5 + 3 and COST.cached_run == 40 * 23.0 + 60 * 18.0
     assert replace(COST, passes=None).cached_run is None
-    assert replace(COST, teacher=9.0).cached_epoch == 3.0  # measured apart, it can come out above its step
     assert COST.row()["run"] == COST.run and COST.row()["batch"] == 4
 
 
@@ -82,6 +81,7 @@ def test_a_trial_takes_real_steps_and_no_logger_hears_of_it(data, teacher, tmp_p
         run = Trial(tmp_path, **settings(tmp_path / "elsewhere", data, teacher=str(teacher), plots=True, save=True))
         run.measure()
     assert heard == [] and run.cost.steps == 1 and run.cost.batches == 2
+    assert 0 < run.cost.teacher < run.cost.step  # it is a part of it, however busy the machine
     assert len(run.facts.taught["classes"]) == 6 and run.facts.known == {}
     assert [row is None for row in run.facts.taught["classes"]].count(False) >= 3
     assert not (tmp_path / "elsewhere").exists() and not list(tmp_path.rglob("*.pt"))
