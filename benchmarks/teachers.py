@@ -4,9 +4,8 @@
     TSKD_NEU=/data/NEU-DET python benchmarks/teachers.py name=nine model=yolo11n.pt imgsz=128 epochs=40 more=a,b,c
     TSKD_NEU=/data/NEU-DET python benchmarks/teachers.py name=soup of=t128,t128_1,t128_2
 
-``more=`` adds classes that no image has. ``of=`` trains nothing: it averages the weights of teachers that were trained
-on from one another (Wortsman et al., "Model soups", ICML 2022), and is as wide and as fast as one of them. Other keys
-go to Ultralytics. The same command goes on with what was interrupted. The teacher is ``RUNS/NAME/weights/best.pt``;
+``more=`` adds classes that no image has. ``of=`` trains nothing, it averages teachers as ``tskd-yolo average`` does.
+Other keys go to Ultralytics. The same command goes on with what was interrupted. The teacher is ``RUNS/NAME/weights/best.pt``;
 ``results/teachers.json`` gets a row of its scores on val, at the size at which it was trained.
 """
 
@@ -14,11 +13,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from common import machine, public
 from ultralytics import YOLO
@@ -26,6 +23,7 @@ from ultralytics.cfg import parse_key_value_pair
 from ultralytics.data.utils import check_det_dataset
 
 from tskd_yolo import files, settings_files
+from tskd_yolo.average import average
 
 SETTINGS = {"data": "neu3.yaml", "model": "yolo11n.pt", "imgsz": 128, "epochs": 80, "batch": 32, "seed": 0}
 OURS = {"cos_lr": True, "plots": False, "device": "cpu", "exist_ok": True}
@@ -44,7 +42,9 @@ def main(arguments: list[str]) -> None:
     row = {key: Path(str(settings[key])).name if key in {"data", "model"} else settings[key] for key in SETTINGS}
     settings["data"] = _with_classes(settings["data"], more, runs / f"{name}.yaml") if more else settings["data"]
     if of:
-        average([runs / each / "weights" / "best.pt" for each in of], runs / name / "weights" / "best.pt")
+        mean = runs / name / "weights" / "best.pt"
+        mean.unlink(missing_ok=True)
+        average(model=[runs / each / "weights" / "best.pt" for each in of], out=mean)
     else:
         train(settings, runs / name)
     made = {"of": of, "data": row["data"], "imgsz": row["imgsz"]} if of else {**row, "more": more}
@@ -69,19 +69,6 @@ def train(settings: dict[str, Any], run: Path) -> None:
         plain = {key: value for key, value in settings.items() if key != "model"}
         YOLO(settings["model"]).train(**plain, project=str(run.parent), name=run.name)
     (run / "done").touch()
-
-
-def average(checkpoints: Sequence[Path], file: Path) -> None:
-    """Writes the first checkpoint with the mean of the weights of all, batch statistics too."""
-    loaded = [torch.load(checkpoint, map_location="cpu", weights_only=False) for checkpoint in checkpoints]
-    states = [each["model"].float().state_dict() for each in loaded]
-    mean = {
-        key: torch.stack([state[key] for state in states]).mean(dim=0) if value.is_floating_point() else value
-        for key, value in states[0].items()
-    }
-    loaded[0]["model"].load_state_dict(mean)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(loaded[0], file)
 
 
 def _with_classes(data: str, more: list[str], file: Path) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
-from measured import ARMS, effect, load, pair_name, teacher_name
+from measured import ARMS, effect, pair_name, teacher_name
+from results import load
 
 from tskd_yolo.compare.charts import DASHES, Bar, Series, bars, lines
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from results import load, table
+
 from tskd_yolo.compare.stats import interval, paired, points
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 ARMS = {
     "plain": "plain training, the labelled images alone",
     "tskd": "tskd-yolo, the labelled images alone",
@@ -26,7 +25,7 @@ ARMS = {
 
 def values() -> dict[str, str]:
     """A table of Markdown, the setting of its runs, and the gains that the protocol asks for."""
-    rows = json.loads((RESULTS / "fewlabels_neu_128.json").read_text(encoding="utf-8"))
+    rows = load("fewlabels_neu_128")
     asked, seeds = rows[0]["settings"], rows[0]["arms"]["plain"]["best"]
     return {
         "few table": _table(rows),
@@ -42,21 +41,17 @@ def _name(model: str) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    body = [["mAP50-95, and points over plain training with 95 % interval", *(f"{row['share']} %" for row in rows)]]
-    body.append(["---", *("---:" for _ in rows)])
-    for arm, name in ARMS.items():
-        if any(arm in row["arms"] for row in rows):
-            body.append([name, *(_cell(row, arm) for row in rows)])
+    head = ["mAP50-95, and points over plain training with 95 % interval", *(f"{row['share']} %" for row in rows)]
+    body = [[name, *(_cell(row, arm) for row in rows)] for arm, name in ARMS.items()]
     best = (f"{row['teacher']['last']['mAP50-95']:.3f}" for row in rows)
-    body.append(["the best of the teachers, at the student's size", *best])
-    return "\n".join(f"| {' | '.join(line)} |" for line in body)
+    return table(head, [*body, ["the best of the teachers, at the student's size", *best]])
 
 
 def _cell(row: Mapping[str, Any], arm: str) -> str:
     if arm not in row["arms"]:
         return ""
     score = f"{mean(row['arms'][arm]['best'].values()):.3f}"
-    return (score if arm == "plain" else f"{score}, {_gain(row, arm, 'plain')}").replace(" ", "\u00a0")
+    return score if arm == "plain" else f"{score}, {_gain(row, arm, 'plain')}"
 
 
 def _gain(row: Mapping[str, Any], arm: str, base: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import charts
 import measured
-from measured import ROOT
+from results import ROOT
 
 MARKS = re.compile(r"(?P<start><!-- generated: (?P<name>.+?) -->)(?P<text>.*?)(?P<end><!-- /generated -->)", re.DOTALL)
 YAML_MARKS = re.compile(r"(?P<start># generated: (?P<name>.+?)\n)(?P<text>.*?)(?P<end># /generated\n)", re.DOTALL)

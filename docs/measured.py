@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import few
@@ -16,11 +15,10 @@ import pairs
 import sizes
 import teachers
 import yaml
+from results import RESULTS, ROOT, load, table
 
 from tskd_yolo.compare.stats import Effect, holm, interval, paired, points
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 METRICS = "mAP50", "mAP50-95"
 ARMS = {
     "plain": "plain training",
@@ -28,18 +26,6 @@ ARMS = {
     "tskd": "tskd-yolo, defaults",
 }
 """How the arms of a comparison are called."""
-
-
-def load(name: str) -> Any:
-    """A file of benchmarks/results."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table of Markdown; the first ``words`` columns are words, the others numbers, which are not broken."""
-    rule = ["---" if place < words else "---:" for place in range(len(head))]
-    body = [[*row[:words], *(cell.replace(" ", "\u00a0") for cell in row[words:])] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
 
 
 def values() -> dict[str, str]:

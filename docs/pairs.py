@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from results import table
 from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, RTDETRDetectionModel, SegmentationModel
 from ultralytics.utils import LOGGER
 
@@ -38,8 +39,8 @@ HEAD = "teacher", "student", "DRD: levels", "DED: stages", "CRD: branches", "CRD
 def text() -> str:
     """A table of Markdown."""
     with swapped(LOGGER, "disabled", True):  # it would tell of every network that is built
-        rows = [HEAD, ["---"] * len(HEAD), *([*pair, *_distilled(*pair)] for pair in PAIRS)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        rows = [[*pair, *_distilled(*pair)] for pair in PAIRS]
+    return table(HEAD, rows, words=len(HEAD))
 
 
 _KINDS = {"seg": SegmentationModel, "pose": PoseModel, "obb": OBBModel}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from results import load, table
+
 from tskd_yolo.compare.stats import points
 
-RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 ARMS = {
     "tskd": ("a YOLO11n", ["n128"]),
     "v8": ("a YOLOv8n", ["v8n128"]),
@@ -26,8 +25,8 @@ ARMS = {
 
 def values() -> dict[str, str]:
     """A table of Markdown, the setting of its runs, and what the guides tell of them."""
-    found = json.loads((RESULTS / "tune_pairs_neu_128.json").read_text(encoding="utf-8"))["comparison"]
-    trained = json.loads((RESULTS / "teachers.json").read_text(encoding="utf-8"))
+    found = load("tune_pairs_neu_128")["comparison"]
+    trained = load("teachers")
     asked, arms = found["settings"], {arm: _rows(found, arm) for arm in found["arms"]}
     corrected = [found["arms"][arm]["effect"]["mAP50-95"]["corrected"] for arm in ARMS]
     open_ = sum(told["low"] < 0 < told["high"] for told in corrected)
@@ -38,6 +37,7 @@ def values() -> dict[str, str]:
         "teachers verdict": f"{open_} of the {len(corrected)} corrected intervals hold 0",
         "teachers alone": _gain(arms["tskd"], arms["plain"], "last"),
         "teachers two": _gain(arms["two"], arms["tskd"], "last"),
+        "teachers averaged": _averaged(trained, "soup4"),
         "teachers larger": _gain(arms["sees_more"], arms["sees_alike"], "last"),
     }
 
@@ -51,15 +51,18 @@ def _table(arms: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
         gains = [_gain(taught, plain, weights) for weights in ("last", "best")]
         scores = ", ".join(_score(trained[each]) for each in teachers)
         rows.append([name, scores, _figures(taught), *gains, _time(taught, plain)])
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    rows = [[row[0], *(cell.replace(" ", "\u00a0") for cell in row[1:])] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+    return table(head, rows)
 
 
 def _score(teacher: Mapping[str, Any]) -> str:
     """Of a teacher, at the size at which it was trained."""
     size = "" if teacher["imgsz"] == 128 else f" ({teacher['imgsz']} px)"
     return f"{teacher['val']['mAP50-95']:.3f}{size}"
+
+
+def _averaged(trained: Mapping[str, Any], name: str) -> str:
+    *first, last = (_score(trained[each]) for each in trained[name]["of"])
+    return f"{', '.join(first)} and {last}; their mean has {_score(trained[name])}"
 
 
 def _rows(found: Mapping[str, Any], arm: str) -> dict[int, Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tskd_yolo.cli import parse
+from tskd_yolo.arguments import parse
 from tskd_yolo.config import (
     DEFAULTS,
     TERMS,

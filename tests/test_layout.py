@@ -20,6 +20,7 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 BOTTOM = {
+    "arguments",
     "config",
     "settings_files",
     "files",
@@ -34,8 +35,9 @@ BOTTOM = {
     "rounding",
 }
 MAY_IMPORT = {
-    "cli": {"autolabel", "check", "compare", "train", "demo", *BOTTOM},
+    "cli": {"autolabel", "average", "check", "compare", "train", "demo", *BOTTOM},
     "autolabel": {"compare", "train", "distill", *BOTTOM},
+    "average": BOTTOM,
     "demo": {"train", "data"},
     "check": {"compare", "train", "distill", *BOTTOM},
     "compare": {"train", "distill", "losses", *BOTTOM},
@@ -53,6 +55,7 @@ MAY_IMPORT = {
     "rng": set(),
     "rounding": set(),
     "config": set(),
+    "arguments": {"compat", "config", "settings_files"},
     "settings_files": {"config"},
 }
 """Of every package, and every module that stands alone, what it may import besides itself."""
@@ -108,7 +111,13 @@ def test_there_is_no_circle():
 
 
 def test_ultralytics_is_not_imported_before_it_is_needed():
-    modules = ["tskd_yolo", "tskd_yolo.config", "tskd_yolo.cli", "tskd_yolo.data.convert.command"]
+    modules = [
+        "tskd_yolo",
+        "tskd_yolo.config",
+        "tskd_yolo.arguments",
+        "tskd_yolo.cli",
+        "tskd_yolo.data.convert.command",
+    ]
     modules += ["tskd_yolo.data.sets", "tskd_yolo.losses"]
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     code += "    print(name, 'ultralytics' in sys.modules)"

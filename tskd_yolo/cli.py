@@ -1,7 +1,7 @@
 """The command line: Ultralytics' own ``key=value`` grammar, with a teacher.
 
-``train``, ``check``, ``compare``, ``convert``, ``autolabel`` and ``demo`` are ours, and the page of ``val``; every
-other mode goes to Ultralytics' entry point, after names of our data sets were resolved.
+``train``, ``check``, ``compare``, ``convert``, ``autolabel``, ``average`` and ``demo`` are ours, and the page of
+``val``; every other mode goes to Ultralytics' entry point, after names of our data sets were resolved.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tskd_yolo import __version__
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, trust_problems, unknown
-from tskd_yolo.settings_files import from_file, resolve
+from tskd_yolo.arguments import joined, parse
+from tskd_yolo.config import DEFAULTS, ConfigError, folder, trust_problems
+from tskd_yolo.settings_files import resolve
 
 HELP = """
 tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs.ultralytics.com for everything else)
@@ -57,6 +58,9 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       a teacher's labels for images that have none, as a data set: what it is sure of, by a threshold per class that is
       measured on the val images of data= for a precision, or by one conf= for all; teacher=[a.pt,b.pt] are fused.
       Scores are kept, uncertain.csv says what to review, autolabel.html shows it; the same command goes on
+  tskd-yolo average model=[a.pt,b.pt,c.pt] out=teacher.pt
+      checkpoints that were trained from the same weights become one, the mean of theirs: often a better teacher than
+      each, at the cost of one
   tskd-yolo demo [out=runs/demo] [seed=0]
       the whole way on drawn images, in minutes
   tskd-yolo help | version
@@ -104,6 +108,7 @@ def _run(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "help": _help, "h": _help, "version": _version, "v": _version, "convert": _convert, "demo": _demo,
         "tune": _tune, "check": _check, "compare": _compare, "autolabel": _autolabel,
+        "average": _average,
     }  # fmt: skip
     if first in commands:
         return commands[first](arguments[1:])
@@ -138,98 +143,6 @@ def help_text() -> str:
         for key, place in places.items()
     }
     return HELP.format(version=__version__, keys=keys, **names).strip("\n")
-
-
-def parse(
-    arguments: list[str], known: Mapping[str, Any] | None = None, more: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], list[str]]:
-    """``key=value`` arguments as Ultralytics reads them; ``cfg=FILE`` is unfolded beneath the explicit ones.
-
-    Args:
-        arguments: Words of the command line without the mode.
-        known: The keys that are allowed, with their defaults: of a text the value is taken as it stands. Without it all
-            of Ultralytics' and ours, read as Ultralytics does.
-        more: Keys that are allowed besides, with their defaults.
-
-    Returns:
-        The values by key, and a sentence for every word that is no known argument.
-    """
-    from ultralytics.cfg import DEFAULT_CFG_DICT
-
-    keys = {**DEFAULT_CFG_DICT, **DEFAULTS, **(more or {})} if known is None else dict(known)
-    values: dict[str, Any] = {}
-    words, errors = _joined(arguments)
-    for word in words:
-        try:
-            key, value = _read(word.removeprefix("--").removesuffix(","), keys, theirs=known is None)
-            values[key] = value
-        except ConfigError as error:
-            errors += error.problems
-    if known is None:
-        values = _unfold(values, errors)
-        _rename_retired(values, keys)
-    strange = [key for key in values if key not in keys and key not in {"augmentations", "save_dir"}]
-    errors += [unknown(key, keys) for key in strange]
-    return {key: value for key, value in values.items() if key not in strange}, errors
-
-
-def _joined(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The words with what belongs to one argument put together, and what is wrong with them."""
-    from ultralytics.cfg import merge_equals_args
-
-    try:
-        return merge_equals_args(arguments), []
-    except (SyntaxError, IndexError):
-        words = [word for word in arguments if not set("[]") & set(word)]
-        return words, ["brackets: some are not closed; quote a list, such as 'classes=[0, 2]'."]
-
-
-def _read(word: str, keys: Mapping[str, Any], *, theirs: bool) -> tuple[str, Any]:
-    """Key and value of one word: ``key=value``, a flag, or for a command that takes Ultralytics' keys a task.
-
-    Raises:
-        ConfigError: If it is none of these.
-    """
-    from ultralytics.cfg import TASKS, parse_key_value_pair
-
-    key, sign, value = word.partition("=")
-    if sign and value.strip() and not theirs and isinstance(keys.get(key), str):
-        return key, value.strip()
-    if sign and value.strip():
-        return parse_key_value_pair(word)
-    if sign:
-        raise ConfigError([f"{key}: has no value; write {key}=VALUE."])
-    if isinstance(keys.get(word), bool):
-        return word, True
-    if theirs and word in TASKS:
-        return "task", word
-    if word in keys:
-        raise ConfigError([f"{word}: is missing its '=' sign; write {word}=VALUE."])
-    raise ConfigError([unknown(word, keys)])
-
-
-def _unfold(values: dict[str, Any], errors: list[str]) -> dict[str, Any]:
-    """Puts the settings of ``cfg=FILE`` beneath the explicit ones."""
-    resolve(values)
-    file = values.pop("cfg", None)
-    if not file:
-        return values
-    try:
-        return {**from_file(file), **values}
-    except ConfigError as error:
-        errors += error.problems
-        return values
-
-
-def _rename_retired(values: dict[str, Any], keys: dict[str, Any]) -> None:
-    """Brings keys that Ultralytics has retired to their present names, in place, by Ultralytics' own rules."""
-    from ultralytics.cfg import check_dict_alignment
-
-    from tskd_yolo import compat
-
-    # On an unknown key it prints its whole help page; those are told by the caller, together with everything else.
-    with compat.silent(), contextlib.suppress(SyntaxError, TypeError):
-        check_dict_alignment(keys, values)
 
 
 def _train(arguments: list[str]) -> int:
@@ -293,6 +206,14 @@ def _autolabel(arguments: list[str]) -> int:
     return 0
 
 
+def _average(arguments: list[str]) -> int:
+    from tskd_yolo.average import KEYS, average
+
+    values, errors = parse(arguments, known=KEYS)
+    average(errors, **values)
+    return 0
+
+
 def _val(arguments: list[str]) -> bool:
     """Validates a detector and writes its page; False where it is Ultralytics' business: no model, or another task."""
     values, errors = parse(arguments)
@@ -352,7 +273,7 @@ def _delegate(arguments: list[str]) -> int:
 
 def _without_trust(arguments: list[str]) -> tuple[bool, list[str]]:
     """Whether the command line trusts, and its other words, which Ultralytics reads."""
-    words, errors = _joined(arguments)
+    words, errors = joined(arguments)
     if errors:  # Ultralytics says it too
         return False, arguments
     ours = [word for word in words if re.fullmatch(r"(--)?trust(=.*|,)?", word)]
