@@ -5,8 +5,9 @@
     TSKD_NEU=/data/NEU-DET python benchmarks/teachers.py name=soup of=t128,t128_1,t128_2
 
 ``more=`` adds classes that no image has. ``of=`` trains nothing, it averages teachers as ``tskd-yolo average`` does.
-Other keys go to Ultralytics. The same command goes on with what was interrupted. The teacher is ``RUNS/NAME/weights/best.pt``;
-``results/teachers.json`` gets a row of its scores on val, at the size at which it was trained.
+Other keys go to Ultralytics. The same command goes on with what was interrupted. The teacher is
+``RUNS/NAME/weights/best.pt``; ``results/teachers.json`` gets a row of its scores on val, at the size at which it was
+trained.
 """
 
 from __future__ import annotations
