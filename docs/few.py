@@ -15,7 +15,7 @@ ARMS = {
     "tskd": "tskd-yolo, the labelled images alone",
     "unlabelled": "tskd-yolo, all images (`unlabelled=`)",
     "pseudo": "the same with `pseudo=True`",
-    "autolabel": "plain training on the labels of `tskd-yolo autolabel`",
+    "autolabel": "plain training on all images, the others with labels by `tskd-yolo autolabel`",
     "tskd_all": "tskd-yolo, the labelled images alone, from a teacher that had all labels",
     "unlabelled_all": "tskd-yolo, all images, from that teacher",
     "all_labels": "plain training with all labels",
@@ -32,6 +32,7 @@ def values() -> dict[str, str]:
         "few setting": f"NEU-DET in three splits, test, `best.pt`, {len(seeds)} seeds; {asked['imgsz']} px, "
         f"{rows[0]['steps']} steps, the pre-trained {_name(asked['model'])}, on a CPU",
         "few gains": ", ".join(_over(row, "unlabelled", "plain") for row in rows),
+        "few others": ", ".join(_over(row, "unlabelled", "tskd") for row in rows),
         "few autolabel": ", ".join(_over(row, "unlabelled", "autolabel") for row in rows),
     }
 

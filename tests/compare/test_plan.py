@@ -87,7 +87,7 @@ def test_all_mistakes_are_told_at_once(files, tmp_path):
 def test_ray_that_is_missing_is_named_with_what_installs_it(files, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "ray" else found(name, *a))
-    with pytest.raises(ConfigError, match=r"ray: is not installed; pip install 'tskd-yolo\[all\]'"):
+    with pytest.raises(ConfigError, match="ray: is not installed; pip install ray adds it"):
         checked(asked(files, tmp_path / "out", ray=True))
 
 
@@ -97,6 +97,17 @@ def test_seeds_are_a_number_or_a_list_and_arms_default_to_all(files, tmp_path):
     assert checked({**values, "seeds": [0, 3]}).seeds == checked({**values, "seeds": (0, 3)}).seeds == [0, 3]
     del values["arms"]
     assert checked(values).arms == list(ARMS)
+
+
+@pytest.mark.parametrize(
+    ("weights", "terms"),
+    [({"drd": 0}, ["ded", "crd"]), ({"drd": 0, "ded": 0}, []), ({"balance": "fixed", "crd": 2}, ["drd", "ded", "crd"])],
+    ids=str,
+)
+def test_a_term_without_weight_has_no_arm_unless_asked_for(weights, terms, files, tmp_path):
+    values = {**asked(files, tmp_path / "out"), **weights}
+    del values["arms"]
+    assert checked(values).arms == ["plain", "plain_same_time", "ultralytics", "tskd", *terms]
 
 
 def test_our_keys_reach_the_arms_that_distil(files, tmp_path):

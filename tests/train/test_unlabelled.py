@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ultralytics.data.utils import check_det_dataset
 
 from tests.helpers import copied_data, logged, rows, settings
-from tskd_yolo import ConfigError, Trainer
+from tskd_yolo import ConfigError, Trainer, compat
 from tskd_yolo.cli import main
 from tskd_yolo.config import DEFAULTS
 from tskd_yolo.data import index
@@ -43,26 +44,39 @@ def values(data: Path, **more) -> dict:
     return {**DEFAULTS, "teacher": "t.pt", "data": str(data), "batch": 16, **more}
 
 
-def yaml_with(folder: Path, given: object) -> Path:
+def yaml_with(folder: Path, given: object, **more: str) -> Path:
     file = folder / "with.yaml"
-    file.write_text(yaml.safe_dump({"path": "set", "train": "a", "val": "b", "names": ["x"], "unlabelled": given}))
+    file.write_text(yaml.safe_dump({**more, "train": "a", "val": "b", "names": ["x"], "unlabelled": given}))
     return file
 
 
 # Where they come from -------------------------------------------------------------------------------------------------
 
 
-def test_the_data_yaml_gives_them_where_the_command_does_not(tmp_path):
+def test_the_data_yaml_gives_them_where_the_command_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name in ("set/more", "mine"):
         (tmp_path / name).mkdir(parents=True)
-    file = yaml_with(tmp_path, "more")
+    file = yaml_with(tmp_path, "more", path="set")
     assert sources(values(file)) == [str(tmp_path / "set" / "more")]
-    assert sources(values(yaml_with(tmp_path, ["more", "../mine"]))) == [
+    assert sources(values(yaml_with(tmp_path, ["more", "../mine"], path="set"))) == [
         str(tmp_path / "set" / "more"), str(tmp_path / "mine")
     ]  # fmt: skip
     assert sources(values(file, unlabelled=str(tmp_path / "mine"))) == [str(tmp_path / "mine")]
     assert sources(values(file, unlabelled=False)) == sources(values(file, drd=0, ded=0, crd=0)) == []
     assert sources(values(yaml_with(tmp_path, None))) == []
+
+
+@pytest.mark.parametrize("place", ["work/set", "datasets/set", "yamls"])
+def test_they_are_looked_for_where_the_splits_of_the_set_are(place, tmp_path, monkeypatch):
+    for folder in ("work", "yamls", f"{place}/more", f"{place}/a", f"{place}/b"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(compat, "datasets_folder", lambda: tmp_path / "datasets")
+    monkeypatch.setattr("ultralytics.data.utils.DATASETS_DIR", tmp_path / "datasets")
+    file = yaml_with(tmp_path / "yamls", "more", **({} if place == "yamls" else {"path": "set"}))
+    assert sources(values(file)) == [str(tmp_path / place / "more")]
+    assert check_det_dataset(str(file))["train"] == str(tmp_path / place / "a")
 
 
 def test_a_run_keeps_whole_paths(tmp_path, monkeypatch):

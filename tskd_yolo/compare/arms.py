@@ -14,7 +14,7 @@ from tskd_yolo.config import TERMS, teachers
 STOCK = "plain", "plain_same_time", "ultralytics"
 """The arms that train with Ultralytics' own trainer; all others train with ours."""
 ARMS = *STOCK, "tskd", *TERMS
-"""The arms of a comparison that names none."""
+"""The arms of a comparison that names none, see :func:`default`."""
 UNLABELLED = "tskd_unlabelled"
 """The arm that learns from images without labels too."""
 BUILT_IN = (*ARMS, *(f"without_{term}" for term in TERMS), UNLABELLED)
@@ -28,6 +28,16 @@ COMMON = frozenset(
 
 Own = Mapping[str, Mapping[str, Any]]
 """Arms of the user's own: by name, the settings that differ from those of tskd."""
+
+
+def default(values: Mapping[str, Any]) -> list[str]:
+    """The arms of a comparison that names none: without the arm of a term that weighs nothing, or that is all of tskd.
+
+    Args:
+        values: Our keys as they are for all arms.
+    """
+    weighing = [term for term in TERMS if values[term] != 0]
+    return [arm for arm in ARMS if arm not in TERMS or (arm in weighing and len(weighing) > 1)]
 
 
 def overrides_of(arm: str, own: Own) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from tskd_yolo import compat, config, settings_files
-from tskd_yolo.compare.arms import ARMS, UNLABELLED, overrides_of, read, settings_of, uses, wrong_arms
+from tskd_yolo.compare.arms import ARMS, UNLABELLED, default, overrides_of, read, settings_of, uses, wrong_arms
 from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.splits import Judging, judging
 from tskd_yolo.config import ConfigError
@@ -117,9 +117,10 @@ def checked(values: Mapping[str, Any]) -> Plan:
     settings_files.resolve(given)
     problems = [text for key, text in _REFUSED.items() if _given(given.pop(key, None))]
     training = config.with_variant(given)
-    arms, own_arms = read(asked["arms"], problems)
+    known = {**_KNOWN, **training}
+    arms, own_arms = read(asked["arms"] if "arms" in values else default(known), problems)
     own_arms = {arm: _resolved(settings, given, training) for arm, settings in own_arms.items()}
-    problems += _wrong_seeds(asked["seeds"]) + wrong_arms(arms, own_arms, {**_KNOWN, **training})
+    problems += _wrong_seeds(asked["seeds"]) + wrong_arms(arms, own_arms, known)
     problems += _wrong_keys(asked) + _wrong_training(training, arms)
     problems += _wrong_unlabelled(given, training, arms, own_arms)
     if not problems:
@@ -219,7 +220,7 @@ def _wrong_keys(asked: Mapping[str, Any]) -> list[str]:
     if not isinstance(asked["ray"], bool):
         problems.append(f"ray: must be True or False, got {asked['ray']!r}.")
     elif asked["ray"] and importlib.util.find_spec("ray") is None:
-        problems.append("ray: is not installed; pip install 'tskd-yolo[all]' adds it, or leave ray=True out.")
+        problems.append("ray: is not installed; pip install ray adds it, or leave ray=True out.")
     out = _folder(asked["out"])
     if out.exists() and not out.is_dir():
         problems.append(f"out: {asked['out']} is a file; give a folder.")

@@ -198,7 +198,9 @@ def latency(*, folder: str, networks: dict[str, str], imgsz: int, teacher_imgsz:
     run.mkdir(parents=True, exist_ok=True)
     missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        note = {"note": f"not measured: {' and '.join(missing)} not installed; pip install 'tskd-yolo[all]' adds it."}
+        note = {
+            "note": f"not measured: {' and '.join(missing)} not installed; pip install {' '.join(missing)} adds it."
+        }
         write_json(run / "result.json", note)
         return note
     sizes = {"student": imgsz, "teacher": teacher_imgsz}

@@ -64,8 +64,10 @@ def sources(values: Mapping[str, Any]) -> list[str]:
         content = YAML.load(file)
     except (OSError, ValueError):  # whoever reads the data says what is wrong with the file
         return []
-    place = Path(str(content.get("path") or ""))
-    return index.absolute(config.sources(content.get("unlabelled")), file.resolve().parent / place)
+    place = Path(str(content.get("path") or file.resolve().parent))
+    if not place.exists() and not place.is_absolute():  # as Ultralytics finds the other splits
+        place = compat.datasets_folder() / place
+    return index.absolute(config.sources(content.get("unlabelled")), place.resolve())
 
 
 def wrong_sources(values: Mapping[str, Any], overrides: dict[str, Any]) -> list[str]:
