@@ -226,11 +226,12 @@ def test_a_moved_run_goes_on_where_it_is_with_a_moved_teacher(tmp_path, data, te
     assert [row["epoch"] for row in rows(tmp_path / "b")] == [1, 2] and not (tmp_path / "a" / "runs" / "run").exists()
 
 
-def test_resuming_with_a_teacher_of_another_width_is_refused(last, tmp_path, detector, capsys):
-    other = detector("yolo11m.yaml")
+@pytest.mark.parametrize("model", ["yolo11m.yaml", "yolo11s.yaml"])
+def test_resuming_with_another_teacher_is_refused(model, last, tmp_path, detector, capsys):
+    other = detector(model, seed=8)
     content = last.read_bytes()
     assert resume(last, f"teacher={other}") == 1
-    assert "not as wide as the one that this run began with" in capsys.readouterr().err
+    assert f"teacher: {other} is not the one that this run began with" in capsys.readouterr().err
     assert last.read_bytes() == content and [row["epoch"] for row in rows(tmp_path)] == [1, 2]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,19 +17,19 @@ from tskd_yolo.train.checkpoints import PREVIOUS, SIDE_FILE, RunError, SideFile
 
 
 class Distiller:
-    """Takes a state of one width."""
+    """Has a state, taught by someone, and takes one of one width."""
 
-    def __init__(self) -> None:
-        self.state = None
+    def __init__(self, value: float | None = None, width: int = 2, teacher: str = "abc") -> None:
+        self.learned = None if value is None else torch.full((width,), value)
+        self.teachers = [SimpleNamespace(digest=teacher)]
+
+    def state(self):
+        return {"learned": self.learned}
 
     def restore(self, state):
         if len(state["learned"]) != 2:
             raise RuntimeError("size mismatch")
-        self.state = state
-
-
-def state(value: float, width: int = 2) -> dict:
-    return {"learned": torch.full((width,), value)}
+        self.learned = state["learned"]
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +85,7 @@ def test_any_other_failure_to_write_is_told_without_a_size(last):
 def test_a_side_file_holds_the_last_two_epochs(last):
     side = SideFile(last)
     for epoch in range(3):
-        side.save(state(epoch), epoch=epoch)
+        side.save(Distiller(epoch), epoch=epoch)
     kept = torch.load(last.with_name(SIDE_FILE), weights_only=True)["states"]
     assert {epoch: float(value["learned"][0]) for epoch, value in kept.items()} == {1: 1.0, 2: 2.0}
 
@@ -92,18 +93,18 @@ def test_a_side_file_holds_the_last_two_epochs(last):
 def test_a_restored_epoch_is_the_one_that_is_kept_next(last):
     side = SideFile(last)
     for epoch in range(2):
-        side.save(state(epoch), epoch=epoch)
+        side.save(Distiller(epoch), epoch=epoch)
     again, distiller = SideFile(last), Distiller()
     again.restore(distiller, epoch=0, teacher="a.pt")
-    assert float(distiller.state["learned"][0]) == 0
-    again.save(state(7), epoch=1)
+    assert float(distiller.learned[0]) == 0
+    again.save(Distiller(7), epoch=1)
     kept = torch.load(last.with_name(SIDE_FILE), weights_only=True)["states"]
     assert {epoch: float(value["learned"][0]) for epoch, value in kept.items()} == {0: 0.0, 1: 7.0}
 
 
 @pytest.mark.parametrize("damage", ["missing", "torn", "another epoch"])
 def test_without_a_state_adapters_start_anew_and_that_is_said(damage, last, caplog):
-    SideFile(last).save(state(1), epoch=1)
+    SideFile(last).save(Distiller(1), epoch=1)
     side = last.with_name(SIDE_FILE)
     if damage == "missing":
         side.unlink()
@@ -111,12 +112,18 @@ def test_without_a_state_adapters_start_anew_and_that_is_said(damage, last, capl
         side.write_bytes(side.read_bytes()[:100])
     distiller = Distiller()
     SideFile(last).restore(distiller, epoch=2 if damage == "another epoch" else 1, teacher="a.pt")
-    assert distiller.state is None and "adapters and graph units start anew" in caplog.text
+    assert distiller.learned is None and "adapters and graph units start anew" in caplog.text
     assert ("could not be read" in caplog.text) == (damage != "another epoch")
 
 
+def test_another_teacher_of_the_same_width_is_refused(last):
+    SideFile(last).save(Distiller(1, teacher="xyz"), epoch=1)
+    with pytest.raises(ConfigError, match="teacher: a.pt is not the one that this run began with; give that one"):
+        SideFile(last).restore(Distiller(), epoch=1, teacher="a.pt")
+
+
 def test_a_state_of_another_width_names_the_teacher(last):
-    SideFile(last).save(state(1, width=3), epoch=1)
+    SideFile(last).save(Distiller(1, width=3), epoch=1)
     with pytest.raises(ConfigError, match="teacher: a.pt is not as wide as the one that this run began with"):
         SideFile(last).restore(Distiller(), epoch=1, teacher="a.pt")
 

@@ -13,6 +13,7 @@ from tskd_yolo.distill.classes import Classes
 from tskd_yolo.distill.feature_model import FeatureModel
 from tskd_yolo.distill.features import channels, reader
 from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.hashing import hash_tensors
 
 
 class FeatureTeacher(Teacher):
@@ -28,6 +29,7 @@ class FeatureTeacher(Teacher):
         network: Any = model
         self.name = model.pt_path
         self.params, self.gflops = get_num_params(model), 0.0
+        self.digest = hash_tensors(model.state_dict().values()).hexdigest()
         self.classes, self.channels = classes, channels(model)
         device = next(like.parameters()).device
         self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last

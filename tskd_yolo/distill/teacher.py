@@ -32,6 +32,7 @@ from tskd_yolo.config import TASKS, ConfigError
 from tskd_yolo.distill import feature_model
 from tskd_yolo.distill.classes import Classes, bring, match
 from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, towers
+from tskd_yolo.hashing import hash_tensors
 from tskd_yolo.losses.crd import Tails
 
 LEARNING: dict[type, tuple[type, ...]] = {
@@ -105,6 +106,8 @@ class Teacher:
     ) -> None:
         self.name = Path(getattr(model, "pt_path", None) or "teacher").name
         self.params, self.gflops = get_num_params(model), 0.0
+        self.digest = hash_tensors(model.state_dict().values()).hexdigest()
+        """Of its weights as they were loaded: what tells it from another one."""
         head = model.model[-1]
         head.fuse = lambda: None  # folding a dual head would drop one of its branches
         try:

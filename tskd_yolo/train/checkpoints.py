@@ -93,12 +93,13 @@ class SideFile:
         self.file, self._last = last.with_name(SIDE_FILE), last
         self._newest: dict[int, Any] = {}  # the state that was saved last, by its epoch
 
-    def save(self, state: dict[str, Any], *, epoch: int) -> None:
-        """Writes a distiller's state, and keeps that of the epoch before.
+    def save(self, distiller: Distiller, *, epoch: int) -> None:
+        """Writes a distiller's state and who teaches, and keeps that of the epoch before.
 
         Raises:
             RunError: If the disk cannot be written to.
         """
+        state = {**distiller.state(), "teachers": [each.digest for each in distiller.teachers]}
         with saving(self.file, last=self._last):
             files.save(self.file, {"states": {**self._newest, epoch: state}})
         self._newest = {epoch: state}
@@ -118,6 +119,9 @@ class SideFile:
         if epoch not in states:
             LOGGER.warning(f"{self.file} holds nothing of epoch {epoch + 1}: adapters and graph units start anew.")
             return
+        teachers = [each.digest for each in distiller.teachers]
+        if states[epoch].get("teachers", teachers) != teachers:  # an earlier version did not keep them
+            raise ConfigError([f"teacher: {teacher} is not the one that this run began with; give that one."])
         try:
             distiller.restore(states[epoch])
         except (RuntimeError, KeyError) as error:

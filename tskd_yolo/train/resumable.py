@@ -129,7 +129,7 @@ class ResumableMixin(Engine):
     def save_model(self) -> bool:
         """Saves what the engine saves, a plain student, and the adapters in a file beside it."""
         if self.distiller is not None:
-            self._side_file.save(self.distiller.state(), epoch=self.epoch)
+            self._side_file.save(self.distiller, epoch=self.epoch)
         with checkpoints.saving(self.last, last=self.last):
             checkpoints.keep_previous(self.last)
             return super().save_model()
