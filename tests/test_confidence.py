@@ -171,3 +171,11 @@ def test_a_detector_is_looked_through_as_in_validation(detector):
     found = confidence.look(teacher.detector(), max_det=7)(torch.rand(2, 3, 64, 64))
     assert [len(each["conf"]) for each in found] == [7, 7] and found[0]["bboxes"].shape == (7, 4)
     assert (found[0]["conf"] >= confidence.FLOOR).all() and (found[0]["conf"].diff() <= 0).all()
+
+
+def test_a_slow_batch_loses_no_detection(monkeypatch):
+    clock = iter(range(0, 10**6, 100))
+    monkeypatch.setattr("ultralytics.utils.nms.time.time", lambda: next(clock))
+    rows = torch.tensor([[50.0, 50.0, 20.0, 20.0, 0.9]]).T.repeat(4, 1, 1)  # one box in each of four images
+    found = confidence.look(lambda images: rows)(torch.zeros(4, 3, 64, 64))
+    assert [len(each["conf"]) for each in found] == [1, 1, 1, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_the_checkpoint_before_is_kept_with_links_and_without(link, tmp_path, mo
         assert previous.read_bytes() == content
     files.replace(last, b"three")
     assert previous.read_bytes() == b"two" and {f.name for f in tmp_path.iterdir()} == {"last.pt", "previous.pt"}
+
+
+def test_a_full_disk_leaves_no_part_of_a_copy(tmp_path, monkeypatch):
+    def full(source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError("no room")
+
+    monkeypatch.setattr(os, "link", copied)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    (tmp_path / "last.pt").write_bytes(b"whole")
+    with pytest.raises(OSError, match="no room"):
+        files.keep(tmp_path / "last.pt", tmp_path / "previous.pt")
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize(

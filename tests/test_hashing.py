@@ -56,6 +56,15 @@ def test_a_fingerprint_stays_what_users_disks_have(given, monkeypatch):
     assert name == "c44db4f7aff027f7d144c0b7d53178eacfdecd188d66aa246efb686d031afcc6"
 
 
+def test_a_file_that_is_gone_has_a_fingerprint_of_its_own(given):
+    def name() -> str:
+        return hashing.fingerprint({}, network=given["network"], dataset=given["dataset"])
+
+    there = name()
+    os.unlink(given["dataset"].im_files[1])
+    assert name() == name() != there
+
+
 def test_tensors_are_hashed_by_their_elements_in_order():
     x = torch.arange(24, dtype=torch.float32).view(1, 2, 3, 4)
     expected = hashlib.sha256(x.numpy().tobytes()).hexdigest()

@@ -280,6 +280,7 @@ def look(detector: Callable[..., Any], *, augment: bool = False, iou: float = 0.
         max_det: Detections of an image at most.
     """
     given: dict[str, Any] = dict(conf_thres=FLOOR, iou_thres=iou, multi_label=True, max_det=max_det)
+    given["max_time_img"] = float("inf")  # past its limit Ultralytics leaves the rest of a batch without detections
     ended = bool(getattr(detector, "end2end", False))
 
     def seen(images: Tensor) -> list[dict[str, Tensor]]:

@@ -82,10 +82,13 @@ def keep(last: Path, previous: Path) -> None:
     part = previous.with_name(f".{previous.name}.part")
     part.unlink(missing_ok=True)
     try:
-        os.link(last, part)
-    except OSError:  # a file system without links
-        shutil.copyfile(last, part)
-    os.replace(part, previous)
+        try:
+            os.link(last, part)
+        except OSError:  # a file system without links
+            shutil.copyfile(last, part)
+        os.replace(part, previous)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def cut(csv: Path, *, epochs: int) -> None:

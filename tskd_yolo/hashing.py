@@ -52,9 +52,12 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
         hashed.update(f"{name} {value.dtype}".encode())
         hash_tensors([value], hashed)
     for file, label in zip(dataset.im_files, dataset.labels, strict=True):
-        found = os.stat(file)
         name = os.path.relpath(file, folder) if folder else file
-        hashed.update(f"{name} {found.st_size} {found.st_mtime_ns}".encode())
+        try:
+            found = os.stat(file)
+            hashed.update(f"{name} {found.st_size} {found.st_mtime_ns}".encode())
+        except FileNotFoundError:  # among images without labels, where another takes its place
+            hashed.update(f"{name} missing".encode())
         for array in (label["cls"], label["bboxes"], *label["segments"]):
             hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()

@@ -130,6 +130,9 @@ def test_a_cache_too_large_for_limit_disk_or_memory_is_refused(tmp_path, files, 
     monkeypatch.setattr(cache.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     (sentence,) = refused(given)
     assert "of memory free" in sentence and "teacher_cache=disk" in sentence
+    monkeypatch.setattr(cache.psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    if Path("/dev/shm").is_dir():  # processes share a file there, and it may be smaller than the memory
+        assert "0.00 GB are free in /dev/shm" in refused({**given, "shared": "x"})[0]
     assert not list(tmp_path.rglob("*.tskd"))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from tests.distill.helpers import NAMES, load, make_batch, make_student
 from tskd_yolo import config
 from tskd_yolo.config import ConfigError
-from tskd_yolo.distill.classes import CAP, UNHEARD, Union, folded, match, read, wrong
+from tskd_yolo.distill.classes import CAP, UNHEARD, Union, folded, match, only, read, wrong
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.teacher import Teacher
 
@@ -79,6 +79,19 @@ def test_what_is_told_of_classes():
         "the teacher knows 2 of the 3 that are to be learned", "mapped: x -> c", "learned from the labels alone: b",
         "left out of the teacher's, 1: y",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", [[1, 2], (1, 2)], ids=str)
+def test_classes_that_a_run_leaves_out_are_not_taught(kept):
+    matched = only(match(named("a b x".split()), named("a b c".split())), kept)
+    assert matched.members == [[], [1], []] and matched.known == [1] and not matched.alike
+    assert matched.told() == [
+        "the teacher knows 1 of the 2 that are to be learned", "learned from the labels alone: c",
+        "left out by classes=, and not taught: a", "left out of the teacher's, 1: x",
+    ]  # fmt: skip
+    assert only(matched, None) == matched and only(matched, 1).known == [1]
+    alone = match(named("a b".split()), named(["item"]), single=True)
+    assert only(alone, [1]) == alone
 
 
 # The map --------------------------------------------------------------------------------------------------------------

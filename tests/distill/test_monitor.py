@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.distill.helpers import make, make_batch, make_student, step
+from tests.distill.helpers import NAMES, make, make_batch, make_student, step
 
 
 def alone(numbers: list[float]) -> list[float]:
@@ -84,6 +84,15 @@ def test_the_first_epoch_check_looks_at_adapters_that_are_on(files):
     assert distiller.monitor.first_epoch_problems(alone, 1) == []
     del distiller.on["ded"]  # whose adapters these are
     assert any("have not moved" in problem for problem in distiller.monitor.first_epoch_problems(alone, 1))
+
+
+@pytest.mark.parametrize(("reached", "wrong"), [(2, False), (1, False), (0, True)])
+def test_queries_need_a_box_in_one_process_only(reached, wrong, files, detector):
+    student = make_student()
+    distiller = make(student, detector("rtdetr-resnet50.yaml", names=NAMES), drd=0, ded=0)
+    step(distiller, student, make_batch())
+    problems = distiller.monitor.first_epoch_problems(lambda values: [float(reached)] * len(values), 2)
+    assert [told for told in problems if told.startswith("crd")] == ["crd is zero on 2 of 2 processes"] * wrong
 
 
 def test_a_trained_unit_learns_however_little_its_term_weighs(files):

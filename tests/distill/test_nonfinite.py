@@ -11,16 +11,19 @@ from torch import nn
 from tskd_yolo.distill.nonfinite import Guard, Part, at_once, guarded
 
 
+def behind(guard: Guard, term, *tensors: torch.Tensor) -> torch.Tensor:
+    return guard.leave(torch.stack(guarded([Part(term, tensors)], guard)).sum())
+
+
 def step(term, x, guard=None):
     guard = guard or Guard()
-    (behind,) = guard.enter([x])
-    value = guard.leave(term(behind))
+    value = behind(guard, term, x)
     value.backward()
     return value, guard
 
 
 def test_a_finite_term_and_its_gradient_pass_unchanged():
-    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    x = torch.randn(4, 3, requires_grad=True)
     y = x.detach().clone().requires_grad_()
     value, guard = step(lambda t: t.pow(3).sum(), x)
     y.pow(3).sum().backward()
@@ -50,17 +53,14 @@ def test_what_is_not_finite_gives_zero_and_a_gradient_of_zero(term):
 
 def test_all_that_a_term_reads_is_left_out_together():
     x, y = (torch.ones(2, requires_grad=True) for _ in "xy")
-    guard = Guard()
-    a, b = guard.enter([x, y])
-    guard.leave(a.sum() + (b - 1).sqrt().sum()).backward()
+    behind(Guard(), lambda a, b: a.sum() + (b - 1).sqrt().sum(), x, y).backward()
     assert torch.equal(x.grad, torch.zeros(2)) and torch.equal(y.grad, torch.zeros(2))
 
 
 def test_two_terms_on_the_same_features_are_independent():
     x = torch.ones(3, requires_grad=True)
     broken, sound = Guard(), Guard()
-    (a,), (b,) = broken.enter([x]), sound.enter([x])
-    (broken.leave((a * float("inf")).sum()) + sound.leave(2 * b.sum())).backward()
+    (behind(broken, lambda a: (a * float("inf")).sum(), x) + behind(sound, lambda b: 2 * b.sum(), x)).backward()
     assert torch.equal(x.grad, torch.full((3,), 2.0))
     assert broken.collect() == (1, 1) and sound.collect() == (0, 1)
 
@@ -82,15 +82,14 @@ def test_good_bad_good_steps_give_gradient_none_and_gradient():
     assert guard.collect() == (2, 5)
 
 
-def test_an_overflowing_gradient_is_left_to_a_loss_scaler():
-    x = torch.ones(2, requires_grad=True)
-    guard = Guard()
-    guard.scaled = True
-    step(lambda t: (t - 1).sqrt().sum(), x, guard)
-    assert not x.grad.isfinite().all() and guard.collect() == (0, 1)
-    y = torch.ones(2, requires_grad=True)
-    step(lambda t: t.sum() * float("nan"), y, guard)
-    assert torch.equal(y.grad, torch.zeros(2)) and guard.collect() == (1, 1)
+def test_an_overflow_in_float16_is_left_to_the_loss_scaler():
+    x, guard = torch.ones(2, dtype=torch.float16, requires_grad=True), Guard()
+    (behind(guard, lambda t: 10 * t.sum(), x) * 2.0**16).backward()
+    assert not x.grad.isfinite().any() and guard.collect() == (0, 1)
+    for broken in (lambda t: (t - 1).sqrt().sum(), lambda t: t.sum() * float("nan")):
+        x.grad = None
+        (behind(guard, broken, x) * 2.0**16).backward()
+        assert torch.equal(x.grad, torch.zeros(2, dtype=torch.float16)) and guard.collect() == (1, 1)
 
 
 def test_nothing_is_asked_of_the_device_within_a_step():

@@ -58,6 +58,17 @@ def test_records_are_found_again_under_their_header_only(tmp_path):
     assert not Store(5, 64, None, {}).lasting
 
 
+def test_runs_that_start_together_write_into_one_file(tmp_path, monkeypatch):
+    file, data, exists = tmp_path / "a.tskd", records(), Path.exists
+    first = Store(5, 64, file, {})
+    first.write(3, data[3])
+    monkeypatch.setattr(Path, "exists", lambda self: self != file and exists(self))  # not yet, when it looks
+    second = Store(5, 64, file, {})
+    second.write(4, data[4])
+    assert (first.read(4)[0] == data[4]).all() and (second.read(3)[0] == data[3]).all()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tskd"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "header", "empty"])
 def test_a_file_that_is_damaged_as_a_whole_is_made_anew(damage, tmp_path):
     file = tmp_path / "a.tskd"

@@ -45,6 +45,18 @@ def test_data_that_cannot_be_trained_on_leave_no_new_folder(new, tmp_path):
     assert (tmp_path / "run").exists() != new
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_what_was_trained_stays_where_a_mistake_shows_later(new, tmp_path):
+    run = Run(tmp_path / "run", ConfigError(["model: last.pt could not be read."]), new)
+    run.last.parent.mkdir(parents=True)
+    run.last.touch()
+    with pytest.raises(
+        RunError, match=f"last.pt could not be read. Go on with: tskd-yolo train resume model={run.last}"
+    ):
+        run.train()
+    assert run.last.exists()
+
+
 def test_an_interruption_says_how_to_go_on_and_leaves_the_folder(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(LOGGER, "propagate", True)
     with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tskd_yolo import hashing
+from tskd_yolo import ConfigError, hashing
 from tskd_yolo.distill.distiller import Pair
 from tskd_yolo.findings import Finding
 from tskd_yolo.train import summary
@@ -40,6 +43,16 @@ def test_the_score_of_every_class_is_told_where_it_has_boxes():
     validator = SimpleNamespace(metrics=SimpleNamespace(box=box), names={0: "a", 1: "b", 2: "c"})
     rows = [{"AP50": 0.5, "AP50-95": 0.4}, None, {"AP50": 0.25, "AP50-95": 0.125}]
     assert summary.class_scores(validator) == rows
+
+
+def test_a_validation_that_does_not_fit_is_told(monkeypatch):
+    def validator(*_: Any, **__: Any) -> Any:
+        return lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+
+    monkeypatch.setattr(summary.tasks, "VALIDATORS", {"detect": validator})
+    args = SimpleNamespace(**{**DEFAULT_CFG_DICT, "task": "detect", "amp": True})
+    with pytest.raises(ConfigError, match="batch: .* with 32 images at once, .* give a smaller batch"):
+        summary.validate(torch.nn.Linear(2, 2), loader=SimpleNamespace(batch_size=32), args=args)
 
 
 def test_notes_are_not_logged(caplog):

@@ -24,7 +24,7 @@ MIXINS = DistillationMixin, ResumableMixin, GivingWayMixin, BackboneMixin, Unlab
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
     "_image_size", "_teacher_loader", "_watch_lead", "_agree_on_lead", "_workers", "_new_flow", "_find_others",
-    "_labelled_views", "_see_others", "_confidence", "_doubt_others", "_tell_others",
+    "_labelled_views", "_see_others", "_confidence", "_doubt_others", "_tell_others", "_count_step",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
 
@@ -53,6 +53,18 @@ def test_a_hook_point_notes_that_it_was_called():
 
 def test_the_engine_comes_after_the_mixins():
     assert Trainer.__mro__[:7] == (Trainer, *MIXINS, DetectionTrainer)
+
+
+def test_steps_that_a_loss_scaler_skips_do_not_count():
+    trainer, weight = object.__new__(Trainer), torch.nn.Parameter(torch.ones(1))
+    trainer._steps, optimizer, scaler = 0, torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cpu")
+    optimizer.register_step_pre_hook(trainer._count_step)
+    for factor in (float("inf"), 1.0, float("nan"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale(weight.sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert trainer._steps == 2
 
 
 def test_the_class_is_pickled_by_reference():

@@ -158,6 +158,8 @@ def test_a_sample_is_bounded_and_passes_over_the_unreadable(others, monkeypatch)
     assert torch.equal(parts[0][1][0, :, :, 8:56] * 255, torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy()))
     monkeypatch.setattr(unlabelled, "SAMPLE", 2)
     assert sum(len(names) for names, _ in look(paths(others), **{**how, "channels": 1})) == 2
+    cv2.imwrite(str(others / "0.png"), np.zeros((8, 8, 4), np.uint8))
+    assert next(look([str(others / "0.png")], **{**how, "channels": 4}))[1].shape == (1, 4, 64, 64)
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------------
@@ -262,7 +264,7 @@ class Engine:
 
     def __init__(self, batch: int, world: int) -> None:
         self.args, self.batch_size, self.world_size = SimpleNamespace(batch=batch), batch, world
-        self.distiller, self.built = object(), []
+        self.distiller, self.built, self._cache = object(), [], None
 
     def _build_train_pipeline(self) -> None:
         self.built.append(self.batch_size)
@@ -273,7 +275,7 @@ class Run(unlabelled.UnlabelledMixin, Engine):
 
     def _new_flow(self, batch: int) -> SimpleNamespace:
         self.others = batch
-        return SimpleNamespace(close=lambda: None)
+        return SimpleNamespace(close=lambda: None, views=SimpleNamespace(store=None))
 
 
 @pytest.mark.parametrize(("batch", "world", "built", "others"), [(32, 1, 16, 16), (32, 2, 16, 8), (5, 1, 3, 2)])
@@ -283,9 +285,17 @@ def test_the_engine_counts_labelled_images(batch, world, built, others):
     assert (run.built, run.others, run.args.batch) == ([built], others, batch)
 
 
+def test_every_process_has_images_of_both_kinds():
+    with pytest.raises(ConfigError, match="each of 4 processes needs .* batch=4 is too small; give batch=8 or more"):
+        Run(4, 4)._build_train_pipeline()
+
+
 def test_a_step_that_was_too_large_is_halved_and_not_quartered():
     run = Run(32, 1)
     run._build_train_pipeline()
+    assert run._flow.views.store is None
+    run._cache = SimpleNamespace(stores=["of the labelled", "of the others"])
     run.args.batch = run.batch_size = run.batch_size // 2  # as the engine does
     run._build_train_pipeline()
     assert (run.built, run.others, run.args.batch) == ([16, 8], 8, 16)
+    assert run._flow.views.store == "of the others"

@@ -42,7 +42,7 @@ class DataSet:
     near: list[Twin]
     findings: list[Finding]
 
-    def row(self, folder: Path | None = None) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """As JSON takes it; files by name."""
         listed = {"same": self.same, "near": self.near}
         return {

@@ -145,6 +145,8 @@ class Trial(Trainer):
             pass
         finally:
             self._memory.stop()
+            if self._flow is not None:
+                self._flow.close()
             for name in ("train_loader", "test_loader"):
                 if name in vars(self):
                     vars(self)[name].close()

@@ -14,6 +14,7 @@ from ultralytics.utils import LOGGER
 from tskd_yolo import compat
 from tskd_yolo.config import TERMS
 from tskd_yolo.files import replace, write_json
+from tskd_yolo.train import checkpoints
 
 
 class Spent(NamedTuple):
@@ -41,9 +42,9 @@ def progress(run: Path) -> str:
         return "trained"
     if checkpoint["epoch"] + 1 < checkpoint["train_args"]["epochs"]:
         return "interrupted"
-    for file in run.glob("weights/*.pt"):
-        if file.name in {"last.pt", "best.pt"}:
-            compat.strip(file)
+    if (best := last.with_name("best.pt")).exists():
+        compat.strip(best)
+    checkpoints.finish(last)
     return "trained"
 
 

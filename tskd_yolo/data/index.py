@@ -33,7 +33,6 @@ FORMAT = 1
 """Counts up when an index comes to hold something else."""
 SETTLED = 2 * 10**9
 """Nanoseconds after which a change of a folder shows in its time: some file systems count in seconds."""
-_NAME = "utf-8", "surrogateescape"
 
 
 class Folder(NamedTuple):

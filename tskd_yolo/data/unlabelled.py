@@ -42,7 +42,7 @@ class UnlabelledSet(YOLODataset):
         vars(self).update(own)
         self.side = self.imgsz = imgsz
         self.channels, self.single_cls, self.prefix = int(data["channels"]), False, "unlabelled: "
-        self.cv2_flag = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(self.channels, cv2.IMREAD_UNCHANGED)
+        self.cv2_flag = how_to_read(self.channels)
         self.use_segments = self.use_keypoints = self.use_obb = self.rect = False
         self.augment, self.ni = True, len(files)
         self.cache = "ram"  # to the engine: no image is remembered, and partners come from the whole set
@@ -80,6 +80,11 @@ class UnlabelledSet(YOLODataset):
         """Ultralytics' batch, and under ``unreadable`` the names of images that could not be read."""
         missing = [file for item in batch for file in item.pop("unreadable", ())]
         return {**YOLODataset.collate_fn(batch), "unreadable": missing}
+
+
+def how_to_read(channels: int) -> int:
+    """OpenCV's flag for images of so many channels."""
+    return {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
 
 
 def _read(file: str, flag: int) -> np.ndarray | None:
@@ -250,6 +255,7 @@ def joined(batch: Mapping[str, Any], other: Mapping[str, Any], device: torch.dev
         device: Where images are joined: what a loader has pinned gets there without waiting.
         views: Of the labelled images; those of the others are numbered after them.
     """
+    assert ("record" in batch) == ("record" in other), "one part comes out of the cache and the other does not"
     together = {**batch, "labelled": len(batch["img"])}
     for key in {"img", "record"} & batch.keys() & other.keys():
         together[key] = torch.cat([part[key].to(device, non_blocking=True) for part in (batch, other)])

@@ -184,12 +184,13 @@ def _within_limit(needed: int, layout: Layout, images: int, args: Any) -> None:
 
 def _fits(needed: int, layout: Layout, images: int, args: Any, files: Sequence[Path | None]) -> None:
     """Refuses what is larger than it can be."""
-    if args.teacher_cache == "disk":
-        known = [file for file in files if file is not None]
+    known = [file for file in files if file is not None]
+    free, what = psutil.virtual_memory().available, "of memory free"
+    if known:  # on the disk, or in memory that is a file system of its own, often a small one in a container
         blocks = [f.stat().st_blocks for f in known if f.exists() and hasattr(os.stat_result, "st_blocks")]
-        free, what = shutil.disk_usage(known[0].parent).free + 512 * sum(blocks), "free on the disk"
-    else:
-        free, what = psutil.virtual_memory().available, "of memory free"
+        room = shutil.disk_usage(known[0].parent).free + 512 * sum(blocks)
+        if args.teacher_cache == "disk" or room < free:
+            free, what = room, "free on the disk" if args.teacher_cache == "disk" else f"free in {known[0].parent}"
     if needed > free:
         words, remedy = _told(needed, layout, images, args)
         raise ConfigError([f"{words}, and {free / _GB:.2f} GB are {what}; free some, or {remedy}."])

@@ -27,13 +27,15 @@ class Classes(NamedTuple):
     """A teacher's classes as the student has them.
 
     ``members`` are, for each class of the student, the teacher's outputs that mean it; ``mapped`` are the names that a
-    map has brought together, ``lost`` the teacher's that are left out.
+    map has brought together, ``lost`` the teacher's that are left out; ``unasked`` are the student's that are not
+    learned at all.
     """
 
     members: list[list[int]]
     names: list[str]
     mapped: list[tuple[str, str]]
     lost: list[str]
+    unasked: Sequence[str] = ()
 
     @property
     def known(self) -> list[int]:
@@ -55,12 +57,15 @@ class Classes(NamedTuple):
             return []
         if not self.lost and not self.mapped and all(len(outputs) == 1 for outputs in self.members):
             return ["the teacher's are in another order; they are matched by name"]
-        unknown = [name for name, outputs in zip(self.names, self.members) if not outputs]
-        lines = [f"the teacher knows {len(self.known)} of the {len(self.names)} that are to be learned"]
+        unknown = [name for name, outputs in zip(self.names, self.members) if not outputs and name not in self.unasked]
+        asked = len(self.names) - len(self.unasked)
+        lines = [f"the teacher knows {len(self.known)} of the {asked} that are to be learned"]
         if self.mapped:
             lines.append("mapped: " + ", ".join(f"{theirs} -> {ours}" for theirs, ours in self.mapped))
         if unknown:
             lines.append(f"{'learned from the labels alone' if alone else 'not known to it'}: {', '.join(unknown)}")
+        if self.unasked:
+            lines.append(f"left out by classes=, and not taught: {', '.join(self.unasked)}")
         if self.lost:
             lines.append(f"left out of the teacher's, {len(self.lost)}: {short(dict(enumerate(self.lost)))}")
         return lines
@@ -113,6 +118,19 @@ def match(
         else:
             lost.append(str(name))
     return Classes(members, ours, mapped, lost)
+
+
+def only(matched: Classes, kept: int | Sequence[int] | None) -> Classes:
+    """The same without the student's classes that Ultralytics' ``classes=`` leaves out.
+
+    Their labels are not read, so the detection loss calls them background; what the teacher says would contradict it.
+    """
+    if kept is None or len(matched.members) == 1:  # with single_cls all are one
+        return matched
+    asked = {kept} if isinstance(kept, int) else {*kept}
+    members = [outputs if place in asked else [] for place, outputs in enumerate(matched.members)]
+    unasked = [name for place, name in enumerate(matched.names) if place not in asked]
+    return matched._replace(members=members, unasked=unasked)
 
 
 def of_all(classes: Iterable[Mapping[int, str]]) -> dict[int, str]:

@@ -101,11 +101,12 @@ class Monitor:
             processes: Their number.
         """
         reached = total([float(self._seen.get(key, 0) != 0) for key in TERMS])
+        at_boxes = {term.key for term in self.distiller.terms if term.at_boxes}
         problems = []
         for key, count in zip(TERMS, reached, strict=True):
-            if key in self.distiller.on and count < processes:
+            if key in self.distiller.on and count < (1 if key in at_boxes else processes):
                 problems.append(f"{key} is zero on {processes - int(count)} of {processes} processes")
-            if key in self.distiller.on and not self._gradient_seen(key):
+            if key in self.distiller.on and key not in at_boxes and not self._gradient_seen(key):
                 problems.append(f"{key} does not reach the student: what it teaches is frozen")
         if self._adapters_stand_still():
             problems.append("the adapters have not moved: the learning rate is 0, or no step was taken")

@@ -27,12 +27,10 @@ class Guard:
     Multiplying a NaN by zero leaves a NaN, and so does choosing another value in its place: the backward pass still
     goes through what made it. So everything that the term reads of the student, and its own parameters, come through
     :meth:`enter`, and on the way back the guard puts zeros in the gradient's place. Decided and counted on the device,
-    without waiting.
+    without waiting. What overflows when a gradient becomes float16 is not looked at: the loss scaler skips that step.
     """
 
     def __init__(self) -> None:
-        self.scaled = False
-        """float16 with a loss scaler: gradients that overflow are its business, it skips the step and scales down."""
         self.counting = True
         """Off while gradients are only measured: what is seen then is not counted."""
         self.steps = 0
@@ -44,7 +42,7 @@ class Guard:
         return _Entrance.apply(self, *tensors)
 
     def leave(self, term: Tensor) -> Tensor:
-        """The term, or 0 where it is not finite; to be called once per step, after :meth:`enter`."""
+        """The term, or 0 where it is not finite; to be called once per step, after :func:`guarded`."""
         self.steps += 1
         self._finite = term.detach().isfinite()
         return torch.where(self._finite, term, torch.zeros_like(term))
@@ -59,9 +57,6 @@ class Guard:
         """The gradients of what entered, or zeros."""
         present = [g for g in gradients if g is not None]
         finite = self._finite & torch.ones((), dtype=torch.bool, device=present[0].device)
-        if not self.scaled:
-            for gradient in present:  # a sum is finite only where all of it is
-                finite = finite & gradient.sum(dtype=torch.float32).isfinite()
         if self.counting:
             left_out = (~finite).long()
             self._left_out = left_out if self._left_out is None else self._left_out + left_out
@@ -107,7 +102,7 @@ def at_once(part: Part, entered: Sequence[Tensor]) -> Tensor:
     """The value of a part with its gradients taken now: nothing of its graph waits in memory for the backward pass.
 
     Until then one gradient per tensor is kept, in float32: float16 ones would underflow before the scaler's factor
-    reaches them.
+    reaches them. Where one of them is not finite the value is NaN, as a value is that is not finite itself.
 
     Args:
         part: What is computed.
@@ -121,7 +116,9 @@ def at_once(part: Part, entered: Sequence[Tensor]) -> Tensor:
         return value
     pairs = [(x, y) for x, y in zip(entered, (*own, *part.parameters), strict=True) if y.requires_grad]
     gradients = torch.autograd.grad(value, [y for _, y in pairs], allow_unused=True)
-    return _KnownGradients.apply(value.detach(), gradients, *(x for x, _ in pairs))
+    sums = [gradient.sum() for gradient in gradients if gradient is not None]  # finite only where all of it is
+    value = value.detach() if not sums else value.detach().where(torch.stack(sums).isfinite().all(), float("nan"))
+    return _KnownGradients.apply(value, gradients, *(x for x, _ in pairs))
 
 
 class _KnownGradients(torch.autograd.Function):

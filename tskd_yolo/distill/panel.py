@@ -127,10 +127,11 @@ class Panel:
         if "neck" in wanted:
             maps["neck"] = [pair.cut(levels[pair.teacher_stride].features, size) for pair in wanted["neck"]]
         said = [levels, *(voice.teacher(images) for voice in self.voices[1:] if terms)]
-        responses = {term.branch: term.target(said, size) for term in terms}
         paired = [levels[stride] for stride in match.levels.values()]
         weighed = any(source.weighed for source in sources)
-        return TeacherOutputs(maps, responses, level_scores(paired) if weighed else None)
+        with torch.autocast(images.device.type, enabled=False):  # the passes above are the last in half precision
+            responses = {term.branch: term.target(said, size) for term in terms}
+            return TeacherOutputs(maps, responses, level_scores(paired) if weighed else None)
 
 
 def level_scores(levels: Sequence[Level]) -> Tensor:

@@ -270,10 +270,24 @@ def _make(file: Path, head: bytes, total: int) -> None:
             if found.read(_HEADER) == head and file.stat().st_size == total:
                 return
         LOGGER.warning(f"{file} is cut short or damaged and is made anew.")
+        file.unlink()
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    with open(part, "wb") as new:
-        new.write(head)
-        new.truncate(total)  # takes up no room yet
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(part, file)
+    try:
+        with open(part, "wb") as new:
+            new.write(head)
+            new.truncate(total)  # takes up no room yet
+            new.flush()
+            os.fsync(new.fileno())
+        _place(part, file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _place(part: Path, file: Path) -> None:
+    """Gives a file its name, unless another run that starts meanwhile was faster: that one's is used by both."""
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        os.replace(part, file)

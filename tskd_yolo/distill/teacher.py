@@ -139,7 +139,7 @@ class Teacher:
         return self._sums() == self._checksum
 
     def _sums(self) -> list[float]:
-        return torch.stack([v.double().abs().sum() for v in self.model.state_dict().values()]).tolist()
+        return [float(v.cpu().double().abs().sum()) for v in self.model.state_dict().values()]  # MPS has no float64
 
     def __call__(self, images: Tensor) -> Levels:
         """Levels by stride for a batch of images ``(N, C, H, W)``, grey or RGB, whatever the teacher was trained on."""
@@ -178,8 +178,8 @@ class Teacher:
 
         It takes images of the student's channels, too.
         """
-        copy = deepcopy(self.model).float().eval()
-        copy.register_forward_pre_hook(lambda _, inputs: (in_channels(inputs[0], self.channels), *inputs[1:]))
+        copy, taken = deepcopy(self.model).float().eval(), self.channels  # no hook may keep the teacher itself
+        copy.register_forward_pre_hook(lambda _, inputs: (in_channels(inputs[0], taken), *inputs[1:]))
         if isinstance(self.head, RTDETRDecoder):
             _forget_anchors(copy.model[-1])
             copy.register_forward_hook(_in_pixels)

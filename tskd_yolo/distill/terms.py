@@ -46,6 +46,8 @@ class Term:
     """The feature maps that it compares, if it does."""
     after_detection = False
     """Whether it reads what the detection loss has assigned, and so comes after it."""
+    at_boxes = False
+    """Whether it is 0 in a batch without annotated boxes that the teacher has found."""
     shown = True
     """Whether its gradient share is a column."""
 
@@ -284,7 +286,7 @@ class QueryTerm(HeadTerm):
     There is no cross response, because such a teacher has no head towers that the student's activations could enter.
     """
 
-    after_detection = True
+    after_detection = at_boxes = True
 
     def __init__(self, key: str, branch: str, panel: Panel) -> None:
         super().__init__(key, branch, panel.first.match)

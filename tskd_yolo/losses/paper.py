@@ -107,8 +107,8 @@ class PaperDRD(nn.Module):
     """DRD as the release defines it: ``alpha (L_pix + L_ins)`` with alpha = 5e-4.
 
     The pixel unit is drawn once and fixed. The instance unit is as wide as the batch has boxes, so it is drawn anew for
-    every batch, as in the release, by random numbers of its own that begin at a seed; with fewer than two boxes in the
-    batch the instance term is 0.
+    every batch, as in the release, by random numbers of its own that begin at a seed, and again where a run goes on;
+    with fewer than two boxes in the batch the instance term is 0. It is drawn on the CPU, and the step waits for it.
 
     Args:
         channels: Width of the maps.

@@ -210,7 +210,10 @@ def stripping_all_but(last: Path) -> contextlib.AbstractContextManager[None]:
     """Inside, the engine reduces checkpoints to plain weights whole or not at all, and leaves ``last`` as it is."""
 
     def strip(file: Path, updates: Any = None) -> dict[str, Any]:
-        return compat.load(file, key="model")[1] if file == last else compat.strip(file, updates)
+        if file == last:
+            return compat.load(file, key="model")[1]
+        with saving(file, last=last):
+            return compat.strip(file, updates)
 
     return compat.swapped(engine, "strip_optimizer", strip)
 

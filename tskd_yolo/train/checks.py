@@ -162,7 +162,8 @@ def _classes_map(values: Mapping[str, Any], teachers: Sequence[Any], names: Any,
     if problems := classes.wrong(mapping, theirs, names):
         errors += problems
     elif values["drd"] == values["ded"] == 0 and values["crd"]:
-        if not classes.match(theirs, names, mapping, single=bool(values["single_cls"])).known:
+        matched = classes.match(theirs, names, mapping, single=bool(values["single_cls"]))
+        if not classes.only(matched, values["classes"]).known:
             errors.append(
                 f"teacher: it has no class ({classes.short(theirs)}) in common with the data "
                 f"({classes.short(names)}), and with drd=0 ded=0 nothing is left to teach; give classes_map=, or "

@@ -61,10 +61,9 @@ def build_distiller(
     if errors := [*errors, *checks.wrong_channels(loaded, channels(student))]:
         raise ConfigError(errors)
     with undisturbed():  # folding batch norms draws random numbers
-        frozen = [
-            _frozen(model, student, names, classes.match(model.names, names, mapping, single=bool(args.single_cls)))
-            for model in loaded
-        ]
+        found = [classes.match(model.names, names, mapping, single=bool(args.single_cls)) for model in loaded]
+        asked = [classes.only(matched, args.classes) for matched in found]
+        frozen = [_frozen(model, student, names, each) for model, each in zip(loaded, asked, strict=True)]
     stride = max(int(max(student.stride)), 32)
     imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)  # as the engine will come to round it
     size = config.teacher_imgsz or imgsz
@@ -196,8 +195,6 @@ def make_ready(distiller: Distiller, student: Any, *, args: Arguments, scaled: b
     if not distiller.on:
         raise ConfigError([f"freeze: {args.freeze} freezes every layer that the terms would teach; freeze less."])
     processes.broadcast(distiller.learned.state_dict().values())
-    for each in distiller.terms:
-        each.guard.scaled = each.objective_guard.scaled = scaled
     distiller.meter.scale = 2.0**10 if scaled else 1.0
     distiller.meter.total = dist.all_reduce if processes.count > 1 else None
 

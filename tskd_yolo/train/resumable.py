@@ -63,8 +63,8 @@ class ResumableMixin(Engine):
 
         Raises:
             ConfigError: If the data cannot be trained on; the run's folder is gone again then.
-            RunError: If a checkpoint could not be saved, a process of a distributed run failed, or the engine left out
-                a hook point.
+            RunError: If a checkpoint could not be saved or read, a process of a distributed run failed, or the engine
+                left out a hook point.
         """
         try:
             with compat.guarded(trust=self._trust):
@@ -78,7 +78,9 @@ class ResumableMixin(Engine):
                 if watched:
                     hooks.require(self, hooks.OVER)
                 return result
-        except ConfigError:
+        except ConfigError as error:
+            if self.last.exists():  # it came after an epoch: what was trained stays
+                raise RunError(f"{error} {checkpoints.how_to_go_on(self.last)}") from error
             if self._new_folder:
                 shutil.rmtree(self.save_dir, ignore_errors=True)
             raise
@@ -155,7 +157,7 @@ class ResumableMixin(Engine):
 
     def final_eval(self) -> None:
         """The engine's: both checkpoints become plain weights, whole or not at all, last.pt as the very last act."""
-        with checkpoints.saving(self.best, last=self.last), checkpoints.stripping_all_but(self.last):
+        with checkpoints.stripping_all_but(self.last):
             super().final_eval()
         if FIRST:
             checkpoints.finish(self.last)

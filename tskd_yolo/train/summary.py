@@ -13,7 +13,7 @@ from torch import nn
 from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from tskd_yolo.config import Config
+from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.labels import Split, asked
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import Pair
@@ -180,12 +180,21 @@ def validate(model: nn.Module, *, loader: Any, args: Arguments) -> dict[str, Any
     Returns:
         Ultralytics' metrics and ``classes``, see :data:`tskd_yolo.hashing.METRICS`, of boxes whatever the task;
         nothing in all processes but the first.
+
+    Raises:
+        ConfigError: If it does not fit into memory.
     """
     own = engine_arguments(args)
     own.plots = own.save_json = own.save_txt = own.save_crop = False
+    if args.amp and next(model.parameters()).device.type == "cuda":
+        own.quantize = 16  # as the engine validates the student of such a run
     with tempfile.TemporaryDirectory() as folder:
         validator = tasks.VALIDATORS[args.task](loader, save_dir=Path(folder), args=own)
-        metrics = validator(model=model.float().eval())
+        try:
+            metrics = validator(model=model.float().eval())
+        except torch.OutOfMemoryError as error:
+            words = f"validating a network with {loader.batch_size} images at once, twice those of a step, does not fit"
+            raise ConfigError([f"batch: {words} into memory; give a smaller batch."]) from error
     return {**metrics, "classes": class_scores(validator)} if metrics else {}
 
 

@@ -58,7 +58,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
         self.batches = 0  # of this epoch, so far
-        self._steps, self._first_epoch_checked = 0, False  # of the optimizer
+        self._steps, self._first_epoch_checked = 0, False  # of the optimizer, without those that a loss scaler skips
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
         with compat.guarded(trust=self._trust), checks.data_errors():
@@ -138,12 +138,15 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """One optimizer for student, adapters and graph units, in the same parameter groups."""
-        if self.distiller is None or not self._learned:
-            return super().build_optimizer(model, *args, **kwargs)
-        together = prepare.with_adapters(unwrap_model(model), self.distiller.learned)
-        optimizer = super().build_optimizer(together, *args, **kwargs)
+        if self.distiller is not None and self._learned:
+            model = prepare.with_adapters(unwrap_model(model), self.distiller.learned)
+        optimizer = super().build_optimizer(model, *args, **kwargs)
         prepare.clip_adapters(optimizer, self._learned)
+        optimizer.register_step_pre_hook(self._count_step)
         return optimizer
+
+    def _count_step(self, *_: Any) -> None:
+        self._steps += 1
 
     def get_validator(self) -> Any:
         """The engine's validator, which refuses keys it does not know."""
@@ -251,7 +254,6 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         """The engine's, after the adapters' gradients were averaged over processes as DDP averages the student's."""
         self._processes.average_gradients(self._learned)
         super().optimizer_step()
-        self._steps += 1
 
     def _clear_memory(self, *args: Any, **kwargs: Any) -> None:
         """Between steps; after one that ran out of memory, its teacher outputs are in the way."""

@@ -23,9 +23,10 @@ from tskd_yolo.confidence import Confidence
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data import index
 from tskd_yolo.data.index import Paths
-from tskd_yolo.data.unlabelled import Flow, UnlabelledSet, joined, parts
+from tskd_yolo.data.unlabelled import Flow, UnlabelledSet, how_to_read, joined, parts
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill import likeness, regions
+from tskd_yolo.distill.cache import Cache
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.findings import Finding
@@ -125,13 +126,12 @@ def look(files: Sequence[str], *, side: int, channels: int, device: torch.device
         device: Where they go.
     """
     chosen = np.unique(np.linspace(0, len(files) - 1, min(SAMPLE, len(files))).astype(int)).tolist()
-    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
     fit = LetterBox((side, side))
     for start in range(0, len(chosen), BATCH):
         names, images = [], []
         for file in (files[i] for i in chosen[start : start + BATCH]):
             try:
-                image = imread(file, flags=flag)
+                image = imread(file, flags=how_to_read(channels))
             except (OSError, ValueError, cv2.error):
                 image = None
             if image is not None:
@@ -172,6 +172,7 @@ class UnlabelledMixin(Engine):
     distiller: Distiller | None
     facts: Facts | None
     batches: int
+    _cache: Cache | None
     _flow: Flow | None = None
     """Gives the images without labels of each step."""
     _total: int = 0
@@ -192,12 +193,17 @@ class UnlabelledMixin(Engine):
         world = max(self.world_size, 1)
         if self._flow is not None:  # again, after a step that ran out of memory: the engine has halved its own part
             self._flow.close()
-            self.args.batch = max(self._total // 2, 2)
+            self.args.batch = max(self._total // 2, 2 * world)
         self._total = int(self.args.batch)
+        if self._total < 2 * world:
+            words = f"each of {world} processes needs images of both kinds, and batch={self._total} is too small"
+            raise ConfigError([f"unlabelled: {words}; give batch={2 * world} or more."])
         mine = parts(self._total // world, self.config.unlabelled_share)
         self.batch_size = mine.labelled * world
         super()._build_train_pipeline()
         self._flow = self._new_flow(mine.unlabelled)
+        if self._cache is not None:  # after a step that ran out of memory
+            self._flow.views.store = self._cache.stores[1]
 
     def get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """The engine's; of the processes that read, labelled images have their part."""
