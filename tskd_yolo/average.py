@@ -49,10 +49,11 @@ def average(errors: Sequence[str] = (), **arguments: Any) -> Path:
     values = {**KEYS, **arguments}
     strange = [config.unknown(key, KEYS) for key in arguments if key not in KEYS]
     given, out = config.teachers(values["model"]), Path(str(values["out"])).expanduser()
-    if problems := [*errors, *strange, *_problems(given, values), *config.trust_problems(values)]:
+    problems = [*errors, *strange, *_problems(given, values), *config.trust_problems(values)]
+    with compat.guarded(trust=values["trust"] is True):
+        loaded = _loaded(given, problems)
+    if problems:
         raise ConfigError(problems)
-    with compat.guarded(trust=values["trust"]):
-        loaded = _loaded(given)
     models = [model for model, _ in loaded.values()]
     mean = AveragedModel(models[0], use_buffers=True)
     for model in models:
@@ -83,23 +84,15 @@ def _problems(given: Sequence[str], values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _loaded(given: Sequence[str]) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
-    """Models and checkpoints by file.
-
-    Raises:
-        ConfigError: If one cannot be read, or cannot be averaged with the first.
-    """
-    loaded, problems = {}, []
-    for file in given:
-        try:
+def _loaded(given: Sequence[str], problems: list[str]) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    """Models and checkpoints by file; adds to ``problems`` which cannot be read, or averaged with the first."""
+    loaded = {}
+    for file in filter(None, given):
+        with config.collected(problems):
             loaded[file] = compat.load(file, key="model")
-        except ConfigError as error:
-            problems += error.problems
     for file, (model, _) in loaded.items():
         first = next(iter(loaded))
         problems += _unfit(file, model, first, loaded[first][0])
-    if problems:
-        raise ConfigError(problems)
     return loaded
 
 
