@@ -101,7 +101,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             ["python", "benchmarks/cache_cost.py", *(Path(a).name if "/" in a else a for a in sys.argv[1:])]
         ),
         "settings": {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items() if k != "json"},
-        "machine": machine(),
+        "machine": machine(options.device),
     }
 
 

@@ -39,25 +39,43 @@ def refuse_seeds(seeds: int | list[int], *, of: str) -> None:
 
 
 def public(arguments: list[str]) -> str:
-    """The command as anyone can repeat it: files by their names, a run's weights with the name of the run."""
+    """The command as anyone can repeat it: files by their names, a run's weights with the name of the run, and a data
+    set of few labels with its share.
+    """
     return " ".join(re.sub(r"[^=,\[\]]*/[^,\[\]]*", _name, argument) for argument in arguments)
 
 
 def _name(path: re.Match[str]) -> str:
     parts = Path(path[0]).parts
-    return "/".join(parts[-3:] if "weights" in parts[-2:-1] else parts[-1:])
+    count = 2 if parts[-1] == "labelled.yaml" else 1
+    if parts[-2:-1] == ("weights",) and parts[-1] in {"best.pt", "last.pt"}:
+        count = 3
+    return "/".join(part for part in parts[-count:] if part != "/")
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were made on and with."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+def _commit() -> str:
+    """That of these scripts, with a word where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+COMMIT = _commit()
+"""Asked for at the start: a measurement takes hours."""
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the figures were made on and with.
+
+    Args:
+        device: On which they were made.
+    """
     cpu = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
     )
     return {
         "hardware": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
+        if device != "cpu"
         else f"{cpu}, {NUM_THREADS} thread(s), as Ultralytics sets on a CPU",
         "versions": {
             "python": platform.python_version(),
@@ -65,14 +83,14 @@ def machine() -> dict[str, Any]:
             "ultralytics": ultralytics.__version__,
             "tskd-yolo": __version__,
         },
-        "commit": commit.strip(),
+        "commit": COMMIT,
     }
 
 
-def keep(comparison: Path, out: Path, name: str, command: str) -> None:
+def keep(comparison: Path, out: Path, name: str, command: str, device: str = "cpu") -> None:
     """What a comparison in its folder says, as ``NAME.json`` and ``NAME.csv``, with what it was made on and by."""
     found = json.loads((comparison / "compare.json").read_text(encoding="utf-8"))
-    report = {"command": command, **machine(), "comparison": found}
+    report = {"command": command, **machine(device), "comparison": found}
     out.mkdir(parents=True, exist_ok=True)
     files.replace(out / f"{name}.json", (json.dumps(report, indent=1) + "\n").encode("utf-8"))
     files.replace(out / f"{name}.csv", (comparison / "compare.csv").read_bytes())

@@ -100,7 +100,8 @@ def main(arguments: list[str]) -> None:
         for arm in ARMS if i % 2 == 0 else ARMS[::-1]:
             found[arm].append(child(arm, arguments))
             print(arm, found[arm][-1], flush=True)
-    report = {"command": "python benchmarks/epoch_cost.py " + public(arguments), **machine(), **table(found)}
+    command = "python benchmarks/epoch_cost.py " + public(arguments)
+    report = {"command": command, **machine(given.get("device", "cpu")), **table(found)}
     print(json.dumps(report, indent=1))
     if out := given.get("out"):
         Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -6,7 +6,8 @@ Of each class of NEU-DET's train split the first images by the hash of their nam
 lists are in ``benchmarks/fewlabels``. ``teacher=`` was trained on the labelled ones only (``teachers.py name=t10
 data=runs/fewlabels/10/labelled.yaml``), ``knows_all=`` on all of them, for rows of its own. Every arm takes the same
 number of steps (``steps=600``) with 16 labelled images in each; a short list is repeated, so that an epoch is a
-twentieth of them:
+twentieth of them (the arms autolabel and all_labels take each of their images once in an epoch, and so have fewer
+validations to choose from):
 
     plain          the labelled images alone                tskd          the same with the teacher
     unlabelled     16 others in every batch too             pseudo        and the detection loss on confident boxes
@@ -71,13 +72,24 @@ def main(arguments: list[str]) -> int:
     prefix, seeds = FILES[split]
     settings: dict[str, Any] = {**SETTINGS, "seeds": seeds, **given}
     refuse_seeds(settings["seeds"], of=split)
+    refuse_again(out / f"{prefix}{name}.json", share, arms, folder, split)
     if failed := students(settings, arms, few, folder, named["data"], steps, knows_all):
         return failed
     row = {"share": share, "steps": steps, **summary(folder)}
     keep(out / f"{prefix}{name}.json", share, {
-        "command": "python benchmarks/fewlabels.py " + public(arguments), **machine(), **row,
+        "command": "python benchmarks/fewlabels.py " + public(arguments), **machine(settings["device"]), **row,
     })  # fmt: skip
     return 0
+
+
+def refuse_again(file: Path, share: int, arms: list[str], folder: Path, split: str) -> None:
+    """Ends with a sentence where a share was judged already and this is not that run going on, or would lose rows."""
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    for row in (row for row in rows if row["share"] == share):
+        if split == "test" and not (folder / "few" / "compare.json").exists():
+            sys.exit(f"{file.name} has a share of {share} %: it is judged once; go on in its own runs=, or give name=.")
+        if lost := sorted({arm for arm in row["arms"] if arm in ARMS} - {*arms}):
+            sys.exit(f"{file.name} has rows of {', '.join(lost)} too, which would be lost; name them in arms=.")
 
 
 # The data -------------------------------------------------------------------------------------------------------------

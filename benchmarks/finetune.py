@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"{name}.json is there: a candidate is judged once; go on in its own runs=, or give another name=.")
     if failed := compare(**settings, out=str(runs)):
         return failed
-    keep(runs, out, name, "python benchmarks/finetune.py " + public(arguments))
+    keep(runs, out, name, "python benchmarks/finetune.py " + public(arguments), settings["device"])
     print(lead(json.loads((runs / "compare.json").read_text(encoding="utf-8"))))
     return 0
 

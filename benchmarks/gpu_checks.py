@@ -43,7 +43,7 @@ def main() -> None:
     found = [waits(pair, options) for pair in options.pairs.split(",")]
     print(json.dumps(found), flush=True)
     command = "python benchmarks/gpu_checks.py " + " ".join(Path(a).name if "/" in a else a for a in sys.argv[1:])
-    report = {"command": command, "machine": machine(), "sync": found, "step_cost": costs(options)}
+    report = {"command": command, "machine": machine("0"), "sync": found, "step_cost": costs(options)}
     options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(row["waited"] for row in found))
 

@@ -61,14 +61,16 @@ def main(arguments: list[str]) -> None:
     loader = build_dataloader(dataset, batch, 0, shuffle=True)
     found: dict[str, list[tuple[float, float, float]]] = {}
     norms: dict[str, list[float]] = {}
-    for images, _ in zip(loader, range(int(given.get("batches", 3))), strict=False):
-        for name, measured in gradients(student, distiller, images).items():
+    batches = [batch for batch, _ in zip(loader, range(int(given.get("batches", 3))), strict=False)]
+    for batch in batches:
+        for name, measured in gradients(student, distiller, batch).items():
             found.setdefault(name, []).append(measured)
-        for name, norm in clipped(student, distiller, images).items():
+    for batch in batches:  # afterwards: the first whole step solves the adapters by least squares
+        for name, norm in clipped(student, distiller, batch).items():
             norms.setdefault(name, []).append(norm)
     rows = {
         name: {
-            key: round(sum(x) / len(x), 4)
+            key: float(f"{sum(x) / len(x):.4g}")
             for key, x in zip(("value", "norm", "cosine"), zip(*v, strict=True), strict=True)
         }
         for name, v in found.items()

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     name = given.pop("name", "screening_neu_128")
     if code := cli.main(["compare", *(f"{key}={value}" for key, value in given.items()), f"out={runs}"]):
         return code
-    keep(runs, out, name, "python benchmarks/screening.py " + public(arguments))
+    keep(runs, out, name, "python benchmarks/screening.py " + public(arguments), given["device"])
     return 0
 
 

@@ -67,7 +67,7 @@ def main() -> None:
     for pair in options.pairs.split(","):
         rows += sweep(pair, options) if options.sweep else [measure(pair, options)]
         print(json.dumps([r for r in rows if r["pair"] == pair]), flush=True)
-    report = [{**row, "command": command(), "machine": machine()} for row in rows]
+    report = [{**row, "command": command(), "machine": machine(options.device)} for row in rows]
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

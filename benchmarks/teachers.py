@@ -23,7 +23,7 @@ from ultralytics import YOLO
 from ultralytics.cfg import parse_key_value_pair
 from ultralytics.data.utils import check_det_dataset
 
-from tskd_yolo import files, settings_files
+from tskd_yolo import config, files, settings_files
 from tskd_yolo.average import average
 
 SETTINGS = {"data": "neu3.yaml", "model": "yolo11n.pt", "imgsz": 128, "epochs": 80, "batch": 32, "seed": 0}
@@ -40,12 +40,12 @@ def main(arguments: list[str]) -> None:
     more = [word for word in str(given.pop("more", "")).split(",") if word]
     settings = {**SETTINGS, **OURS, **given}
     settings_files.resolve(settings)
-    row = {key: Path(str(settings[key])).name if key in {"data", "model"} else settings[key] for key in SETTINGS}
+    row = {key: public([str(settings[key])]) if key in {"data", "model"} else settings[key] for key in SETTINGS}
     settings["data"] = _with_classes(settings["data"], more, runs / f"{name}.yaml") if more else settings["data"]
     if of:
         mean = runs / name / "weights" / "best.pt"
-        mean.unlink(missing_ok=True)
-        average(model=[runs / each / "weights" / "best.pt" for each in of], out=mean)
+        average(model=[runs / each / "weights" / "best.pt" for each in of], out=mean.with_name("mean.pt"))
+        mean.with_name("mean.pt").replace(mean)
     else:
         train(settings, runs / name)
     made = {"of": of, "data": row["data"], "imgsz": row["imgsz"]} if of else {**row, "more": more}
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     keep(out / "teachers.json", name, {
         **made, "val": {"mAP50": float(scores.box.map50), "mAP50-95": float(scores.box.map)},
-        "command": "python benchmarks/teachers.py " + public(arguments), **machine(),
+        "command": "python benchmarks/teachers.py " + public(arguments), **machine(settings["device"]),
     })  # fmt: skip
 
 
@@ -90,4 +90,7 @@ def keep(file: Path, name: str, row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except config.ConfigError as error:
+        sys.exit(str(error))

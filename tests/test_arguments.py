@@ -60,6 +60,12 @@ def test_explicit_arguments_win_over_those_of_a_settings_file(tmp_path):
     assert parse([f"cfg={tmp_path / 'wrong.yaml'}"]) == ({}, ["drdd: is not an argument; did you mean 'drd'?"])
 
 
+def test_a_bracket_that_is_not_closed_is_told():
+    assert parse(["classes=[0,", "epochs=3"])[1] == [
+        "brackets: some are not closed; quote a list, such as 'classes=[0, 2]'."
+    ]
+
+
 def test_values_of_keys_that_are_text_are_taken_as_they_stand():
     words = ["out=2024", "seed=3", "flag", "name=None", "other"]
     values, errors = parse(words, known={"out": "", "seed": 0, "flag": False, "name": ""})

@@ -75,6 +75,18 @@ def test_a_weight_that_is_no_finite_number_from_zero_on_is_named(term, value):
     assert sentence.startswith(f"{term}: must be a finite number") and repr(value) in sentence
 
 
+@pytest.mark.parametrize("key", ["cap", "floor", "ramp", "give_way", "fade"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "word", True], ids=repr)
+def test_a_number_of_the_balance_out_of_its_bounds_is_named(key, value):
+    words = "a fraction between 0 and 1" if key == "fade" else "a finite number >= 0"
+    assert problems({**GOOD, key: value}) == [f"{key}: must be {words}, got {value!r}."]
+
+
+def test_fade_is_a_part_of_the_run_and_floor_is_below_cap():
+    assert problems({**GOOD, "fade": 1.5}) == ["fade: must be a fraction between 0 and 1, got 1.5."]
+    assert problems({**GOOD, "floor": 5, "cap": 2}) == ["floor: must not be above cap=2, got 5."]
+
+
 @pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("value", [0, 0.0, 1, 1e-30, 1e30])
 def test_a_weight_from_zero_on_is_taken_as_a_float(term, value):

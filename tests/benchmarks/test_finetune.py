@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
 
 from tests.helpers import made_up
@@ -122,3 +124,16 @@ def test_a_command_names_files_and_no_folder_of_this_machine(monkeypatch):
     assert told == (
         "share=10 teacher=[t10/weights/best.pt,t2/weights/best.pt] model=n.pt out=out seeds=[0,1] arms=plain,arms.yaml"
     )
+    others = ["teacher=/home/alice/weights/t.pt", "model=/weights/best.pt", "data=/home/alice/few/10/labelled.yaml"]
+    told = importlib.import_module("common").public(others)
+    assert told == "teacher=t.pt model=weights/best.pt data=10/labelled.yaml"
+
+
+def test_a_measurement_names_the_commit_of_its_script(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    common = importlib.import_module("common")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert common._commit() == common.COMMIT and "thread(s)" in common.machine()["hardware"]
+    if (BENCHMARKS.parent / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", common.COMMIT)

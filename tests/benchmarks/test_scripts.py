@@ -124,7 +124,7 @@ def test_gradients_measures_every_part_of_every_term(load, data, teacher, tmp_pa
     crd = {"cross_class", "cross_box", "own_class", "own_box"}
     ded = {f"stages.{part}" for part in ("detection", "foreground", "background", "structure")}
     assert report["parts"].keys() == crd | ded | {"detection", "pixel", "instance"}
-    assert all(part["norm"] >= 0 and -1.001 <= part["cosine"] <= 1.001 for part in report["parts"].values())
+    assert all(part["norm"] > 0 and -1.001 <= part["cosine"] <= 1.001 for part in report["parts"].values())
     assert report["parts"]["detection"]["cosine"] == pytest.approx(1, abs=1e-3)
     assert 0 < report["clipped"]["plain"] != report["clipped"]["tskd"]
     assert str(tmp_path) not in file.read_text()
@@ -192,6 +192,21 @@ def test_a_teacher_without_a_name_is_refused_in_one_sentence(load):
     with pytest.raises(SystemExit) as ended:
         load("teachers.py", "epochs=1")
     assert str(ended.value.code).startswith("name: missing; give name=WORD")
+
+
+def test_a_share_is_judged_once_and_loses_no_row(load, tmp_path):
+    refuse = load("fewlabels.py", name="fewlabels")["refuse_again"]
+    file = tmp_path / "fewlabels_neu_128.json"
+    refuse(file, 10, ["plain"], tmp_path, "test")
+    file.write_text(json.dumps([{"share": 10, "arms": {"plain": {}, "pseudo": {}, "tskd_all": {}}}]))
+    refuse(file, 25, ["plain"], tmp_path, "test")
+    with pytest.raises(SystemExit, match="has a share of 10 %: it is judged once"):
+        refuse(file, 10, ["plain", "pseudo"], tmp_path, "test")
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "compare.json").touch()
+    refuse(file, 10, ["plain", "pseudo"], tmp_path, "test")
+    with pytest.raises(SystemExit, match="has rows of pseudo too, which would be lost"):
+        refuse(file, 10, ["plain"], tmp_path, "val")
 
 
 def test_few_labels_are_the_first_by_hash_and_epochs_alike(load, tmp_path, monkeypatch):

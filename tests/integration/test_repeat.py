@@ -12,9 +12,8 @@ pytestmark = pytest.mark.slow
 CLOCK = {"time", "process_time"}
 
 
-@pytest.mark.parametrize(
-    "more", [{}, pytest.param(dict(variant="paper"), marks=pytest.mark.soak)], ids=["default", "paper"]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("more", [{}, dict(variant="paper")], ids=["default", "paper"])
 def test_two_runs_of_one_seed_are_equal_to_the_bit(tmp_path, data, detector, more, no_end):
     given = {"data": data, "teacher": str(detector("yolo11n.yaml"))}
     for name in ("one", "two"):

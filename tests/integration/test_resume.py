@@ -98,7 +98,7 @@ def test_every_checkpoint_of_a_run_is_written_that_way(tmp_path, data, teacher, 
     assert sorted(f.name for f in (tmp_path / "run" / "weights").iterdir()) == ["best.pt", "epoch0.pt", "last.pt"]
 
 
-def test_a_run_killed_three_times_ends_like_an_uninterrupted_one(tmp_path, data, teacher):
+def test_a_run_killed_three_times_goes_on_to_a_whole_end(tmp_path, data, teacher):
     others = tmp_path / "others"
     for name in range(6):
         draw_image(others / f"{name}.png")

@@ -189,7 +189,13 @@ def layout(tmp_path_factory, data, teacher):
 
 
 @pytest.mark.parametrize(
-    ("pays", "wanted", "taken"), [(True, None, True), (True, True, True), (True, False, False), (False, None, False)]
+    ("pays", "wanted", "taken"),
+    [
+        (True, None, True),
+        (True, False, False),
+        pytest.param(True, True, True, marks=pytest.mark.soak),
+        pytest.param(False, None, False, marks=pytest.mark.soak),
+    ],
 )
 def test_a_cpu_trains_in_channels_last_where_it_pays(layout, pays, wanted, taken):
     run = layout(pays, wanted)
@@ -243,6 +249,7 @@ def test_a_bare_official_name_is_fetched_like_a_model(tmp_path, data, teacher, m
     assert asked and trainer.args.teacher == str(teacher)
 
 
+@pytest.mark.soak
 def test_an_interrupted_run_resumes_with_its_adapters(tmp_path, data, teacher, no_end):
     class Stop(Exception):
         pass

@@ -42,8 +42,18 @@ def test_a_run_whose_engine_skips_a_step_ends_after_an_epoch(tmp_path, data, tea
     assert epochs_of(trainer) == 1 and not trainer.last.exists()
 
 
+OFTEN = "build_dataset", "label_loss_items", "on_train_epoch_end", "_clear_memory"
+"""One of each moment, and an event: the others go the same way."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(hooks.EXPECTED.keys() - ENDS_OTHERWISE - {"optimizer_step"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in OFTEN else pytest.mark.soak)
+        for name in sorted(hooks.EXPECTED.keys() - ENDS_OTHERWISE - {"optimizer_step"})
+    ],
+)
 def test_a_run_whose_engine_skips_a_hook_names_it(name, tmp_path, data, teacher):
     trainer = skipping(name)(**settings(tmp_path, data, teacher=str(teacher), epochs=3))
     with pytest.raises(RunError, match=f"did not call {name} of the trainer"):
