@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -116,11 +115,10 @@ def _shape(state: Mapping[str, torch.Tensor], name: str) -> str:
 
 def _checkpoint(mean: nn.Module, like: Mapping[str, Any], models: Sequence[Any]) -> dict[str, Any]:
     """What Ultralytics leaves of a finished run, with what was averaged."""
-    model = deepcopy(mean).half()
-    vars(model).pop("pt_path", None)  # where the first one lay
+    vars(mean).pop("pt_path", None)  # where the first one lay
     averaged = [{"name": Path(each.pt_path).name, "sha256": files.digest(each.pt_path)} for each in models]
     return {
         "date": datetime.now(tz=timezone.utc).isoformat(), "version": __version__, "epoch": -1, "best_fitness": None,
-        "model": model, "ema": None, "updates": None, "optimizer": None, "scaler": None,
+        "model": mean.half(), "ema": None, "updates": None, "optimizer": None, "scaler": None,
         "train_args": dict(like.get("train_args") or {}), "averaged": averaged,
     }  # fmt: skip

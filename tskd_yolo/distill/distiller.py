@@ -189,11 +189,11 @@ class Distiller:
         self.detach()
         teacher, outputs = None, partial(self.teacher_outputs, size=(images.shape[2], images.shape[3]))
         shown = images if teacher_images is None else teacher_images
-        pseudo = self.seer is not None and self.seer.pseudo
-        terms = [] if gone(self.lead) and not pseudo else self.active
-        if terms or pseudo:
-            kept = self.cache if batch is not None else None
-            teacher = kept(shown, batch or {}, outputs) if kept is not None else outputs(shown)
+        terms = [] if gone(self.lead) and not (self.seer and self.seer.pseudo) else self.active
+        if (asked := terms or (self.seer and self.seer.pseudo)) and self.cache is not None and batch is not None:
+            teacher = self.cache(shown, batch, outputs)
+        elif asked:
+            teacher = outputs(shown)
         self.step = Step(
             readers=self.readers, terms=terms, teacher=teacher, add=self.add, seer=self.seer,
             begin=None if self.meter.steps else partial(_fit, self),

@@ -99,7 +99,7 @@ class SideFile:
         Raises:
             RunError: If the disk cannot be written to.
         """
-        state = {**distiller.state(), "teachers": [each.digest for each in distiller.teachers]}
+        state = {**distiller.state(), "teachers": _digests(distiller)}
         with saving(self.file, last=self._last):
             files.save(self.file, {"states": {**self._newest, epoch: state}})
         self._newest = {epoch: state}
@@ -119,7 +119,7 @@ class SideFile:
         if epoch not in states:
             LOGGER.warning(f"{self.file} holds nothing of epoch {epoch + 1}: adapters and graph units start anew.")
             return
-        teachers = [each.digest for each in distiller.teachers]
+        teachers = _digests(distiller)
         if states[epoch].get("teachers", teachers) != teachers:  # an earlier version did not keep them
             raise ConfigError([f"teacher: {teacher} is not the one that this run began with; give that one."])
         try:
@@ -137,6 +137,10 @@ class SideFile:
         except Exception as error:  # a torn file ends in many types of exception
             LOGGER.warning(f"{self.file} could not be read ({compat.plain(error)}).")
             return {}
+
+
+def _digests(distiller: Distiller) -> list[str]:
+    return [teacher.digest for teacher in distiller.teachers]
 
 
 # Resuming -------------------------------------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ class ResumableMixin(Engine):
                     hooks.require(self, hooks.OVER)
                 return result
         except ConfigError as error:
-            if self.last.exists():  # it came after an epoch: what was trained stays
-                raise RunError(f"{error} {checkpoints.how_to_go_on(self.last)}") from error
+            if self._new_folder and self.last.exists():  # it came after an epoch: what was trained stays
+                raise RunError(f"{' '.join(error.problems)} {checkpoints.how_to_go_on(self.last)}") from error
             if self._new_folder:
                 shutil.rmtree(self.save_dir, ignore_errors=True)
             raise
