@@ -8,7 +8,7 @@
 ``commits`` does both with two commits, each in a clone of its own.
 
 Recorded are every column of results.csv but the time, and a hash of the student's weights: DFL and YOLO26 heads,
-``variant=default`` and ``paper``, with and without ``teacher_cache``, ``graph=trained``, and runs that go on from
+``variant=default`` and ``paper``, with and without ``teacher_cache``, ``balance=fixed``, and runs that go on from
 checkpoints which the first of two commits has written. The same seed on the same machine gives the same bits.
 """
 
@@ -31,10 +31,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "default": {},
     "paper": {"variant": "paper", "balance": "fixed", "drd": 1, "ded": 1, "crd": 1},
     "cache": {"teacher_cache": "disk", "views": 2},
-    "trained": {"graph": "trained", "balance": "fixed", "ramp": 1.5, "fade": 0.3},
+    "fixed": {"balance": "fixed", "ramp": 1.5, "fade": 0.3},
 }
 FAMILIES = {"11": ("yolo11n.yaml", "yolo11s.yaml"), "26": ("yolo26n.yaml", "yolo26s.yaml")}
-RESUMED = "default", "paper", "trained"
+RESUMED = "default", "paper", "fixed"
 NAMES = "crazing", "inclusion", "patches", "pitted_surface", "rolled-in_scale", "scratches"
 
 

@@ -24,12 +24,16 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from ultralytics import YOLO
 
-from tskd_yolo.losses.boxes import Boxes, cells, covered
+from tskd_yolo.losses.boxes import Boxes, covered
 from tskd_yolo.losses.crd import LOCATION_STEP
+from tskd_yolo.losses.drd import SIDE, cosines, regions
 from tskd_yolo.losses.paper import masks
+from tskd_yolo.losses.standardize import standardize
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 STRIDES = 8, 16, 32
+NETWORKS = {"teacher": "teacher", "plain student": "plain", "distilled student": "distilled"}
+"""What is called how, and where the demonstration has it."""
 SIZE = 128
 """Pixels of the demonstration's images."""
 ROWS, WIDTH = 3, 832
@@ -41,7 +45,8 @@ def main(folder: Path) -> None:
     image, boxes = chosen(folder)
     scores = {who: said(folder / who / "weights" / "last.pt", image) for who in ("teacher", "plain")}
     save("weighs-ded", ded(image, boxes))
-    save("weighs-drd", drd(image, boxes, scores["teacher"]))
+    networks = {who: folder / run / "weights" / "last.pt" for who, run in NETWORKS.items()}
+    save("weighs-drd", drd(image, boxes, **networks))
     save("weighs-crd", crd(image, boxes, **scores))
 
 
@@ -116,23 +121,41 @@ def ded(image: np.ndarray, boxes: Boxes) -> Any:
     return figure
 
 
-def drd(image: np.ndarray, boxes: Boxes, teacher: list[np.ndarray]) -> Any:
-    """The instances that are cut out, and what each level weighs."""
-    figure, axes = panels()
-    shown(axes[0], image, boxes, "instances at stride 8,\n2 × 2 values each")
+def drd(image: np.ndarray, boxes: Boxes, **networks: Path) -> Any:
+    """The nodes of both graphs, and how alike one region and all others are to each network."""
     side = SIZE // STRIDES[0]
-    for x1, y1, x2, y2 in torch.stack(cells(boxes, side, side), dim=1).tolist():
-        x, y, w, h = (v * STRIDES[0] for v in (x1, y1, x2 + 1 - x1, y2 + 1 - y1))
-        for column in (0, 1):
-            for row in (0, 1):
-                place = (x + column * w / 2, y + row * h / 2)
-                axes[0].add_patch(Rectangle(place, w / 2, h / 2, fill=False, edgecolor="#ff9d5c", linewidth=0.9))
-    best = [level.max(axis=0) for level in teacher]
-    total, most = sum(level.sum() for level in best), max(level.max() for level in best)
-    for axis, stride, level in zip(axes[1:], STRIDES, best, strict=True):
-        share = f"{100 * level.sum() / total:.0f} %"
-        heat(axis, image, level, f"stride {stride}: teacher's\nscores; weight {share}", most=most)
+    region = SIZE / SIDE
+    figure, axes = panels()
+    shown(axes[0], image, boxes, "instances and their edges,\nand the regions at stride 8")
+    for line in range(1, SIDE):
+        axes[0].axhline(line * region, color="#ff9d5c", linewidth=0.4)
+        axes[0].axvline(line * region, color="#ff9d5c", linewidth=0.4)
+    middles = boxes.xyxy.unflatten(1, (2, 2)).mean(dim=1)
+    for number, (x, y) in enumerate(middles.tolist()):
+        for u, v in middles[:number].tolist():
+            axes[0].plot([x, u], [y, v], color="white", linewidth=1.6)
+    areas = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).prod(dim=1)
+    column, row = (middles[areas.argmax()] // region).int().tolist()
+    for axis, (who, weights) in zip(axes[1:], networks.items(), strict=False):
+        alike = relations(weights, image, side)[row * SIDE + column].reshape(SIDE, SIDE)
+        axis.imshow(alike, cmap="viridis", extent=(0, SIZE, SIZE, 0), vmin=-1, vmax=1)
+        place = (column * region, row * region)
+        axis.add_patch(Rectangle(place, region, region, fill=False, edgecolor="white", linewidth=1.6))
+        axis.set_title(f"{who}: cosines of all\nregions with the marked one", fontsize=10)
     return figure
+
+
+def relations(weights: Path, image: np.ndarray, side: int) -> np.ndarray:
+    """Cosines between the regions of a network's finest map, by what it sees in all of an image."""
+    network = network_of(weights)
+    caught: list[Any] = []
+    hook = network.model[-1].register_forward_pre_hook(lambda head, given: caught.append(given[0][0]))
+    tensor = torch.from_numpy(np.repeat(image[None, None], 3, axis=1).copy()).float() / 255
+    with torch.no_grad():
+        network(tensor)
+    hook.remove()
+    nodes = regions(standardize(caught[0]))
+    return cosines(nodes, nodes)[0].numpy()
 
 
 def crd(image: np.ndarray, boxes: Boxes, *, teacher: list[np.ndarray], plain: list[np.ndarray]) -> Any:

@@ -44,7 +44,6 @@ def train(few, teacher, tmp_path, monkeypatch, capsys):
         (dict(drd="inf"), ["drd: must be a finite number"]),
         (dict(crd="word"), ["crd: must be a finite number >= 0, got 'word'"]),
         (dict(balance="foo"), ["balance: must be one of share, fixed, got 'foo'"]),
-        (dict(graph="x"), ["graph: must be one of fixed, trained, got 'x'"]),
         (dict(variant="y"), ["variant: must be one of default, hints, paper, got 'y'"]),
         (dict(teacher=None), ["teacher: missing"]),
         (dict(teacher="nowhere.pt"), ["teacher: nowhere.pt was not found"]),
@@ -84,12 +83,12 @@ def test_words_without_a_value_are_told(train):
 
 def test_all_wrong_values_are_told_at_once(train):
     said = train(
-        teacher="nowhere.pt", drd="-1", ded="nan", crd="word", balance="foo", graph="x", variant="y",
+        teacher="nowhere.pt", drd="-1", ded="nan", crd="word", balance="foo", variant="y",
         distill_model="a.pt", compile="True", quantize="8",
     )  # fmt: skip
-    for key in ("teacher", "drd", "ded", "crd", "balance", "graph", "variant", "distill_model", "compile", "quantize"):
+    for key in ("teacher", "drd", "ded", "crd", "balance", "variant", "distill_model", "compile", "quantize"):
         assert f"\n  {key}: " in said, key
-    assert said.startswith("tskd-yolo: 10 problems found")
+    assert said.startswith("tskd-yolo: 9 problems found")
 
 
 def test_all_unknown_words_are_told_at_once(train):
@@ -103,8 +102,8 @@ def test_everything_that_is_missing_is_told_at_once(train):
 
 
 def test_mistakes_of_several_kinds_are_told_at_once(train):
-    said = train(techer="x.pt", teacher=None, drd="-1", graph="x")
-    assert all(f"{key}: " in said for key in ("techer", "drd", "graph")), said
+    said = train(techer="x.pt", teacher=None, drd="-1", balance="x")
+    assert all(f"{key}: " in said for key in ("techer", "drd", "balance")), said
 
 
 def test_tuning_is_refused(capsys):
@@ -198,8 +197,3 @@ def test_trust_that_is_neither_yes_nor_no_is_told(monkeypatch, capsys):
     for words in (["predict", "source=x"], ["val", "model=a.pt"]):
         assert main([*words, "trust=maybe"]) == 1
         assert "trust: must be True or False, got 'maybe'." in capsys.readouterr().err
-
-
-def test_trained_graph_units_are_refused_with_variant_paper(capsys):
-    assert main(["train", "data=a.yaml", "model=b.yaml", "teacher=c.pt", "variant=paper", "graph=trained"]) == 1
-    assert capsys.readouterr().err.count("graph: variant=paper draws its graph units anew") == 1

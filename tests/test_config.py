@@ -99,7 +99,7 @@ def test_an_integer_beyond_every_float_is_named_like_infinity():
     assert sentence.startswith("drd:")
 
 
-@pytest.mark.parametrize("key", ["balance", "variant", "graph"])
+@pytest.mark.parametrize("key", ["balance", "variant"])
 @pytest.mark.parametrize("value", ["foo", None, 1, "Fixed ", ["fixed"]], ids=repr)
 def test_a_word_that_is_no_choice_is_named_with_the_choices(key, value):
     (sentence,) = problems({**GOOD, key: value})
@@ -160,11 +160,11 @@ def test_a_variant_brings_its_settings_unless_others_are_given():
 
 
 def test_all_mistakes_are_in_one_error_a_sentence_each():
-    bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", graph="x", trust=1)
+    bad = dict(teacher=None, drd=-1, ded="x", crd=math.nan, balance="foo", variant="y", trust=1)
     with pytest.raises(ConfigError) as caught:
         build({**DEFAULTS, **bad})
     assert {p.split(":")[0] for p in caught.value.problems} == set(bad) and len(caught.value.problems) == len(bad)
-    assert str(caught.value).startswith("8 problems found, nothing was started:\n")
+    assert str(caught.value).startswith("7 problems found, nothing was started:\n")
     assert all(f"\n  {p}" in str(caught.value) for p in caught.value.problems)
 
 

@@ -20,7 +20,7 @@ _MOST = 1e30  # beyond it float32 overflows before the first step
 MOST_VIEWS = 1000
 TASKS = "detect", "segment", "pose", "obb"
 """What can be distilled, as Ultralytics names it."""
-_CHOICES = {"balance": ("share", "fixed"), "variant": ("default", "hints", "paper"), "graph": ("fixed", "trained")}
+_CHOICES = {"balance": ("share", "fixed"), "variant": ("default", "hints", "paper")}
 
 
 class ConfigError(ValueError):
@@ -63,7 +63,6 @@ class Config:
     give_way: float
     """Lead of the student, as a part of the teacher's AP, at which the terms have given way; 0 is never."""
     variant: str
-    graph: str
     teacher_cache: str | None
     views: int
     cache_limit: float
@@ -118,7 +117,6 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *_caching(values),
         *trust_problems(values),
         *_lengths(values),
-        *_graph(values),
         *_teacher_size(values),
         *_teacher(values),
         *unlabelled_problems(values),
@@ -156,12 +154,6 @@ def trust_problems(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``trust``, where it is given."""
     given = values.get("trust", False)
     return [] if isinstance(given, bool) else [f"trust: must be True or False, got {given!r}."]
-
-
-def _graph(values: Mapping[str, Any]) -> list[str]:
-    if values["variant"] == "paper" and values["graph"] == "trained":
-        return ["graph: variant=paper draws its graph units anew, there is nothing to train; leave graph=fixed."]
-    return []
 
 
 def _teacher_size(values: Mapping[str, Any]) -> list[str]:
@@ -346,7 +338,6 @@ def build(values: Mapping[str, Any]) -> Config:
         balance=values["balance"],
         **{key: float(values[key]) for key in ("cap", "floor", "ramp", "fade", "give_way")},
         variant=values["variant"],
-        graph=values["graph"],
         teacher_cache=values["teacher_cache"] or None,
         views=values["views"],
         cache_limit=float(values["cache_limit"]),

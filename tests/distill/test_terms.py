@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
 
 from tests.distill.helpers import make, make_batch, make_student, step
 from tskd_yolo import config
@@ -44,7 +43,7 @@ def test_evenly_spaced_channels_of_the_teacher_are_compared(files):
     ):
         distiller = make(student, files["11s"], **settings)
         assert [pair.channel_step for pair in distiller.pairs("neck")] == steps
-        assert all(isinstance(a, nn.Conv2d) for a in distiller.learned["neck"])  # though as many as ours
+        assert ("neck" in distiller.learned) == (settings != {})  # DRD compares relations, which need no adapter
         cut, whole = distiller.teacher_outputs(batch["img"]).maps["neck"], distiller.teacher(batch["img"])
         assert [m.shape[1] for m in cut] == widths
         for found, stride, every in zip(cut, distiller.match.strides, steps, strict=True):

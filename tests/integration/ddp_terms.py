@@ -48,7 +48,7 @@ def part(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torc
     }
 
 
-def found(checkpoint: str, model: str, graph: str, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+def found(checkpoint: str, model: str, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Terms and the gradients of their sum."""
     torch.manual_seed(3)
     student: Any = DetectionModel(model, nc=len(NAMES), verbose=False).train()
@@ -56,7 +56,7 @@ def found(checkpoint: str, model: str, graph: str, batch: dict[str, torch.Tensor
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-    settings = config.build({**config.DEFAULTS, "teacher": checkpoint, "graph": graph})
+    settings = config.build({**config.DEFAULTS, "teacher": checkpoint})
     frozen = teacher.Teacher(teacher.load(checkpoint), like=student, names=student.names, responses=True)
     distiller = Distiller(student=student, teacher=frozen, config=settings, seed=0)
     step = distiller.attach(student, batch["img"])

@@ -58,8 +58,8 @@ def common(count: int, root: Path, data: Path, teacher: Path, detector: Any) -> 
     model, large = PAIRS[count]
     (root / "terms").mkdir()
     return [
-        job(root / "equal", data, teacher, graph="trained", batch=2 * count, nbs=2 * count),
-        {"folder": str(root / "terms"), "terms": [str(detector(large)), model, "fixed"]},
+        job(root / "equal", data, teacher, batch=2 * count, nbs=2 * count),
+        {"folder": str(root / "terms"), "terms": [str(detector(large)), model]},
     ]
 
 
@@ -79,7 +79,7 @@ def two(tmp_path_factory, twelve, teacher, detector) -> Path:
         cv2.imwrite(str(root / "noise" / f"{i}.png"), image.numpy())
     given = dict(unlabelled=str(root / "noise"), batch=8, nbs=8, pseudo=True)
     jobs += [job(root / "others", twelve, teacher, **given)]
-    jobs += [job(root / "stopped", twelve, teacher, graph="trained", epochs=2, stop_after=1)]
+    jobs += [job(root / "stopped", twelve, teacher, epochs=2, stop_after=1)]
     last = root / "stopped" / "run" / "weights" / "last.pt"
     jobs += [{"folder": str(root / "stopped"), "arguments": {"resume": str(last)}}]
     jobs += [job(root / "ram", twelve, teacher, epochs=3, teacher_cache="ram", views=2, close_mosaic=0)]
@@ -217,7 +217,7 @@ def test_the_file_that_ultralytics_launches_rebuilds_the_trainer(few, teacher, t
 
     from tskd_yolo import Trainer
 
-    arguments = settings(tmp_path, few, teacher=str(teacher), drd=0.125, graph="trained")
+    arguments = settings(tmp_path, few, teacher=str(teacher), drd=0.125)
     parent = Trainer(**arguments)
     state = launched(parent)
     cfg = {**DEFAULT_CFG_DICT, "save_dir": ""}

@@ -55,7 +55,7 @@ def test_adapters_are_in_the_optimizer_once_and_move(optimizer, tmp_path, data, 
         pairs = zip(seen["before"], trainer.distiller.learned.parameters(), strict=True)
         seen["moved"] = [not torch.equal(a, b) for a, b in pairs if a.dim() > 1]
 
-    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), optimizer=optimizer, graph="trained"))
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), optimizer=optimizer))
     trainer.add_callback("on_train_start", start)
     trainer.add_callback("on_train_epoch_end", end)
     trainer.train()

@@ -102,7 +102,7 @@ def test_a_run_killed_three_times_goes_on_to_a_whole_end(tmp_path, data, teacher
     others = tmp_path / "others"
     for name in range(6):
         draw_image(others / f"{name}.png")
-    words = words_of(tmp_path, data, teacher, epochs=4, graph="trained", unlabelled=str(others))
+    words = words_of(tmp_path, data, teacher, epochs=4, unlabelled=str(others))
     for moment, epoch in (("step", 1), ("val", 2), ("saving", 2)):
         run = process(words, KILL=moment, EPOCH=str(epoch))
         said, _ = run.communicate(timeout=300)
@@ -131,7 +131,7 @@ def test_a_run_killed_before_the_final_stripping_is_finished(tmp_path, data, tea
 
 @pytest.mark.soak
 def test_twenty_random_kills_end_like_an_uninterrupted_run(tmp_path, data, teacher):
-    more = dict(epochs=12, graph="trained", lr0=1e-4)
+    more = dict(epochs=12, lr0=1e-4)
     assert main(words_of(tmp_path / "whole", data, teacher, **more)) == 0
     folder, moment = tmp_path / "killed", random.Random(0)
     last, begun = folder / "run" / "weights" / "last.pt", folder / "begins.pt"
@@ -195,7 +195,7 @@ def test_without_the_side_file_a_run_goes_on_with_new_adapters(damage, last, tmp
     else:
         torch.save({"states": {7: {}}}, side)
     assert resume(last) == 0
-    assert "adapters and graph units start anew" in caplog.text
+    assert "adapters start anew" in caplog.text
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3]
 
 

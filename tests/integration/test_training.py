@@ -64,7 +64,7 @@ def finished(tmp_path_factory, data, teacher) -> Finished:
         if trainer.epoch == 0:
             seen["saved"] = {file.name: file.read_bytes() for file in trainer.wdir.glob("*.pt")}
 
-    options = dict(epochs=2, plots=True, save_period=1, graph="trained")
+    options = dict(epochs=2, plots=True, save_period=1)
     trainer = Trainer(**settings(folder, data, teacher=str(teacher), **options))
     for event in ("on_train_start", "on_train_epoch_end"):
         trainer.add_callback(event, look_at_the_teacher)
@@ -144,7 +144,7 @@ def test_with_all_weights_zero_it_is_plain_training_to_the_bit(tmp_path, data, t
 
 
 def test_random_numbers_stay_those_of_plain_training(tmp_path, data, teacher, stock, monkeypatch, caplog, no_end):
-    """Teacher, adapters, graph units and teacher validation are all there: only their gradient is lost in rounding."""
+    """Teacher, adapters and teacher validation are all there: only their gradient is lost in rounding."""
     monkeypatch.setattr(hashing, "USER_CONFIG_DIR", tmp_path / "settings")  # where no score is kept yet
     weightless = dict(balance="fixed", drd=1e-30, ded=1e-30, crd=1e-30)
     trained(tmp_path, data, epochs=2, teacher=str(teacher), channels_last=False, **weightless)
@@ -262,7 +262,7 @@ def test_an_interrupted_run_resumes_with_its_adapters(tmp_path, data, teacher, n
             kept["optimizer"] = len(trainer.optimizer.state_dict()["state"])
             raise Stop
 
-    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=3, graph="trained"))
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), epochs=3))
     trainer.add_callback("on_model_save", interrupt)
     with pytest.raises(Stop):
         trainer.train()

@@ -39,7 +39,7 @@ class Distiller:
         student: The plain detector that is trained.
         teacher: The frozen teacher.
         config: The checked settings.
-        seed: Seed of the adapters' and graph units' first weights.
+        seed: Seed of the adapters' first weights.
         scale: Size of the teacher's image over that of the student's.
         others: Teachers whose responses are heard beside the first one's.
 
@@ -116,7 +116,8 @@ class Distiller:
         """Adapters by source and map, then what each term has of its own."""
         modules: Any = nn.ModuleDict()
         for source in self.sources:
-            modules[source.name] = source.build()
+            if (adapters := source.build()) is not None:
+                modules[source.name] = adapters
         for term in self.terms:
             key, _, branch = term.name.partition(":")
             if not branch:
@@ -231,16 +232,8 @@ class Distiller:
         parts = torch.stack([sum((weighted[t.name] for t in terms if t.key == key), zero) for key in TERMS])
         self.monitor.see(terms, finite)
         # Ultralytics multiplies its means by the batch size and shows the means.
-        vector = torch.cat((vector, (parts + self._own_gradient(losses)).to(vector) * images))
+        vector = torch.cat((vector, parts.to(vector) * images))
         return vector, {**items, **{f"{key}_loss": part for key, part in zip(TERMS, parts.detach(), strict=True)}}
-
-    @staticmethod
-    def _own_gradient(losses: Losses) -> Tensor | float:
-        """Zero, with the gradient of what terms' own parameters minimise: free of weights and shares."""
-        if not losses.objectives:
-            return 0.0
-        total = torch.stack(losses.objectives).sum() / len(TERMS)  # added to the entry of every term
-        return total - total.detach()
 
     def factor_of(self, name: str, count: bool = False) -> float | Tensor:
         """What a term is multiplied by; ``count`` where it is, and not only asked for."""

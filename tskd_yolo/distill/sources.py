@@ -17,11 +17,7 @@ from tskd_yolo.losses.standardize import Map, centred, standardize
 
 
 class MapSource:
-    """Feature maps at strides that both networks have, which any number of terms compare.
-
-    The student's maps come to the teacher's channels through adapters and are standardised, once for all terms. An
-    adapter is a 1x1 convolution also between equal widths, because channels of the same number have nothing in common
-    in two networks. The first step starts it from the least squares.
+    """Feature maps at strides that both networks have, which any number of terms compare; standardised, once for all.
 
     Args:
         name: Where the maps are, as :class:`StudentOutputs` and :class:`TeacherOutputs` have them.
@@ -30,41 +26,26 @@ class MapSource:
 
     weighed = False
     """Whether levels weigh by the teacher's class scores on them."""
+    measured_at = "neck"
+    """Where gradient shares are measured, as columns name it."""
 
     def __init__(self, name: str, pairs: Sequence[Pair]) -> None:
         self.name, self.pairs = name, pairs
-        self.adapters: Any = None
 
-    def build(self) -> nn.ModuleList:
-        """Draws the adapters."""
-        self.adapters = nn.ModuleList(map(self._adapter, self.pairs))
-        return self.adapters
+    def build(self) -> nn.ModuleList | None:
+        """Draws the adapters; None where maps are compared by what needs none."""
+        return None
 
-    def _adapter(self, pair: Pair) -> nn.Module:
-        return nn.Conv2d(pair.student, pair.compared, 1, bias=False)
-
-    @torch.no_grad()
     def fit(self, student: Sequence[Tensor], teacher: Sequence[Tensor | Callable[[], Map]]) -> None:
-        """Starts each adapter from the least squares of a batch: see :func:`tskd_yolo.losses.fit.least_squares`.
-
-        One whose maps are not finite, or do not vary, stays as it was drawn.
+        """Starts the adapters from a batch.
 
         Args:
             student, teacher: The maps of both.
         """
-        for pair, layer, own, theirs in zip(self.pairs, self.adapters, student, teacher, strict=True):
-            cells = centred(own.detach().float(), pair.spatial_step).flatten(0, 1)
-            wanted: Any = self.teacher_map(theirs)
-            solved = least_squares(cells, wanted.full().flatten(0, 1)).view_as(layer.weight)
-            usable = solved.isfinite().all() & solved.any()
-            layer.weight.copy_(torch.where(usable, solved, layer.weight))
 
     def adapt(self, maps: Sequence[Tensor]) -> list[Any]:
-        """The student's maps ``(N, C, H, W)`` at the teacher's width, as the losses take them."""
-        return [self._adapted(*each) for each in zip(self.pairs, self.adapters, maps, strict=True)]
-
-    def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
-        return standardize(features, adapter.weight.flatten(1), spatial_step=pair.spatial_step)
+        """The student's maps ``(N, C, H, W)`` as the losses take them."""
+        return [standardize(features) for features in maps]
 
     def teacher_map(self, features: Tensor | Callable[[], Map]) -> Tensor | Map:
         """A map of the teacher's as the losses take it."""
@@ -73,9 +54,6 @@ class MapSource:
     def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
         """A term from its values on every map."""
         return torch.stack(list(values)).mean()
-
-    measured_at = "neck"
-    """Where gradient shares are measured, as columns name it."""
 
     def measured(self, maps: Sequence[Tensor]) -> Sequence[Tensor]:
         """The student's maps on which gradient shares are measured."""
@@ -96,7 +74,45 @@ class Neck(MapSource):
         return (level_weights(teacher.level_scores) * torch.stack(list(values))).sum()
 
 
-class EarlyStages(MapSource):
+class AdaptedSource(MapSource):
+    """Maps that are compared channel by channel: the student's come to the teacher's channels through adapters.
+
+    An adapter is a 1x1 convolution also between equal widths, because channels of the same number have nothing in
+    common in two networks. The first step starts it from the least squares.
+    """
+
+    adapters: Any = None
+
+    def build(self) -> nn.ModuleList:
+        """Draws the adapters."""
+        self.adapters = nn.ModuleList(map(self._adapter, self.pairs))
+        return self.adapters
+
+    def _adapter(self, pair: Pair) -> nn.Module:
+        return nn.Conv2d(pair.student, pair.compared, 1, bias=False)
+
+    @torch.no_grad()
+    def fit(self, student: Sequence[Tensor], teacher: Sequence[Tensor | Callable[[], Map]]) -> None:
+        """Starts each adapter from the least squares of a batch: see :func:`tskd_yolo.losses.fit.least_squares`.
+
+        One whose maps are not finite, or do not vary, stays as it was drawn.
+        """
+        for pair, layer, own, theirs in zip(self.pairs, self.adapters, student, teacher, strict=True):
+            cells = centred(own.detach().float(), pair.spatial_step).flatten(0, 1)
+            wanted: Any = self.teacher_map(theirs)
+            solved = least_squares(cells, wanted.full().flatten(0, 1)).view_as(layer.weight)
+            usable = solved.isfinite().all() & solved.any()
+            layer.weight.copy_(torch.where(usable, solved, layer.weight))
+
+    def adapt(self, maps: Sequence[Tensor]) -> list[Any]:
+        """The student's maps ``(N, C, H, W)`` at the teacher's width, as the losses take them."""
+        return [self._adapted(*each) for each in zip(self.pairs, self.adapters, maps, strict=True)]
+
+    def _adapted(self, pair: Pair, adapter: Any, features: Tensor) -> Tensor | Map:
+        return standardize(features, adapter.weight.flatten(1), spatial_step=pair.spatial_step)
+
+
+class EarlyStages(AdaptedSource):
     """Early stages of the backbone.
 
     Gradient shares are measured at the last of them: a walk back from the loss to earlier ones takes more time, and
@@ -112,7 +128,7 @@ class EarlyStages(MapSource):
         return maps[-1:]
 
 
-class PaperNeck(MapSource):
+class PaperNeck(AdaptedSource):
     """Levels of the neck as the release takes them: as they are, and summed; adapters have a bias and are drawn."""
 
     def _adapter(self, pair: Pair) -> nn.Module:

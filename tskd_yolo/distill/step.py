@@ -45,13 +45,10 @@ class Readers(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The unweighted terms of one pass by name, the tensors of the student where each one's share is measured, and what
-    terms' own parameters minimise beside them.
-    """
+    """The unweighted terms of one pass by name, and the tensors of the student where each one's share is measured."""
 
     values: dict[str, Tensor]
     measured: dict[str, Sequence[Tensor]]
-    objectives: list[Tensor]
 
 
 class Step:
@@ -156,7 +153,7 @@ class Step:
             seen: What the teacher sees in the others.
         """
         if not self.terms or self.teacher is None:
-            return Losses({}, {}, [])
+            return Losses({}, {})
         teacher, (height, width) = self.teacher, batch["img"].shape[2:]
         boxes = boxes_of(batch, images=len(batch["img"]), size=(height, width))
         if seen is not None:
@@ -165,8 +162,7 @@ class Step:
             if self.begin is not None:
                 self.begin(student, teacher)
             values = {term.name: term(student=student, teacher=teacher, boxes=boxes) for term in self.terms}
-            objectives = [objective for term in self.terms if (objective := term.objective(teacher)) is not None]
-        return Losses(values, {term.name: term.measured(student) for term in self.terms}, objectives)
+        return Losses(values, {term.name: term.measured(student) for term in self.terms})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         return None

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from tskd_yolo.config import Config
@@ -53,7 +51,7 @@ class Term:
 
     def __init__(self, key: str, name: str | None = None) -> None:
         self.key, self.name = key, name or key
-        self.guard, self.objective_guard = Guard(), Guard()
+        self.guard = Guard()
         self.module: Any = None
         self.measured_at = "neck"
         """Where its gradient share is measured, as its columns name it."""
@@ -76,10 +74,6 @@ class Term:
     def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
         """The term from the values of its parts."""
         return values[0]
-
-    def objective(self, teacher: TeacherOutputs) -> Tensor | None:
-        """What its own parameters minimise beside the term, whatever the term weighs; None where there is nothing."""
-        return None
 
     def reached(self, student: StudentOutputs) -> Sequence[Tensor]:
         """The student's tensors that the term's gradient goes into first."""
@@ -125,17 +119,6 @@ class MapTerm(Term):
     def total(self, values: Sequence[Tensor], teacher: TeacherOutputs) -> Tensor:
         """As the source has it."""
         return self.source.total(values, teacher)
-
-    def objective(self, teacher: TeacherOutputs) -> Tensor | None:
-        """The sum over the maps of what a loss calls its ``objective``, where it has parameters."""
-        maps = zip(self.module, teacher.maps[self.source.name], strict=True)
-        parts = [self._objective(loss, features) for loss, features in maps if any(True for _ in loss.parameters())]
-        if not parts:
-            return None
-        return self.objective_guard.leave(torch.stack(guarded(parts, self.objective_guard)).sum())
-
-    def _objective(self, loss: Any, features: Any) -> Part:
-        return Part(lambda: loss.objective(self.source.teacher_map(features)), [], list(loss.parameters()))
 
     def reached(self, student: StudentOutputs) -> Sequence[Tensor]:
         """The maps."""
@@ -344,7 +327,7 @@ def default_terms(panel: Panel, config: Config) -> Terms:
     match = panel.first.match
     neck = (MapSource if match.headless else Neck)("neck", match.neck())
     return {
-        "drd": [MapTerm("drd", neck, partial(DRD, trained=config.graph == "trained"))],
+        "drd": [MapTerm("drd", neck, lambda channels: DRD())],
         "ded": on_stages("ded", match, lambda channels: DED()),
         "crd": responses(panel),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
@@ -24,6 +25,23 @@ def all_reduce_mean(statistic: Tensor) -> Tensor:
     Every process has to ask, in the same order.
     """
     return statistic if processes() == 1 else _AllReduceMean.apply(statistic)
+
+
+def rank() -> int:
+    """Number of this process, from 0 on."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def all_gather(rows: Tensor) -> Tensor:
+    """Rows of all processes in their order, ``(K, ...)`` -> ``(processes K, ...)``, with their gradient.
+
+    Every process has to ask, in the same order and with as many rows.
+    """
+    if processes() == 1:
+        return rows
+    before, after = rank(), processes() - rank() - 1
+    nothing = torch.zeros_like(rows)
+    return all_reduce_mean(torch.cat([*[nothing] * before, rows, *[nothing] * after])) * processes()
 
 
 class _AllReduceMean(Function):

@@ -1,107 +1,101 @@
 """DRD: dual-relation distillation.
 
-A defect is recognised by its surroundings. Two graphs describe them: one over the pixels of a feature map, one over
-the annotated instances of an image. The student learns to give the same relations as the teacher.
+A defect is recognised by its surroundings. Two graphs say how: one over the cells of a feature map, one over the
+annotated instances of a batch. An edge is how alike its two ends are, and the student learns to give the same edges as
+the teacher. Edges need no common channels: two networks that say the same of any two places agree.
 
 Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
-Computers in Industry 166 (2025) 104252; graph reasoning after Chen et al. (GloRe), CVPR 2019.
+Computers in Industry 166 (2025) 104252: relations of pixels and of instances; cosines as relations after Tung and Mori,
+"Similarity-preserving knowledge distillation", ICCV 2019. :class:`tskd_yolo.losses.paper.PaperDRD` has the paper's.
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tskd_yolo.losses.boxes import Boxes, slots, windows
-from tskd_yolo.losses.distributed import all_reduce_mean
-from tskd_yolo.losses.glore import GraphUnit, neighbours
-from tskd_yolo.losses.standardize import Map, inverse_deviation, standardize, standardize_pair
+from tskd_yolo.losses.distributed import all_gather, all_reduce_mean, rank
+from tskd_yolo.losses.standardize import Map, standardize_pair
+from tskd_yolo.rounding import ceil_div
 
-NODES, STATES, CROP, INSTANCES = 16, 32, 2, 8
-"""Graph nodes, node width, cells per side of an instance, and most instances of an image that are compared."""
+SIDE, INSTANCES = 8, 8
+"""Regions of a map that are nodes, along either axis; most instances of an image that are."""
 
 
 class DRD(nn.Module):
     """Pixel and instance relation of one level.
 
-        loss = mean (s(Y_pixel(S)) - s(Y_pixel(T)))^2 + mean (s(Y_instance(S)) - s(Y_instance(T)))^2
+        a_ij = cos(x_i, x_j)                                               for any two nodes i and j
+        loss = mean (n(a(S)) - n(a(T)))^2 of the pixel graph + the same of the instance graph
 
-    with ``s`` the standardisation of every state channel and ``Y`` the output of one graph unit, shared by both
-    networks. Instances are RoIAlign crops of the unit's states (all channels take part), the nodes of a graph per
-    image; of an image with more than eight, eight evenly spaced ones are compared. In an image without labels the
-    instances are the boxes that the teacher is surest of, each with its weight. No instance in the batch: that part is
-    0, with a gradient of 0.
-
-    Args:
-        channels: Width C of the maps (the teacher's; the student comes through its adapter).
-        trained: Whether the graph unit learns to reconstruct the teacher's map (:meth:`objective`), or stays as it was
-            drawn.
+    with ``n`` the standardisation of a graph's edges, over the whole batch. Nodes hold the standardised channels of a
+    network's own map. Those of the pixel graph are the map's regions, at most 8 x 8 means of cells, and its edges join
+    regions of one image. Those of the instance graph are the means of what RoIAlign cuts out of the map at annotated
+    boxes, and its edges join any two instances of the batch, also of different images; of an image with more than
+    eight, eight evenly spaced ones are nodes. In an image without labels the instances are the boxes that the teacher
+    is surest of, and an edge has the product of its ends' weights. A graph without an edge gives 0, with a gradient
+    of 0.
 
     Shapes:
-        student, teacher: ``(N, C, H, W)``; output ``()``, float32.
+        student: ``(N, B, H, W)``; teacher: ``(N, C, H, W)``; output ``()``, float32.
     Units:
-        2 (1 - correlation) per part: 0 for identical maps, about 2 for unrelated ones, at any width, size or batch.
+        2 (1 - correlation) per graph: 0 for identical maps, about 2 for unrelated ones, at any width, size or batch.
     """
-
-    def __init__(self, channels: int, trained: bool = False) -> None:
-        super().__init__()
-        self.unit = GraphUnit(channels, nodes=min(NODES, channels), states=min(STATES, channels), trained=trained)
-        self.trained = trained
 
     def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
         """Returns the sum of :meth:`terms`."""
         terms = self.terms(student=student, teacher=teacher, boxes=boxes)
         return terms["pixel"] + terms["instance"]
 
-    def objective(self, teacher: Tensor | Map) -> Tensor:
-        """What a trained unit minimises: :meth:`GraphUnit.reconstruction` of the teacher's map, a scalar."""
-        if isinstance(teacher, Tensor):
-            teacher = standardize(teacher.detach())
-        return self.unit.reconstruction(teacher.image(teacher.full()))
-
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> dict[str, Tensor]:
         """Returns the parts ``pixel`` and ``instance``."""
-        student, teacher = standardize_pair(student, teacher)
-        pixel = relation_error(student=self.unit.factors(student), teacher=self.unit.factors(teacher))
-        return {"pixel": pixel, "instance": self._instance(student, teacher, boxes)}
-
-    def _instance(self, student: Map, teacher: Map, boxes: Boxes) -> Tensor:
-        boxes, valid = slots(boxes, INSTANCES)
-        cut = windows(boxes, *teacher.size, CROP).unflatten(0, valid.shape).flatten(1, 2)  # (N, I cells, P)
-        weight = valid.unsqueeze(2).expand(-1, -1, CROP**2).flatten(1).unsqueeze(1)  # (N, 1, I cells)
-        ours, theirs = (_standardize_valid(self._relation(m, cut, valid), weight) for m in (student, teacher))
-        count = all_reduce_mean(weight.sum()) * ours.shape[1]
-        return ((ours - theirs).square() * weight).sum() / count.clamp(min=1e-6)
-
-    def _relation(self, features: Map, cut: Tensor, valid: Tensor) -> Tensor:
-        """The graph's output for the instances, ``(N, S, I cells)``; ``cut`` holds their RoIAlign weights."""
-        nodes = self.unit.gather(features, cut)
-        apart = nodes.unflatten(2, (valid.shape[1], -1)).transpose(1, 2)  # (N, I, S, cells)
-        return self.unit.reason(nodes + neighbours(apart, valid).transpose(1, 2).flatten(2))
+        maps = standardize_pair(student, teacher)
+        return {"pixel": _pixel(*maps), "instance": _instance(*maps, boxes)}
 
 
-def _standardize_valid(x: Tensor, weight: Tensor) -> Tensor:
-    """Channels (dimension 1) of ``(N, S, K)`` to mean 0 and variance 1 where ``weight`` ``(N, 1, K)`` is 1."""
-    count = all_reduce_mean(weight.sum()).clamp(min=1e-6)
-    x = x - all_reduce_mean((x * weight).sum(dim=(0, 2), keepdim=True)) / count
-    return x * inverse_deviation(all_reduce_mean((x.square() * weight).sum(dim=(0, 2), keepdim=True)) / count)
+def _pixel(student: Map, teacher: Map) -> Tensor:
+    ours, theirs = (cosines(nodes, nodes) for nodes in (regions(student), regions(teacher)))
+    others = 1 - torch.eye(ours.shape[1], device=ours.device)
+    return edge_error(student=ours, teacher=theirs, weight=others.expand_as(ours))
 
 
-def relation_error(*, student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
-    """``mean (s(Y_S) - s(Y_T))^2`` of two relations ``Y = V B`` given as ``(V, B)``, without forming either Y.
+def regions(features: Map) -> Tensor:
+    """Means of a map's regions, at most 8 x 8, ``(N, regions, C)``."""
+    region = [ceil_div(side, SIDE) for side in features.size]
+    return F.avg_pool2d(features.image(features.full()), region, ceil_mode=True).flatten(2).transpose(1, 2)
 
-    Moments of Y are moments of B, seen through V:  ``sum_p Y Z^T = V (B D^T) W^T``  for another relation ``Z = W D``.
+
+def _instance(student: Map, teacher: Map, boxes: Boxes) -> Tensor:
+    boxes, valid = slots(boxes, INSTANCES)
+    cut = windows(boxes, *teacher.size, 1).unflatten(0, valid.shape).squeeze(2)  # RoIAlign weights (N, I, P)
+    weight = valid.flatten()
+    edges = []
+    for features in (student, teacher):
+        nodes = (cut @ features.full()).flatten(0, 1)
+        edges.append(cosines(nodes, all_gather(nodes)))
+    everyone = all_gather(weight)
+    number = torch.arange(len(everyone), device=weight.device)
+    own = number[rank() * len(weight) :][: len(weight)]
+    weight = weight.unsqueeze(1) * everyone * (own.unsqueeze(1) != number)
+    return edge_error(student=edges[0], teacher=edges[1], weight=weight)
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    """``(*, I, C)``, ``(*, J, C)`` nodes -> ``(*, I, J)``; a node of zeros is unlike all."""
+    return F.normalize(a, dim=-1, eps=1e-6) @ F.normalize(b, dim=-1, eps=1e-6).transpose(-1, -2)
+
+
+def edge_error(*, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """``mean (n(a(S)) - n(a(T)))^2`` of weighted edges of one shape; 0 where nothing has weight.
+
+    Edges that hardly differ, less than cosines of 0.01, are not scaled up.
     """
-    means = [
-        all_reduce_mean((nodes @ project.mean(dim=2, keepdim=True)).mean(dim=(0, 2)))
-        for nodes, project in (student, teacher)
-    ]
+    total = all_reduce_mean(weight.sum()).clamp(min=1e-6)
 
-    def covariance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
-        gram = a[1] @ b[1].transpose(1, 2) / a[1].shape[2]
-        return all_reduce_mean((a[0] @ gram * b[0]).sum(dim=2).mean(dim=0)) - mean
+    def standard(edges: Tensor) -> Tensor:
+        edges = edges - all_reduce_mean((edges * weight).sum()) / total
+        return edges * (all_reduce_mean((edges.square() * weight).sum()) / total + 1e-4).rsqrt()
 
-    ours = covariance(student, student, means[0].square())
-    theirs = covariance(teacher, teacher, means[1].square())
-    shared = covariance(student, teacher, means[0] * means[1])
-    a, b = inverse_deviation(ours), inverse_deviation(theirs)
-    return (ours * a * a + theirs * b * b - 2 * shared * a * b).mean().clamp(min=0)  # rounding may fall below
+    return ((standard(student) - standard(teacher)).square() * weight).sum() / total

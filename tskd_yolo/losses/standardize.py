@@ -35,14 +35,6 @@ class Map(NamedTuple):
     grid: tuple[int, int] | None = None
     spatial_step: int = 1
 
-    def read(self, weight: Tensor) -> Tensor:
-        """``map @ weight^T``: ``(R, C)`` weights give ``(N, P, R)``."""
-        return F.linear(self.cells, self.through(weight))
-
-    def through(self, weight: Tensor) -> Tensor:
-        """The weights ``(R, C)`` of the map as weights ``(R, B)`` of its cells."""
-        return weight if self.projection is None else weight @ self.projection
-
     def full(self) -> Tensor:
         """The map itself, ``(N, P, C)``."""
         return self.cells if self.projection is None else F.linear(self.cells, self.projection)

@@ -18,7 +18,7 @@ from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.distiller import Distiller
 
 SIDE_FILE = "tskd_last.pt"
-"""What a run needs beside last.pt to go on: adapters and graph units, tensors only, of its last two epochs."""
+"""What a run needs beside last.pt to go on: adapters, tensors only, of its last two epochs."""
 
 PREVIOUS = "tskd_previous.pt"
 """The checkpoint before last.pt, kept while a run lasts."""
@@ -84,7 +84,7 @@ def keep_previous(last: Path) -> None:
 
 
 class SideFile:
-    """The file beside last.pt with the adapters and graph units: last.pt itself holds a plain student.
+    """The file beside last.pt with the adapters: last.pt itself holds a plain student.
 
     It is written before last.pt and holds two epochs, so it has the right one whichever last.pt a kill leaves.
     """
@@ -117,7 +117,7 @@ class SideFile:
         """
         states = self._states()
         if epoch not in states:
-            LOGGER.warning(f"{self.file} holds nothing of epoch {epoch + 1}: adapters and graph units start anew.")
+            LOGGER.warning(f"{self.file} holds nothing of epoch {epoch + 1}: adapters start anew.")
             return
         teachers = _digests(distiller)
         if states[epoch].get("teachers", teachers) != teachers:  # an earlier version did not keep them

@@ -156,7 +156,7 @@ def _nearest(masks: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def with_adapters(student: Any, learned: nn.Module) -> nn.Module:
-    """Student, adapters and graph units as one module, from which the engine makes parameter groups as it always does.
+    """Student and adapters as one module, from which the engine makes parameter groups as it always does.
 
     It names the student's parameters as the student itself names them.
     """

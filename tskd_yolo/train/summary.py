@@ -275,7 +275,7 @@ def _settings(distiller: Distiller, config: Config) -> list[str]:
     terms = "   ".join(f"{term} {weight:g}" if weight else f"{term} off" for term, weight in config.weights.items())
     count = sum(parameter.numel() for parameter in distiller.learned.parameters())
     return [
-        f"terms     {terms}   (balance={config.balance} variant={config.variant} graph={config.graph})",
+        f"terms     {terms}   (balance={config.balance} variant={config.variant})",
         f"adapters  {count:,} parameters, trained with the student and not part of it",
     ]
 

@@ -35,7 +35,7 @@ from tskd_yolo.train.unlabelled import UnlabelledMixin
 class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, UnlabelledMixin):
     """Adds a teacher to an Ultralytics trainer.
 
-    The student stays a plain Ultralytics model: teacher, adapters and graph units live here. Before each forward pass
+    The student stays a plain Ultralytics model: teacher and adapters live here. Before each forward pass
     of the student the teacher sees the same images, and for this one pass the student's criterion is ours.
 
     Args:
@@ -137,7 +137,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         )
 
     def build_optimizer(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """One optimizer for student, adapters and graph units, in the same parameter groups."""
+        """One optimizer for student and adapters, in the same parameter groups."""
         if self.distiller is not None and self._learned:
             model = prepare.with_adapters(unwrap_model(model), self.distiller.learned)
         optimizer = super().build_optimizer(model, *args, **kwargs)
