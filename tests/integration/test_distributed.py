@@ -148,7 +148,7 @@ def test_processes_hold_equal_students_and_adapters_at_the_end(count, request):
 def test_processes_find_what_one_finds_on_the_whole_batch(count, detector, request):
     folder = request.getfixturevalue({2: "two", 3: "three"}[count]) / "terms"
     model, large = PAIRS[count]
-    alone = found(str(detector(large)), model, "fixed", whole_batch())
+    alone = found(str(detector(large)), model, whole_batch())
     ranks = [torch.load(folder / f"terms{rank}.pt") for rank in range(count)]
     for name, value in alone["terms"].items():
         assert sum(rank["terms"][name] for rank in ranks) / count == pytest.approx(value, rel=1e-4), name

@@ -27,7 +27,7 @@ def test_terms_give_way_and_that_is_said(tmp_path, data, detector, no_end, monke
     (line,) = [line for line in lines if "give way" in line]
     assert line.endswith("count 0.50 of what they were set to, and not in patches.")
     shares = [row["share/drd(neck)"] for row in rows(tmp_path)]
-    assert shares[0] == pytest.approx(0.05, rel=0.01) and shares[1] < 0.9 * shares[0]
+    assert shares[0] == pytest.approx(1, rel=0.01) and shares[1] < 0.9 * shares[0]
 
 
 @pytest.mark.slow

@@ -91,12 +91,12 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain numbers."""
-        return {"step": self.steps, "pulls": {name: torch.stack(g).tolist() for name, g in self.gradients.items()}}
+        return {"step": self.steps, "gradients": {name: torch.stack(g).tolist() for name, g in self.gradients.items()}}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from :meth:`state`."""
         self.steps = state["step"]
-        self.gradients = {name: Gradients(*torch.tensor(g, device=device)) for name, g in state["pulls"].items()}
+        self.gradients = {name: Gradients(*torch.tensor(g, device=device)) for name, g in state["gradients"].items()}
 
 
 class Fixed:

@@ -268,7 +268,7 @@ class Distiller:
         self.learned.load_state_dict(state["learned"])
         self.on = {key: weight for key, weight in self.on.items() if key in state["on"]}
         self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
-        self.past_lead = state.get("lead")  # an earlier version knew none
+        self.past_lead = state["lead"]
         if self.lead is not None and self.past_lead is not None:
             self.lead.restore(self.past_lead)
 

@@ -119,8 +119,7 @@ class SideFile:
         if epoch not in states:
             LOGGER.warning(f"{self.file} holds nothing of epoch {epoch + 1}: adapters start anew.")
             return
-        teachers = _digests(distiller)
-        if states[epoch].get("teachers", teachers) != teachers:  # an earlier version did not keep them
+        if states[epoch].get("teachers") != _digests(distiller):
             raise ConfigError([f"teacher: {teacher} is not the one that this run began with; give that one."])
         try:
             distiller.restore(states[epoch])
