@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers import rows, settings, tiny_data, trained, weights
+from tests.helpers import logged, rows, settings, tiny_data, trained, weights
 from tskd_yolo import Trainer
 from tskd_yolo.cli import main
 from tskd_yolo.distill.distiller import Distiller
@@ -146,3 +146,13 @@ def test_a_data_set_without_any_box_trains(tmp_path, teacher, no_end):
     trained(tmp_path, data, teacher=str(teacher))
     (row,) = rows(tmp_path)
     assert all(row[f"train/{term}_loss"] == row[f"train/{term}_loss"] for term in ("drd", "ded", "crd"))
+
+
+def test_drd_alone_needs_no_adapter(tmp_path, data, teacher, no_end):
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(teacher), ded=0, crd=0))
+    with logged() as lines:
+        trainer.train()
+    said = "\n".join(lines)
+    assert "adapters  none" in said and not list(trainer.distiller.learned.parameters())
+    assert "every term reaches the student on 1 process(es), the teacher has not." in said
+    assert rows(tmp_path)[0]["train/drd_loss"] > 0

@@ -119,9 +119,13 @@ class Monitor:
         gradients = [self.distiller.meter.gradients.get(name) for name in names]
         return any(float(g.term) for g in gradients if g is not None)
 
-    def _adapters_stand_still(self) -> bool:
-        """Whether there are adapters and units of terms that are on, and none of them has moved."""
+    @property
+    def adapters(self) -> dict[str, Tensor]:
+        """Where the adapters of terms that are on started, by name."""
         on = {*self.distiller.on, *(source.name for source in self.distiller.sources)}
-        parameters = dict(self.distiller.learned.named_parameters())
-        first = {name: value for name, value in self._first.items() if name.split(".")[0] in on}
+        return {name: value for name, value in self._first.items() if name.split(".")[0] in on}
+
+    def _adapters_stand_still(self) -> bool:
+        """Whether there are some, and none of them has moved."""
+        parameters, first = dict(self.distiller.learned.named_parameters()), self.adapters
         return bool(first) and all(torch.equal(value, parameters[name]) for name, value in first.items())

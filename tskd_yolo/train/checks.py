@@ -362,9 +362,10 @@ def check_first_epoch(monitor: Monitor, processes: Processes) -> None:
         raise RunError(f"the first-epoch check failed, the run was stopped: {'; '.join(problems)}.")
     shares = {k: v for k, v in monitor.columns().items() if k.startswith("share/")}
     words = "   ".join(f"{key.split('/')[1]} {value:.1%}" for key, value in shares.items())
+    moved = ", adapters have moved" if monitor.adapters else ""
     LOGGER.info(
         f"{colorstr('tskd-yolo:')} first-epoch check passed: every term reaches the student on {processes.count} "
-        f"process(es), adapters have moved, the teacher has not. Gradient shares: {words}."
+        f"process(es){moved}, the teacher has not. Gradient shares: {words}."
     )
     for term, (reached, asked) in monitor.short_shares().items():
         LOGGER.warning(

@@ -274,10 +274,8 @@ def _settings(distiller: Distiller, config: Config) -> list[str]:
     """Terms with their weights, and the size of what is trained besides the student."""
     terms = "   ".join(f"{term} {weight:g}" if weight else f"{term} off" for term, weight in config.weights.items())
     count = sum(parameter.numel() for parameter in distiller.learned.parameters())
-    return [
-        f"terms     {terms}   (balance={config.balance} variant={config.variant})",
-        f"adapters  {count:,} parameters, trained with the student and not part of it",
-    ]
+    trained = f"{count:,} parameters, trained with the student and not part of it" if count else "none"
+    return [f"terms     {terms}   (balance={config.balance} variant={config.variant})", f"adapters  {trained}"]
 
 
 def _exceptions(distiller: Distiller) -> list[str]:
