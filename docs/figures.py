@@ -26,7 +26,7 @@ from ultralytics import YOLO
 
 from tskd_yolo.losses.boxes import Boxes, covered
 from tskd_yolo.losses.crd import LOCATION_STEP
-from tskd_yolo.losses.drd import SIDE, cosines, regions
+from tskd_yolo.losses.drd import SIDE, regions
 from tskd_yolo.losses.paper import masks
 from tskd_yolo.losses.standardize import standardize
 
@@ -155,7 +155,7 @@ def relations(weights: Path, image: np.ndarray, side: int) -> np.ndarray:
         network(tensor)
     hook.remove()
     nodes = regions(standardize(caught[0]))
-    return cosines(nodes, nodes)[0].numpy()
+    return (nodes @ nodes.transpose(1, 2))[0].numpy()
 
 
 def crd(image: np.ndarray, boxes: Boxes, *, teacher: list[np.ndarray], plain: list[np.ndarray]) -> Any:

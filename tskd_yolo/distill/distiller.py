@@ -81,7 +81,7 @@ class Distiller:
             raise ConfigError(problems)
         self.left_out: dict[str, str] = {}
         """Of terms that have a weight, but that this student and this teacher have none of, why."""
-        self.terms = self._available(variant.terms(self.panel, config))
+        self.terms = self._available(variant.terms(self.panel))
         self._responses = any(isinstance(term, HeadTerm) for term in self.terms)
         self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""

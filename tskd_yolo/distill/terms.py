@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tskd_yolo.config import Config
 from tskd_yolo.distill.features import ENTRY_STAGE, STAGE_STRIDES, Capture, Levels, StudentOutputs, TeacherOutputs
 from tskd_yolo.distill.matching import Match
 from tskd_yolo.distill.nonfinite import Guard, Part, guarded
@@ -318,11 +317,11 @@ Terms = dict[str, list[Term] | str]
 class Variant(NamedTuple):
     """A value of ``variant=``: its terms, and the stage after which activations enter the teacher's head."""
 
-    terms: Callable[[Panel, Config], Terms]
+    terms: Callable[[Panel], Terms]
     entry_stage: int
 
 
-def default_terms(panel: Panel, config: Config) -> Terms:
+def default_terms(panel: Panel) -> Terms:
     """DRD on the neck, DED on the backbone's early stages, CRD through the last layer of the teacher's head."""
     match = panel.first.match
     neck = (MapSource if match.headless else Neck)("neck", match.neck())
@@ -333,7 +332,7 @@ def default_terms(panel: Panel, config: Config) -> Terms:
     }
 
 
-def paper_terms(panel: Panel, config: Config) -> Terms:
+def paper_terms(panel: Panel) -> Terms:
     """The release's: DRD and DED on all channels of the neck, CRD through two stages of the teacher's head."""
     match = panel.first.match
     neck = PaperNeck("neck", match.neck(all_channels=True))
@@ -344,10 +343,10 @@ def paper_terms(panel: Panel, config: Config) -> Terms:
     }
 
 
-def hint_terms(panel: Panel, config: Config) -> Terms:
+def hint_terms(panel: Panel) -> Terms:
     """The default's, with plain hints in the place of DED: the same maps, and a squared difference of them."""
     hints = on_stages("ded", panel.first.match, lambda channels: Hint())
-    return {**default_terms(panel, config), "ded": hints}
+    return {**default_terms(panel), "ded": hints}
 
 
 NO_TOWERS = "variant=paper has a cross response only, and the teacher has no head that activations could enter"

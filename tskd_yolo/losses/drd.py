@@ -56,15 +56,15 @@ class DRD(nn.Module):
 
 
 def _pixel(student: Map, teacher: Map) -> Tensor:
-    ours, theirs = (cosines(nodes, nodes) for nodes in (regions(student), regions(teacher)))
+    ours, theirs = (nodes @ nodes.transpose(1, 2) for nodes in (regions(student), regions(teacher)))
     others = 1 - torch.eye(ours.shape[1], device=ours.device)
     return edge_error(student=ours, teacher=theirs, weight=others.expand_as(ours))
 
 
 def regions(features: Map) -> Tensor:
-    """Means of a map's regions, at most 8 x 8, ``(N, regions, C)``."""
+    """Means of a map's regions, at most 8 x 8, as unit vectors ``(N, regions, C)``."""
     region = [ceil_div(side, SIDE) for side in features.size]
-    return F.avg_pool2d(features.image(features.full()), region, ceil_mode=True).flatten(2).transpose(1, 2)
+    return _unit(F.avg_pool2d(features.image(features.full()), region, ceil_mode=True).flatten(2).transpose(1, 2))
 
 
 def _instance(student: Map, teacher: Map, boxes: Boxes) -> Tensor:
@@ -73,8 +73,8 @@ def _instance(student: Map, teacher: Map, boxes: Boxes) -> Tensor:
     weight = valid.flatten()
     edges = []
     for features in (student, teacher):
-        nodes = (cut @ features.full()).flatten(0, 1)
-        edges.append(cosines(nodes, all_gather(nodes)))
+        nodes = _unit(cut @ features.full()).flatten(0, 1)
+        edges.append(nodes @ all_gather(nodes).T)
     everyone = all_gather(weight)
     number = torch.arange(len(everyone), device=weight.device)
     own = number[rank() * len(weight) :][: len(weight)]
@@ -82,9 +82,9 @@ def _instance(student: Map, teacher: Map, boxes: Boxes) -> Tensor:
     return edge_error(student=edges[0], teacher=edges[1], weight=weight)
 
 
-def cosines(a: Tensor, b: Tensor) -> Tensor:
-    """``(*, I, C)``, ``(*, J, C)`` nodes -> ``(*, I, J)``; a node of zeros is unlike all."""
-    return F.normalize(a, dim=-1, eps=1e-6) @ F.normalize(b, dim=-1, eps=1e-6).transpose(-1, -2)
+def _unit(nodes: Tensor) -> Tensor:
+    """Nodes ``(*, C)`` of length 1, whose products are cosines; a node of zeros stays, and is unlike all."""
+    return F.normalize(nodes, dim=-1, eps=1e-6)
 
 
 def edge_error(*, student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
