@@ -6,6 +6,7 @@ import contextlib
 import csv
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +17,8 @@ import pytest
 import torch
 import yaml
 
+DEVICE = os.environ.get("TSKD_TEST_DEVICE", "cpu")
+"""On which the runs of the tests train: 0 for the first GPU."""
 NAMES = ("crazing", "inclusion", "patches", "pitted_surface", "rolled-in_scale", "scratches")
 
 
@@ -145,7 +148,7 @@ def timm_file(file: Path, name: str = "test_resnet") -> Path:
 def settings(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
     """Arguments of a run of two steps per epoch that writes into ``folder``."""
     base = dict(
-        data=str(data), model="yolo11n.yaml", epochs=1, imgsz=64, batch=4, nbs=4, workers=0, device="cpu", plots=False,
+        data=str(data), model="yolo11n.yaml", epochs=1, imgsz=64, batch=4, nbs=4, workers=0, device=DEVICE, plots=False,
         project=str(folder), name="run", exist_ok=True, warmup_epochs=0, optimizer="AdamW", lr0=0.002, seed=3,
     )  # fmt: skip
     return {**base, **more}

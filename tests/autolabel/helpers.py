@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tests.helpers import DEVICE
 from tskd_yolo.autolabel.record import Detection, Labelled
 
 NAMES = ["a", "b", "<c>"]
@@ -36,4 +37,4 @@ def certain(file: Path, copy: Path, bias: float = 1.0, seed: int = 5) -> Path:
 def asked(folder: Path, teacher: Any, source: Path, **more: Any) -> dict[str, Any]:
     """Arguments of a call that writes ``folder/out``."""
     return {"teacher": str(teacher), "source": str(source), "out": str(folder / "out"), "imgsz": 64, "batch": 4,
-            "device": "cpu", **more}  # fmt: skip
+            "device": DEVICE, **more}  # fmt: skip
