@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.utils.ops import xywhr2xyxyxyxy
 
@@ -101,6 +102,19 @@ class Waits(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+class Chosen(TorchFunctionMode):
+    """Counts Python numbers that ``where`` chooses: they are copied to the device, which a CPU does not show."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") == "where" and not all(isinstance(x, torch.Tensor) for x in args):
+            self.found.append("where")
+        return function(*args, **(kwargs or {}))
+
+
 def smooth_loss(predictions, batch):
     """Stands in for the detection loss: reaches every prediction of every branch, and asks nothing."""
     branches = [predictions] if "boxes" in predictions else list(predictions.values())
@@ -110,7 +124,7 @@ def smooth_loss(predictions, batch):
 
 def waits(distiller, student, batch) -> list[str]:
     """What one whole step of ours asks, from the teacher's pass to the last gradient."""
-    with Waits() as mode:
+    with Waits() as mode, Chosen(mode.found):
         distiller.attach(student, batch["img"]).criterion = smooth_loss
         vector, _ = student.loss(batch)
         vector.sum().backward()
@@ -130,9 +144,10 @@ def test_our_part_of_a_step_never_waits_for_the_device(model, kind, boxes, balan
 
 def test_the_count_sees_what_it_looks_for():
     x = torch.arange(4.0, requires_grad=True)
-    with Waits() as mode:
+    with Waits() as mode, Chosen(mode.found):
         (x[x > 1].sum() * x.sum().item()).backward()
         x.detach().nonzero()
         torch.tensor(1.0)
-    assert {"index", "_local_scalar_dense", "nonzero", "lift_fresh"} <= set(mode.found)
+        x.detach().where(x > 1, 0.0)
+    assert {"index", "_local_scalar_dense", "nonzero", "lift_fresh", "where"} <= set(mode.found)
     assert any(name.startswith(("index_put", "_index_put")) for name in mode.found)

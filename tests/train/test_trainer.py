@@ -55,9 +55,11 @@ def test_the_engine_comes_after_the_mixins():
     assert Trainer.__mro__[:7] == (Trainer, *MIXINS, DetectionTrainer)
 
 
-def test_steps_that_a_loss_scaler_skips_do_not_count():
+@pytest.mark.parametrize("fused", [False, True])  # a fused optimizer is called even where the step is skipped
+def test_steps_that_a_loss_scaler_skips_do_not_count(fused):
     trainer, weight = object.__new__(Trainer), torch.nn.Parameter(torch.ones(1))
-    trainer._steps, optimizer, scaler = 0, torch.optim.SGD([weight], lr=0.1), torch.amp.GradScaler("cpu")
+    trainer._steps, scaler = 0, torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
     optimizer.register_step_pre_hook(trainer._count_step)
     for factor in (float("inf"), 1.0, float("nan"), 1.0):
         optimizer.zero_grad()

@@ -117,7 +117,9 @@ def at_once(part: Part, entered: Sequence[Tensor]) -> Tensor:
     pairs = [(x, y) for x, y in zip(entered, (*own, *part.parameters), strict=True) if y.requires_grad]
     gradients = torch.autograd.grad(value, [y for _, y in pairs], allow_unused=True)
     sums = [gradient.sum() for gradient in gradients if gradient is not None]  # finite only where all of it is
-    value = value.detach() if not sums else value.detach().where(torch.stack(sums).isfinite().all(), float("nan"))
+    value = value.detach()
+    if sums:  # filled in: a number that torch.where chooses is copied to the device, which waits
+        value = value.masked_fill(~torch.stack(sums).isfinite().all(), float("nan"))
     return _KnownGradients.apply(value, gradients, *(x for x, _ in pairs))
 
 

@@ -172,7 +172,7 @@ def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
     if boxes.weight is not None:
         slot[boxes.annotated :] = rank[boxes.annotated :]
         first[boxes.annotated :] = rank[boxes.annotated :] < most
-    place = torch.where(first, image * most + slot, boxes.images * most)  # the last place is nobody's
+    place = (image * most + slot).masked_fill(~first, boxes.images * most)  # the last place is nobody's
 
     def placed(values: Tensor) -> Tensor:
         free = values.new_zeros(boxes.images * most + 1, values.shape[1], dtype=torch.float32)

@@ -58,7 +58,8 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
         self.batches = 0  # of this epoch, so far
-        self._steps, self._first_epoch_checked = 0, False  # of the optimizer, without those that a loss scaler skips
+        self._steps: int | torch.Tensor = 0  # of the optimizer, without those that a loss scaler skips
+        self._first_epoch_checked = False
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
         with compat.guarded(trust=self._trust), checks.data_errors():
@@ -145,8 +146,9 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         optimizer.register_step_pre_hook(self._count_step)
         return optimizer
 
-    def _count_step(self, *_: Any) -> None:
-        self._steps += 1
+    def _count_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)  # a fused one is called in any case, and told on the device
+        self._steps = self._steps + (1 if skipped is None else (skipped == 0).long())
 
     def get_validator(self) -> Any:
         """The engine's validator, which refuses keys it does not know."""
