@@ -71,6 +71,7 @@ class Config:
     unlabelled_share: float
     unlabelled_precision: float
     pseudo: bool
+    cuda_graphs: bool
     trust: bool
 
     @property
@@ -116,6 +117,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *_limits(values),
         *_caching(values),
         *trust_problems(values),
+        *_graphs(values),
         *_lengths(values),
         *_teacher_size(values),
         *_teacher(values),
@@ -154,6 +156,11 @@ def trust_problems(values: Mapping[str, Any]) -> list[str]:
     """What is wrong with ``trust``, where it is given."""
     given = values.get("trust", False)
     return [] if isinstance(given, bool) else [f"trust: must be True or False, got {given!r}."]
+
+
+def _graphs(values: Mapping[str, Any]) -> list[str]:
+    given = values["cuda_graphs"]
+    return [] if isinstance(given, bool) else [f"cuda_graphs: must be True or False, got {given!r}."]
 
 
 def _teacher_size(values: Mapping[str, Any]) -> list[str]:
@@ -345,6 +352,7 @@ def build(values: Mapping[str, Any]) -> Config:
         unlabelled_share=float(values["unlabelled_share"]),
         unlabelled_precision=float(values["unlabelled_precision"]),
         pseudo=values["pseudo"],
+        cuda_graphs=values["cuda_graphs"],
         trust=values["trust"],
         weights={term: float(values[term]) for term in TERMS},
     )

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from tests.compare.helpers import add_test_split, asked, own_files
-from tests.helpers import make_detector
+from tests.helpers import DEVICE, make_detector
 from tskd_yolo import hashing
 from tskd_yolo.compare import record, runner, splits
 from tskd_yolo.compare.plan import checked
@@ -113,7 +113,7 @@ def test_copied_images_are_the_same_and_are_read_once(begun, tmp_path, monkeypat
 
 
 def test_another_device_is_refused_and_both_are_named(begun, monkeypatch):
-    here = record.hardware("cpu")
+    here = record.hardware(DEVICE)
     monkeypatch.setattr(record, "hardware", lambda device: "Another GPU")
     assert told(begun) == [
         f"device: the runs in out have {here!r}, not 'Another GPU'; take the old value, or another folder with out=."

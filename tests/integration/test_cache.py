@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.helpers import copied_data, settings, tiny_data, weights, without_end
+from tests.helpers import DEVICE, copied_data, settings, tiny_data, weights, without_end
 from tskd_yolo import Trainer
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data.views import Views
@@ -98,7 +98,8 @@ def test_the_first_epoch_has_the_terms_of_live_distillation(cold, data, tmp_path
     live = run(tmp_path, data, teacher, teacher_cache="ram", epochs=1)
     first, same = cold.watch.items[0], live.items[0]
     for term in ("drd_loss", "ded_loss", "crd_loss"):
-        assert first[term] == pytest.approx(same[term], rel=1e-2) and first[term] != same[term]
+        assert first[term] == pytest.approx(same[term], rel=1e-2)
+        assert first[term] != same[term] or DEVICE != "cpu"  # records are float16, and elsewhere what is live is, too
     assert {k: v for k, v in first.items() if "_loss" in k and k[:3] in ("box", "cls", "dfl")}.items() <= same.items()
 
 

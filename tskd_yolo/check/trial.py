@@ -26,6 +26,7 @@ from ultralytics.utils.torch_utils import time_sync, unwrap_model
 from tskd_yolo import compat
 from tskd_yolo.config import DEFAULTS
 from tskd_yolo.distill.classes import of_all
+from tskd_yolo.distill.recording import WARM
 from tskd_yolo.rounding import ceil_div
 from tskd_yolo.train import summary
 from tskd_yolo.train.trainer import Trainer
@@ -171,14 +172,20 @@ class Trial(Trainer):
     def _after_batch(self) -> None:
         self._moments.append(time_sync())
         self._looks.append(0.0)
-        if len(self._moments) > min(1 + STEPS, len(self.train_loader)):
+        if len(self._moments) > min(self._warm + STEPS, len(self.train_loader)):
             self._memory.stop()
             self.cost = self._measured()
             raise _Enough
 
+    @property
+    def _warm(self) -> int:
+        """Steps that take longer than those after them: the first, and those until the terms are recorded."""
+        recorder = None if self.distiller is None else self.distiller.recorder
+        return 1 if recorder is None or self.device.type not in recorder.devices else 1 + WARM
+
     def _measured(self) -> Cost:
         took = [b - a for a, b in itertools.pairwise(self._moments)]
-        timed, looks = took[1:] or took, self._looks[1:-1] or self._looks[:1]
+        timed, looks = took[self._warm :] or took[1:] or took, self._looks[1:-1] or self._looks[:1]
         open_epochs, closed = self._epochs()
         cacheable = not (self.args.multi_scale or self.args.rect or self.config.variant == "paper")
         passes = min(self._asked_views, open_epochs) + min(self._asked_views, closed)

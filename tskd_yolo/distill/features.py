@@ -56,6 +56,7 @@ class StudentOutputs:
         maps: Feature maps ``(N, C, H, W)`` by source: ``neck`` (levels that both networks have), ``stages``.
         responses: Per branch of the head, one per level.
         assigned: Per branch what the detection loss has assigned, as a term that asks for it reads it.
+        adapted: By source the maps at the teacher's width, where they are known.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class StudentOutputs:
         maps: Mapping[str, Sequence[Tensor]],
         responses: Mapping[str, Sequence[Response]],
         assigned: Mapping[str, Any] | None = None,
+        adapted: Mapping[str, Any] | None = None,
     ) -> None:
         self.maps, self.responses, self.assigned = maps, responses, assigned or {}
-        self._adapted: dict[str, Any] = {}
+        self._adapted: dict[str, Any] = {**(adapted or {})}
 
     def adapted(self, source: Any) -> Any:
         """The maps of a source at the teacher's width, made once for all terms that read them."""

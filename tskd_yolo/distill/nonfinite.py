@@ -120,7 +120,12 @@ def at_once(part: Part, entered: Sequence[Tensor]) -> Tensor:
     value = value.detach()
     if sums:  # filled in: a number that torch.where chooses is copied to the device, which waits
         value = value.masked_fill(~torch.stack(sums).isfinite().all(), float("nan"))
-    return _KnownGradients.apply(value, gradients, *(x for x, _ in pairs))
+    return known(value, gradients, [x for x, _ in pairs])
+
+
+def known(value: Tensor, gradients: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> Tensor:
+    """A value whose gradients at tensors are known; on the way back they come in the tensors' types."""
+    return _KnownGradients.apply(value, gradients, *tensors)
 
 
 class _KnownGradients(torch.autograd.Function):

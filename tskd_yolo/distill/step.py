@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tskd_yolo.distill.features import Capture, HeadReader, StageReader, StudentOutputs, TeacherOutputs
+from tskd_yolo.distill.recording import evaluate
 from tskd_yolo.distill.regions import Regions, Seer, rows, together
 from tskd_yolo.distill.terms import Term
 from tskd_yolo.losses.boxes import Boxes
@@ -64,6 +65,7 @@ class Step:
         add: Adds the terms to the detection loss: its vector and items, the terms, the number of labelled images.
         seer: Tells where the teacher sees objects in images without labels.
         begin: Sees what both have given before the terms read it.
+        evaluate: Computes the terms.
     """
 
     def __init__(
@@ -75,9 +77,10 @@ class Step:
         add: Callable[..., Any],
         seer: Seer | None = None,
         begin: Callable[[StudentOutputs, TeacherOutputs], None] | None = None,
+        evaluate: Callable[..., dict[str, Tensor]] = evaluate,
     ) -> None:
         self.readers, self.terms, self.teacher, self.add, self.seer = readers, terms, teacher, add, seer
-        self.begin = begin
+        self.begin, self.evaluate = begin, evaluate
         self.capture = Capture()
         self.criterion: Any = None
         """The student's own, while this one stands in for it."""
@@ -161,7 +164,7 @@ class Step:
         with torch.autocast(batch["img"].device.type, enabled=False):
             if self.begin is not None:
                 self.begin(student, teacher)
-            values = {term.name: term(student=student, teacher=teacher, boxes=boxes) for term in self.terms}
+            values = self.evaluate(self.terms, student=student, teacher=teacher, boxes=boxes)
         return Losses(values, {term.name: term.measured(student) for term in self.terms})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:

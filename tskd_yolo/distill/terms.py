@@ -47,6 +47,8 @@ class Term:
     """Whether it is 0 in a batch without annotated boxes that the teacher has found."""
     shown = True
     """Whether its gradient share is a column."""
+    recordable = False
+    """Whether batches of one form take the same kernels in it, and none waits for the device."""
 
     def __init__(self, key: str, name: str | None = None) -> None:
         self.key, self.name = key, name or key
@@ -101,6 +103,7 @@ class MapTerm(Term):
     def build(self) -> nn.Module:
         """One loss per map."""
         self.module = nn.ModuleList(self.loss(pair.compared) for pair in self.source.pairs)
+        self.recordable = all(getattr(loss, "recordable", False) for loss in self.module)
         return self.module
 
     def parts(self, *, student: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> list[Part]:
@@ -227,6 +230,7 @@ class ResponseTerm(HeadTerm):
         classes = self.panel.first.teacher.classes
         entered = None if len(classes.known) == len(classes.members) else classes.known
         self.module = self.loss(self.widths, self.panel.known(self.branch), entered)
+        self.recordable = self.loss.recordable
         return self.module
 
     def target(self, levels: Sequence[Levels], size: tuple[int, int]) -> Any:

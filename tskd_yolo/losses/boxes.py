@@ -9,7 +9,7 @@ Computers in Industry 166 (2025) 104252.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Boxes(NamedTuple):
     Shapes:
         xyxy: ``(K, 4)`` corners in pixels of the tensor the network sees; of rotated boxes those of the upright boxes
             that enclose them.
-        image: ``(K,)`` which image of the batch a box belongs to.
+        image: ``(K,)`` which image of the batch a box belongs to; ``images`` where it fills up (:func:`padded`).
         rotated: ``(K, 5)`` of rotated boxes centre x, y, width and height in pixels, and the angle of the width to the
             x axis in radians; None where boxes are upright.
         weight: ``(K,)`` how much a box counts, from 0 (not at all) to 1; None where all are annotated and count fully.
@@ -148,9 +148,28 @@ def largest_weight(boxes: Boxes, weights: Callable[[slice], Tensor], count: int)
     for start in range(0, len(boxes.xyxy), step):
         part = slice(start, start + step)
         values = weights(part)
-        image = boxes.image[part].long().unsqueeze(1).expand_as(values)
+        image = boxes.image[part].long().clamp(max=boxes.images - 1).unsqueeze(1).expand_as(values)
         flat = flat.scatter_reduce(0, image, values, reduce="amax")
     return flat
+
+
+def padded(boxes: Boxes, least: int) -> Boxes:
+    """The same with boxes of no size, of no image, behind the annotated ones: a power of two of them, at least so many.
+
+    They cover nothing and take no slot. So batches of different numbers of boxes are of one shape.
+    """
+    annotated = len(boxes.xyxy) if boxes.weight is None else boxes.annotated
+    missing = max(least, 1 << (annotated - 1).bit_length() if annotated else 0) - annotated
+
+    def filled(values: Tensor | None, value: float) -> Tensor | None:
+        if values is None:
+            return None
+        more = values.new_full((missing, *values.shape[1:]), value)
+        return torch.cat((values[:annotated], more, values[annotated:]))
+
+    fillings = {"xyxy": 0.0, "image": boxes.images, "rotated": 0.0, "weight": 0.0}
+    filled_up: dict[str, Any] = {name: filled(getattr(boxes, name), value) for name, value in fillings.items()}
+    return boxes._replace(**filled_up, annotated=annotated + missing if boxes.weight is not None else 0)
 
 
 def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
@@ -164,14 +183,14 @@ def slots(boxes: Boxes, most: int) -> tuple[Boxes, Tensor]:
         that counts in part is valid in part.
     """
     image = boxes.image.long()
-    own = (image.unsqueeze(1) == torch.arange(boxes.images, device=image.device)).long()  # (K, N)
+    own = (image.unsqueeze(1) == torch.arange(boxes.images, device=image.device)).long()  # (K, N), none that fills up
     rank = (own.cumsum(dim=0) * own).sum(dim=1) - 1
-    count = own.sum(dim=0)[image].clamp(min=most)
+    count = (own * own.sum(dim=0)).sum(dim=1).clamp(min=most)
     slot = rank * most // count
-    first = slot != (rank - 1) * most // count
+    first = (slot != (rank - 1) * most // count) & (rank >= 0)
     if boxes.weight is not None:
         slot[boxes.annotated :] = rank[boxes.annotated :]
-        first[boxes.annotated :] = rank[boxes.annotated :] < most
+        first[boxes.annotated :] = rank[boxes.annotated :] < most  # none of these fills up
     place = (image * most + slot).masked_fill(~first, boxes.images * most)  # the last place is nobody's
 
     def placed(values: Tensor) -> Tensor:

@@ -105,6 +105,9 @@ class CRD(nn.Module):
         Loss per confident location; free of image size, batch and number of levels.
     """
 
+    recordable = True
+    """Batches of one form take the same kernels, and none waits for the device."""
+
     own: Tensor | None
     cross: Tensor | None
 
@@ -370,7 +373,8 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _area(sides: Tensor) -> Tensor:
-    return (sides[:, :2] + sides[:, 2:]).clamp(min=0).prod(dim=1)
+    width, height = (sides[:, :2] + sides[:, 2:]).clamp(min=0).unbind(1)
+    return width * height  # the gradient of prod() asks the device for zeros
 
 
 def boxes_at(place: Tensor, levels: Sequence[Tensor]) -> Tensor:

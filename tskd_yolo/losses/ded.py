@@ -44,6 +44,9 @@ class DED(nn.Module):
         Weighted means of 2 (1 - correlation); nothing grows with width, size, batch or number of boxes.
     """
 
+    recordable = True
+    """Batches of one form take the same kernels, and none waits for the device."""
+
     def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
         """Returns the sum of :meth:`terms`, with the regions that :func:`covered` finds on the cells of the student's
         map.

@@ -44,6 +44,9 @@ class DRD(nn.Module):
         2 (1 - correlation) per graph: 0 for identical maps, about 2 for unrelated ones, at any width, size or batch.
     """
 
+    recordable = True
+    """Batches of one form take the same kernels, and none waits for the device."""
+
     def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
         """Returns the sum of :meth:`terms`."""
         terms = self.terms(student=student, teacher=teacher, boxes=boxes)

@@ -21,6 +21,9 @@ class Hint(nn.Module):
         2 (1 - correlation).
     """
 
+    recordable = True
+    """Batches of one form take the same kernels, and none waits for the device."""
+
     def forward(self, *, student: Tensor | Map, teacher: Tensor | Map, boxes: Boxes) -> Tensor:
         """``(N, C, H, W)`` maps -> scalar."""
         student, teacher = standardize_pair(student, teacher)

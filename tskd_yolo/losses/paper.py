@@ -177,6 +177,8 @@ class PaperCRD(CRD):
     ``D`` is 1 - GIoU of the boxes that the distances mean (the release's configurations for RetinaNet and DDOD).
     """
 
+    recordable = False
+
     def responses(
         self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
     ) -> dict[str, list[tuple[Tensor, Tensor]]]:

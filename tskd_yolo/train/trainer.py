@@ -257,11 +257,13 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         self._processes.average_gradients(self._learned)
         super().optimizer_step()
 
-    def _clear_memory(self, *args: Any, **kwargs: Any) -> None:
-        """Between steps; after one that ran out of memory, its teacher outputs are in the way."""
+    def _clear_memory(self, threshold: float | None = None) -> None:
+        """Between steps; after one that ran out of memory, its outputs and what is recorded of steps are in the way."""
         if self.distiller is not None:
             self.distiller.detach()
-        super()._clear_memory(*args, **kwargs)
+            if threshold is None and self.distiller.recorder is not None:
+                self.distiller.recorder.forget()
+        super()._clear_memory(threshold)
 
     # Records ----------------------------------------------------------------------------------------------------------
 
