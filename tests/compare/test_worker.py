@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
+import subprocess
 import sys
 
 import pytest
@@ -64,3 +66,23 @@ def test_latency_not_measured_is_a_note_and_is_tried_again(files, detector, tmp_
     timed = worker.latency(folder=str(tmp_path / "latency"), networks=networks, imgsz=64, teacher_imgsz=96)
     assert set(timed["milliseconds"]) == {"student", "teacher"} and min(timed["milliseconds"].values()) > 0
     assert not list(files.glob("*.onnx")), "nothing is left beside the user's own file"
+
+
+FORKS = """
+import multiprocessing, threading, time
+from tskd_yolo.compare import worker
+threading.Thread(target=worker._end_with_the_caller, daemon=True).start()
+time.sleep(0.2)  # it is reading
+loader = multiprocessing.get_context("fork").Process(target=print, args=("loaded",))
+loader.start()
+loader.join(20)
+print("waits" if loader.is_alive() else "done", flush=True)
+loader.kill()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_loader_of_a_worker_does_not_wait_for_its_input():
+    ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], **ends) as job:
+        assert job.stdout.read().split() == ["loaded", "done"]

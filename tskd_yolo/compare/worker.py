@@ -48,7 +48,9 @@ def main() -> None:
 
 
 def _end_with_the_caller() -> None:
-    sys.stdin.read()
+    # Not by sys.stdin: a loader's process that is forked meanwhile would wait for its lock forever.
+    while os.read(sys.stdin.fileno(), 1024):
+        continue
     if os.name == "posix" and os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGTERM)  # loaders and ranks too
     os._exit(1)

@@ -94,7 +94,10 @@ class Recorder:
     def _give_up(self, error: RuntimeError) -> None:
         self.failed = True
         self.forget()
-        why = str(error).splitlines()[0]
+        cause: BaseException = error
+        while cause.__context__ is not None:  # what a recording says at its end is that something has failed in it
+            cause = cause.__context__
+        why = str(cause).splitlines()[0]
         LOGGER.warning(f"the terms of a step could not be recorded ({why}): a step takes longer, and the same memory.")
 
 
@@ -220,8 +223,15 @@ def on_cuda(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
     Raises:
         RuntimeError: If the function waits for the device, or there is not enough memory.
     """
-    graph = torch.cuda.CUDAGraph()
-    # Threads that load images may go on with what recording forbids.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = function()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    generator = torch.cuda.default_generators[stream.device_index]
+    random = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(torch.Generator(stream.device))  # one that fails is left unusable
+    try:
+        # Threads that load images may go on with what recording forbids.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = function()
+    finally:  # after a failure torch leaves both as they are
+        torch.cuda.set_stream(stream)
+        generator.graphsafe_set_state(random)
     return outputs, graph.replay
