@@ -1,5 +1,5 @@
-"""What few labels and many images without labels give a student, from ``fewlabels_averaged_neu_128.json``, where each
-teacher is the mean of three trainings, and ``fewlabels_neu_128.json``, where it is one.
+"""What few labels and many images without labels give a student, from ``fewlabels_edges_neu_128.json``; and with an
+earlier DRD from ``fewlabels_averaged_neu_128.json`` and, with teachers of one training, ``fewlabels_neu_128.json``.
 """
 
 from __future__ import annotations
@@ -27,18 +27,22 @@ ARMS = {
 
 def values() -> dict[str, str]:
     """A table of Markdown, the setting of its runs, and the gains that the protocol asks for."""
-    rows, first = load("fewlabels_averaged_neu_128"), load("fewlabels_neu_128")
+    rows, before = load("fewlabels_edges_neu_128"), load("fewlabels_averaged_neu_128")
+    first = load("fewlabels_neu_128")
     asked, seeds = rows[0]["settings"], rows[0]["arms"]["plain"]["best"]
     return {
         "few table": _table(
             {
                 **{f"{row['share']} %": row for row in rows},
-                **{f"{row['share']} %, teachers not averaged": row for row in first},
+                **{f"{row['share']} %, earlier DRD": row for row in before},
+                **{f"{row['share']} %, earlier DRD, teachers not averaged": row for row in first},
             }
         ),
         "few setting": f"NEU-DET in three splits, test, `best.pt`, {len(seeds)} seeds; {asked['imgsz']} px, "
         f"{rows[0]['steps']} steps, the pre-trained {_name(asked['model'])}, on a CPU",
         "few gains": ", ".join(_over(row, "unlabelled", "plain") for row in rows),
+        "few pseudo": ", ".join(_over(row, "pseudo", "plain") for row in rows if "pseudo" in row["arms"]),
+        "few before": ", ".join(_over(row, "unlabelled", "plain") for row in before),
         "few first": ", ".join(_over(row, "unlabelled", "plain") for row in first),
         "few others": ", ".join(_over(row, "unlabelled", "tskd") for row in rows),
         "few autolabel": ", ".join(_over(row, "unlabelled", "autolabel") for row in rows),

@@ -202,6 +202,8 @@ def pair_name(pair: str) -> str:
 def costs() -> dict[str, str]:
     """What a step and an epoch cost."""
     rows, epoch = load("step_cost_cpu"), load("epoch_cost")
+    on_gpu = load("step_cost_cuda")
+    gpu = on_gpu[0]["settings"]
     first, swept = rows[0]["settings"], load("step_cost_batch")[0]
     asked = dict(re.findall(r"(\w+)=(\S+)", epoch["command"]))
     return {
@@ -209,6 +211,8 @@ def costs() -> dict[str, str]:
         "step times": _step_times(rows),
         "step ratios": _step_ratios(rows),
         "step memory": _memory_table(rows),
+        "gpu setting": f"{on_gpu[0]['machine']['hardware']}, {gpu['imgsz']} px, batch {gpu['batch']}, float16, medians",
+        "gpu steps": _gpu_table(on_gpu),
         "step sweeps": f"{pair_name(swept['pair'])}, medians of {swept['settings']['repeats']} steps",
         "step boxes": _sweep("boxes", "boxes per image"),
         "step classes": _sweep("classes", "classes"),
@@ -254,6 +258,19 @@ def _memory_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]
     return table(head, body)
+
+
+def _gpu_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    times = "student_step_s", "teacher_forward_s", "distill_step_s", "builtin_step_s"
+    ratios = "ratio_to_floor_channels_last", "ratio_to_builtin", "ratio_to_memory_floor", "ratio_to_builtin_memory"
+    head = ["student ← teacher", "`cuda_graphs`", "plain step", "teacher", "tskd-yolo", "`distill_model=`"]
+    head += ["time ÷ floor", "÷ `distill_model=`", "memory ÷ floor", "÷ `distill_model=`"]
+    body = [
+        [pair_name(row["pair"]), str(row["cuda_graphs"]), *(f"{1000 * row[key]:.0f} ms" for key in times)]
+        + [f"{row[key]:.2f}" for key in ratios]
+        for row in rows
+    ]
+    return table(head, body, words=2)
 
 
 def _sweep(what: str, title: str) -> str:
