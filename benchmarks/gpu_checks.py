@@ -27,7 +27,7 @@ from common import machine
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
-BOXES = 0, 1, 500
+BOXES, WAITS = (0, 1, 500), "called a synchronizing CUDA operation"
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--amp", default="True")
+    parser.add_argument("--cuda-graphs", default="True")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -62,7 +63,7 @@ def waits(pair: str, options: argparse.Namespace) -> dict[str, Any]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             ours(trainer, batch)
-        places = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)})
+        places = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in caught if WAITS in str(w.message)})
         if places:
             waited[boxes] = places
     return {"pair": pair, "boxes": BOXES, "waited": waited}
@@ -108,6 +109,7 @@ def costs(options: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cost.json"
         given = [f"--{k}={getattr(options, k)}" for k in ("pairs", "imgsz", "batch", "amp")]
+        given.append(f"--cuda-graphs={options.cuda_graphs}")
         script = str(Path(__file__).with_name("step_cost.py"))
         subprocess.run([sys.executable, script, *given, "--device", "0", "--json", str(file)], check=True)
         return json.loads(file.read_text(encoding="utf-8"))

@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=len(NAMES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", default="True", help="True, fp16, bf16 or False; CUDA only")
+    parser.add_argument("--cuda-graphs", default="True", help="True or False; CUDA only")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--sweep", choices=VALUES)
     parser.add_argument("--values", help="of the sweep, i.e. 1,10")
@@ -107,7 +108,8 @@ def measure(pair: str, options: argparse.Namespace) -> dict[str, Any]:
     if not options.no_memory:
         del trainers
         found.update(memory(pair, options))
-    return {"pair": pair, **found, "settings": settings(options)}
+    graphs = {} if options.device == "cpu" else {"cuda_graphs": options.cuda_graphs == "True"}
+    return {"pair": pair, **graphs, **found, "settings": settings(options)}
 
 
 def sweep(pair: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -216,6 +218,7 @@ def built(name: str, pair: str, folder: Path, options: argparse.Namespace) -> An
     elif name == "builtin":
         trainer = DetectionTrainer(overrides={**common, "distill_model": str(checkpoint)})
     else:
+        common["cuda_graphs"] = options.cuda_graphs == "True"
         trainer = Trainer(**common, teacher=str(checkpoint), **{t: 0 for t in TERMS if name in TERMS and t != name})
     trainer._setup_train()
     if name == "student_channels_last":
@@ -326,6 +329,7 @@ def memory(pair: str, options: argparse.Namespace) -> dict[str, Any]:
 def child(name: str, pair: str, options: argparse.Namespace) -> dict[str, int]:
     """What a process reports that does only this."""
     given = [f"--{k}={getattr(options, k)}" for k in ("imgsz", "batch", "boxes", "classes", "device", "amp")]
+    given.append(f"--cuda-graphs={options.cuda_graphs}")
     line = [sys.executable, __file__, "--only", name, "--pairs", pair, *given]
     # What is freed goes back to the system at once, so that what is resident is what is held.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}

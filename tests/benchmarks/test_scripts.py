@@ -24,7 +24,7 @@ from tskd_yolo.data import index
 
 pytestmark = pytest.mark.slow
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-TINY = Namespace(imgsz=64, batch=2, boxes=3, classes=6, device="cpu", amp="True")
+TINY = Namespace(imgsz=64, batch=2, boxes=3, classes=6, device="cpu", amp="True", cuda_graphs="True")
 
 
 @pytest.fixture

@@ -253,6 +253,7 @@ CASES = [
     Case("empty list", REFUSE, {"crd": "[]"}, ("crd: must be a finite number >= 0, got []",)),
     Case("no choice", REFUSE, {"balance": "foo"}, ("balance: must be one of share, fixed, got 'foo'.",)),
     Case("no bool", REFUSE, {"trust": "maybe"}, ("trust: must be True or False, got 'maybe'.",)),
+    Case("no bool either", REFUSE, {"cuda_graphs": "maybe"}, ("cuda_graphs: must be True or False, got 'maybe'.",)),
     Case("distill_model", REFUSE, {"distill_model": "{f}/teacher.pt"}, ("distill_model: Ultralytics' built-in",)),
     Case("quantize=8", REFUSE, {"quantize": 8}, ("quantize: training with int8",)),
     Case("quantize=int8", REFUSE, {"quantize": "int8"}, ("quantize: training with int8",)),

@@ -78,12 +78,13 @@ class Recorder:
     ) -> dict[str, Tensor]:
         """Values of the terms; none where the form is new, or cannot be recorded."""
         inputs = gathered(terms, student, teacher, padded(boxes, ROOM))
-        leaves, spec = pytree.tree_flatten(inputs)
-        form = *(term.name for term in terms), *map(_form, leaves)
+        form = *(term.name for term in terms), *map(_form, pytree.tree_leaves(inputs))
         if form not in self._recordings:
             self._forms[form] = self._forms.get(form, 0) + 1
             if self._forms[form] <= WARM or len(self._recordings) == FORMS:
                 return {}
+        leaves, spec = pytree.tree_flatten(_standardised(inputs))
+        if form not in self._recordings:
             try:
                 self._recordings[form] = Recording(terms, leaves, spec, self.capture)
             except RuntimeError as error:  # out of memory is one, too
@@ -98,7 +99,7 @@ class Recorder:
         while cause.__context__ is not None:  # what a recording says at its end is that something has failed in it
             cause = cause.__context__
         why = str(cause).splitlines()[0]
-        LOGGER.warning(f"the terms of a step could not be recorded ({why}): a step takes longer, and the same memory.")
+        LOGGER.warning(f"the terms of a step could not be recorded ({why}): they are launched one by one.")
 
 
 class Inputs(NamedTuple):
@@ -114,18 +115,26 @@ class Inputs(NamedTuple):
 def gathered(terms: Sequence[Term], student: StudentOutputs, teacher: TeacherOutputs, boxes: Boxes) -> Inputs:
     """What terms read, and nothing else."""
     sources = {term.source.name: term.source for term in terms if term.source is not None}
-    maps: Any = {name: [m() if callable(m) else m for m in teacher.maps[name]] for name in sources}
     return Inputs(
         {name: student.adapted(source) for name, source in sources.items()},
         {name: list(levels) for name, levels in student.responses.items()},
-        teacher._replace(maps=maps),
+        teacher._replace(maps={name: list(teacher.maps[name]) for name in sources}),
         boxes,
         [getattr(term, "weights", None) for term in terms],
     )
 
 
 def _form(leaf: Any) -> Any:
-    return (leaf.shape, leaf.dtype, leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+    """Of a map that is made when it is asked for: nothing, it is the same all through a run."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.requires_grad
+    return None if callable(leaf) else leaf
+
+
+def _standardised(inputs: Inputs) -> Inputs:
+    """The same with every map of the teacher's made that waits to be asked for."""
+    maps: Any = {name: [m() if callable(m) else m for m in maps] for name, maps in inputs.teacher.maps.items()}
+    return inputs._replace(teacher=inputs.teacher._replace(maps=maps))
 
 
 class Recording:
