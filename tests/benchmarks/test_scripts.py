@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from ultralytics.engine import trainer as engine
 from ultralytics.utils import LOGGER
 
 from tests.compare.helpers import asked
@@ -186,6 +187,25 @@ def test_a_teacher_is_trained_once_and_leaves_its_row(load, tmp_path):
     assert best.stat().st_mtime_ns == before and str(tmp_path) not in said
     names = torch.load(best, weights_only=False)["model"].names
     assert list(names.values())[-2:] == ["x", "y"]
+
+
+def test_a_teacher_can_be_trained_in_bfloat16(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "autocast", engine.autocast)
+    seen = []
+    monkeypatch.setattr(
+        torch.nn.SiLU, "forward", lambda _, x: seen.append((x.dtype, x.requires_grad)) or x.sigmoid() * x
+    )
+    given = [
+        f"data={tiny_data(tmp_path)}",
+        "model=yolo11n.yaml",
+        "imgsz=64",
+        "epochs=1",
+        "batch=4",
+        "nbs=4",
+        "workers=0",
+    ]
+    load("teachers.py", *given, f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "name=b", "bf16=True")
+    assert (torch.bfloat16, True) in seen
 
 
 def test_a_teacher_without_a_name_is_refused_in_one_sentence(load):
