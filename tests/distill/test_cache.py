@@ -57,6 +57,13 @@ def test_no_more_is_kept_than_the_terms_that_are_on_read(files):
         assert {t for t, names in sizes.items() if any(name.startswith(kind) for name in names)} == {term}
 
 
+def test_what_is_kept_stays_when_a_term_is_switched_off(files):
+    distiller, images = make(make_student(), files["11s"], drd=1, ded=1, crd=1), make_batch()["img"]
+    before = set(pack(distiller.teacher_outputs(images)))
+    del distiller.on["ded"]  # as after an epoch of values that are not finite
+    assert set(pack(distiller.teacher_outputs(images))) == before
+
+
 def test_on_a_full_disk_the_teacher_is_asked_and_the_run_goes_on(caplog):
     layout = Layout({"map0.codes": torch.zeros(1, 4)})
     store = Store(3, layout.size, None, {})

@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,11 @@ def test_stores_are_numbered_one_after_the_other():
     assert together.whole() == 5 and [part.whole() for part in parts] == [2, 3]
     assert all(np.array_equal(together.read(number)[0], data[number]) for number in range(5))
     assert np.array_equal(parts[1].read(0)[0], data[2])
+
+
+def test_a_closed_store_holds_no_memory(tmp_path):
+    for file in (tmp_path / "a.tskd", None):
+        store = Store(5, 64, file, {})
+        held = weakref.ref(store._bytes)
+        store.close()
+        assert held() is None and store.count == 0

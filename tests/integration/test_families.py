@@ -88,6 +88,12 @@ def test_images_that_a_coarser_teacher_cannot_take(more, words, tmp_path, data, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_coarser_teacher_is_validated_on_square_images(tmp_path, data, detector, no_end):
+    trainer = trained(tmp_path, data, teacher=str(detector("yolov8n-p6.yaml")))  # at 64 px the engine's are of 96
+    (row,) = rows(tmp_path)
+    assert all(0 < row[f"train/{term}_loss"] < 1e4 for term in TERMS) and trainer.facts is not None
+
+
 @pytest.mark.soak
 def test_the_paper_has_nothing_to_compare_with_queries(tmp_path, data, queries, no_end):
     given = dict(teacher=str(queries), variant="paper", imgsz=128)

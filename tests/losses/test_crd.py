@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.ops import generalized_box_iou
 
 from tests.losses.test_drd import NoHostSync
+from tskd_yolo.losses import crd
 from tskd_yolo.losses.crd import (
     CRD,
     LOCATION_STEP,
@@ -376,3 +377,16 @@ def test_a_class_that_counts_nothing_teaches_nothing():
     gradients = torch.autograd.grad(weighed["own_class"], score)
     assert all(g[:, [0, 2]].abs().sum() == 0 and g[:, 1].abs().sum() > 0 for g in gradients)
     assert 0 < weighed["own_box"] < 2 * plain["own_box"]
+
+
+def test_processes_may_have_images_of_different_sizes(monkeypatch):
+    ranks = [torch.randn(2, 3, side, side) for side in (16, 48)]
+    said: list[list[torch.Tensor]] = [[], []]
+    for images, heard in zip(ranks, said):
+        monkeypatch.setattr(crd, "all_reduce_mean", lambda x, heard=heard: heard.append(x) or x)
+        crd._deviation_and_mean(images, images[:, 0].numel())
+    for images in ranks:
+        together = iter([(a + b) / 2 for a, b in zip(*said)])
+        monkeypatch.setattr(crd, "all_reduce_mean", lambda x, together=together: next(together))
+        deviation, _ = crd._deviation_and_mean(images, images[:, 0].numel())
+        torch.testing.assert_close(deviation, torch.ones(3), rtol=0, atol=0.1)

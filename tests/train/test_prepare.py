@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from tskd_yolo import compat
+from tskd_yolo.config import ConfigError
+from tskd_yolo.distill import teacher
 from tskd_yolo.train import prepare
 
 
@@ -80,3 +82,55 @@ def test_masks_are_reduced_with_their_images(overlap):
         assert found.min(dim=0).values.tolist() == [4, 12] and found.max(dim=0).values.tolist() == [7, 13]
         assert small["masks"].unique().tolist() == [0, 2]
     assert batch["masks"].shape[1] == 32, "the batch that was given stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("asked", "coarsest", "given"),
+    [(None, 32, None), (128, 32, (128, True)), (None, 64, (64, False)), (128, 64, (128, False))],
+)
+def test_teachers_see_the_validated_split_in_their_shape(asked, coarsest, given, monkeypatch):
+    monkeypatch.setattr(teacher, "strides", lambda head: [8, 16, head])
+    distiller = SimpleNamespace(config=SimpleNamespace(teacher_imgsz=asked), teachers=[SimpleNamespace(head=coarsest)])
+    trainer = SimpleNamespace(
+        data={"val": "images/val", "test": "images/test"},
+        args=SimpleNamespace(imgsz=64, split="test"),
+        stride=32,
+        test_loader=SimpleNamespace(batch_size=4),
+    )
+
+    def loader(place, **_):
+        assert place == "images/test"
+        return SimpleNamespace(size=trainer.args.imgsz, dataset=SimpleNamespace(rect=True))
+
+    trainer.get_dataloader = loader
+    found = prepare.teacher_loader(trainer, distiller)
+    assert found is trainer.test_loader if given is None else (found.size, found.dataset.rect) == given
+
+
+@pytest.mark.parametrize(
+    ("amp", "by_engine", "decided"),
+    [(True, True, True), (True, False, False), ("fp32", False, False), ("bf16", True, "bf16")],
+)
+def test_mixed_precision_is_what_the_engine_made_of_it(amp, by_engine, decided):
+    args = SimpleNamespace(amp=amp)
+    assert prepare.as_decided(args, amp=by_engine).amp == decided and args.amp == amp
+
+
+def ready(on: dict, left: list[str], caplog) -> str:
+    """What is said where these terms are on and some of them turn out to be out of reach."""
+    distiller = SimpleNamespace(
+        on=dict(on), learned=nn.Module(), meter=SimpleNamespace(scale=1.0, total=None),
+        leave_out_unreachable=lambda _: [distiller.on.pop(key) and key for key in left],
+    )  # fmt: skip
+    processes = SimpleNamespace(broadcast=list, count=1)
+    prepare.make_ready(distiller, None, args=SimpleNamespace(freeze=None), scaled=False, processes=processes)
+    return caplog.text
+
+
+def test_only_freezing_is_told_of_as_freezing(caplog):
+    with pytest.raises(ConfigError, match="freezes every layer"):
+        ready({"ded": 4.0}, ["ded"], caplog)
+    caplog.clear()
+    assert "ded is left out" in ready({"ded": 4.0, "crd": 1.0}, ["ded"], caplog)
+    caplog.clear()
+    assert "every term was switched off before the interruption" in ready({}, [], caplog)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -23,7 +22,7 @@ MIXINS = DistillationMixin, ResumableMixin, GivingWayMixin, BackboneMixin, Unlab
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
-    "_image_size", "_teacher_loader", "_watch_lead", "_agree_on_lead", "_workers", "_new_flow", "_find_others",
+    "_image_size", "_watch_lead", "_agree_on_lead", "_workers", "_new_flow", "_find_others",
     "_labelled_views", "_see_others", "_confidence", "_doubt_others", "_tell_others", "_count_step",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
@@ -84,12 +83,3 @@ def test_val_columns_are_those_of_the_detection_loss():
     items = {"box_loss": torch.tensor(1.0), "ded_loss": torch.tensor(2.0)}
     assert trainer.label_loss_items(items, prefix="val") == {"val/box_loss": 1.0}
     assert trainer.label_loss_items(items) == {"train/box_loss": 1.0, "train/ded_loss": 2.0}
-
-
-def test_the_teacher_is_judged_on_the_split_that_is_validated():
-    trainer = object.__new__(Trainer)
-    trainer.config, trainer.data = SimpleNamespace(teacher_imgsz=128), {"val": "images/val", "test": "images/test"}
-    trainer.args = SimpleNamespace(imgsz=64, split="test", task="detect")
-    trainer.batch_size, trainer.world_size = 4, 1
-    trainer.get_dataloader = lambda place, **_: (place, trainer.args.imgsz)
-    assert trainer._teacher_loader() == ("images/test", 128)

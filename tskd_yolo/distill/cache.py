@@ -64,6 +64,11 @@ class Cache:
             self._keep([batch["view"][place] for place in missing], fresh.cpu())
         return unpack(self.layout.split(table))
 
+    def close(self) -> None:
+        """Lets go of the records, in memory or mapped: nothing can be read any more."""
+        for store in self.stores:
+            store.close()
+
     def _table(self, batch: Mapping[str, Any], device: torch.device) -> tuple[Tensor, list[int]]:
         """The batch's records on the device, and which of them are to be made."""
         numbers = batch["view"]

@@ -139,7 +139,7 @@ class Distiller:
     @property
     def sources(self) -> list[MapSource]:
         """The feature maps that terms which are on compare."""
-        return list({term.source.name: term.source for term in self.active if term.source is not None}.values())
+        return _sources(self.active)
 
     def pairs(self, name: str) -> Sequence[Pair]:
         """The maps of a source that terms compare; none where no term that is on reads it."""
@@ -220,7 +220,7 @@ class Distiller:
         """
         size = size or (images.shape[2], images.shape[3])
         asked = [term for term in self.terms if isinstance(term, HeadTerm)]
-        return self.panel.outputs(images, size, self.sources, asked or self.asked)
+        return self.panel.outputs(images, size, _sources(self.terms), asked or self.asked)
 
     def add(
         self, vector: Tensor, items: dict[str, Tensor], losses: Losses, images: int
@@ -274,6 +274,10 @@ class Distiller:
         self.past_lead = state["lead"]
         if self.lead is not None and self.past_lead is not None:
             self.lead.restore(self.past_lead)
+
+
+def _sources(terms: Sequence[Term]) -> list[MapSource]:
+    return list({term.source.name: term.source for term in terms if term.source is not None}.values())
 
 
 def _fit(distiller: Distiller, student: StudentOutputs, teacher: TeacherOutputs) -> None:

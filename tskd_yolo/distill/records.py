@@ -206,6 +206,12 @@ class Store:
         """How many records there can be."""
         return len(self._records)
 
+    def close(self) -> None:
+        """Gives its memory back, or lets go of its file; of no use after it."""
+        self._sums, self._records, self._bytes = np.empty(0, np.uint64), np.empty((0, 0), np.uint8), None
+        if self._file is not None:
+            self._file.close()
+
     @property
     def lasting(self) -> bool:
         """Whether another process can open it by its name."""

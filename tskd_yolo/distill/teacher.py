@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tskd_yolo import compat
 from tskd_yolo.config import TASKS, ConfigError
 from tskd_yolo.distill import feature_model
 from tskd_yolo.distill.classes import Classes, bring, match
-from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, towers
+from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, strides, towers
 from tskd_yolo.hashing import hash_tensors
 from tskd_yolo.losses.crd import Tails
 
@@ -188,6 +188,11 @@ class Teacher:
     def measure(self, imgsz: int) -> None:
         """Counts the floating point operations of one image, in billions."""
         self.gflops = get_flops(self.detector(), imgsz)
+
+
+def coarser(teachers: Sequence[Teacher], *, than: int) -> bool:
+    """Whether a teacher has a level of a larger stride: it takes images whose sides are multiples of that alone."""
+    return max(max(strides(teacher.head)) for teacher in teachers) > than
 
 
 class _First(nn.Module):

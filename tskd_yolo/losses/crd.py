@@ -298,8 +298,9 @@ def _deviation_and_mean(teacher: Tensor | Moments, count: int) -> tuple[Tensor, 
     """Unbiased deviation and mean per channel over the ``count`` cells of the batch."""
     if isinstance(teacher, Tensor):
         teacher = moments(teacher)
-    mean, squares = all_reduce_mean(teacher.mean.mean(dim=0)), all_reduce_mean(teacher.squares.sum(dim=0))
-    variance = (squares - count * mean.square()).clamp(min=0) / _unbiased(count)
+    # Means, not sums: with multi_scale= the processes have images of different sizes.
+    mean, squares = all_reduce_mean(teacher.mean.mean(dim=0)), all_reduce_mean(teacher.squares.sum(dim=0) / count)
+    variance = (squares - mean.square()).clamp(min=0) * (count / _unbiased(count))
     return (variance + 1e-12).sqrt(), mean
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ from tskd_yolo.distill.feature_model import FeatureModel
 from tskd_yolo.distill.feature_teacher import FeatureTeacher
 from tskd_yolo.distill.features import channels, strides
 from tskd_yolo.distill.matching import no_student
-from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.distill.teacher import Teacher, coarser
 from tskd_yolo.rng import undisturbed
 from tskd_yolo.rounding import ceil_div
 from tskd_yolo.train import checks
-from tskd_yolo.train.engine import Arguments
+from tskd_yolo.train.engine import Arguments, Engine
 from tskd_yolo.train.processes import Processes
 
 MAX_NORM = 10.0
@@ -184,15 +185,37 @@ def cast_teacher(distiller: Distiller, *, args: Arguments, amp: bool, device: to
             teacher.cast(torch.bfloat16 if args.amp == "bf16" else torch.float16)
 
 
+def as_decided(args: Arguments, *, amp: bool) -> Arguments:
+    """The run's arguments with what the engine made of ``amp=``: its own check may have turned it off."""
+    decided = copy(args)
+    decided.amp = amp and args.amp
+    return decided
+
+
+def teacher_loader(trainer: Engine, distiller: Distiller) -> Any:
+    """The validation images at the size, and in the shape, in which the teachers see images."""
+    size, square = distiller.config.teacher_imgsz, coarser(distiller.teachers, than=trainer.stride)
+    if not size and not square:
+        return trainer.test_loader
+    given: dict[str, Any] = {"batch_size": trainer.test_loader.batch_size, "rank": LOCAL_RANK, "mode": "val"}
+    with compat.swapped(trainer.args, "imgsz", size or trainer.args.imgsz):
+        loader = trainer.get_dataloader(trainer.data[trainer.args.split], **given)
+    loader.dataset.rect &= not square
+    return loader
+
+
 def make_ready(distiller: Distiller, student: Any, *, args: Arguments, scaled: bool, processes: Processes) -> None:
     """Tells a distiller what the engine has decided meanwhile: frozen layers, scaled gradients, processes.
 
     Raises:
         ConfigError: If the frozen layers leave nothing that a term could teach.
     """
+    switched_off = not distiller.on
     for term in distiller.leave_out_unreachable(student):
         LOGGER.warning(f"{term} is left out: freeze={args.freeze} freezes every layer that it would teach.")
-    if not distiller.on:
+    if switched_off:
+        LOGGER.warning("every term was switched off before the interruption: the run goes on as plain training.")
+    elif not distiller.on:
         raise ConfigError([f"freeze: {args.freeze} freezes every layer that the terms would teach; freeze less."])
     processes.broadcast(distiller.learned.state_dict().values())
     distiller.meter.scale = 2.0**10 if scaled else 1.0

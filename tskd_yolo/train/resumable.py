@@ -14,6 +14,7 @@ from ultralytics.utils import LOGGER, RANK, colorstr
 from tskd_yolo import compat, config, files
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.distill import teacher
+from tskd_yolo.distill.cache import Cache
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.train import checkpoints, checks, hooks, processes, scan, tasks
 from tskd_yolo.train.checkpoints import RunError, SideFile
@@ -30,6 +31,7 @@ class ResumableMixin(Engine):
 
     config: Config
     distiller: Distiller | None
+    _cache: Cache | None
     _teacher: Any
     """The teachers as they were loaded, until the distiller is built."""
     _complete: bool
@@ -49,7 +51,7 @@ class ResumableMixin(Engine):
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Brings task and keys of ours back from the checkpoint; a new ``teacher=`` path is taken."""
-        super().check_resume(overrides)
+        super().check_resume({key: value for key, value in overrides.items() if key != "teacher"})
         if not self.args.resume:
             self._new_folder = FIRST and not get_save_dir(self.args).exists()
             return
@@ -161,4 +163,6 @@ class ResumableMixin(Engine):
             super().final_eval()
         if FIRST:
             checkpoints.finish(self.last)
-        self.distiller = None  # Model keeps its trainer alive: let go of the teacher
+        if self._cache is not None:
+            self._cache.close()
+        self.distiller = self._cache = None  # Model keeps its trainer alive: let go of the teacher and of its outputs

@@ -173,13 +173,13 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")
             return
         self.epoch = self.start_epoch  # the engine sets it when its loop begins
-        given: dict[str, Any] = dict(args=self.args, processes=self._processes)
+        given: dict[str, Any] = dict(args=prepare.as_decided(self.args, amp=self.amp), processes=self._processes)
         prepare.make_ready(self.distiller, unwrap_model(self.model), scaled=self.scaler.is_enabled(), **given)
         prepare.cast_teacher(self.distiller, args=self.args, amp=self.amp, device=self.device)
         self.add_callback("on_train_epoch_start", DistillationMixin._begin_epoch)
         self.add_callback("on_train_epoch_end", DistillationMixin._end_epoch)
         with undisturbed():
-            size, loader = self.config.teacher_imgsz or self.args.imgsz, self._teacher_loader()
+            size, loader = self.config.teacher_imgsz or self.args.imgsz, prepare.teacher_loader(self, self.distiller)
             taught = summary.teacher_scores(self.distiller, loader=loader, size=size, **given)
             if len(taught) > 1:  # before the cache: what they say together depends on it
                 summary.weigh_teachers(self.distiller, taught, processes=self._processes)
@@ -198,14 +198,6 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
             self._doubt_others(self.distiller)
             finest = min(self.distiller.readers.head.strides)
             summary.log_data(self.train_loader.dataset, self.test_loader.dataset, args=self.args, stride=finest)
-
-    def _teacher_loader(self) -> Any:
-        """The validation images at the size at which the teacher sees images."""
-        if not self.config.teacher_imgsz:
-            return self.test_loader
-        batch = self.batch_size // max(self.world_size, 1) * (1 if self.args.task == "obb" else 2)  # as the engine does
-        with compat.swapped(self.args, "imgsz", self.config.teacher_imgsz):
-            return self.get_dataloader(self.data[self.args.split], batch_size=batch, rank=LOCAL_RANK, mode="val")
 
     def _open_cache(self, distiller: Distiller) -> None:
         if self.config.teacher_cache:

@@ -28,7 +28,7 @@ from tskd_yolo.data.views import Views
 from tskd_yolo.distill import likeness, regions
 from tskd_yolo.distill.cache import Cache
 from tskd_yolo.distill.distiller import Distiller
-from tskd_yolo.distill.teacher import Teacher
+from tskd_yolo.distill.teacher import Teacher, coarser
 from tskd_yolo.findings import Finding
 from tskd_yolo.train import doubts, hooks
 from tskd_yolo.train.processes import FIRST, Processes
@@ -299,6 +299,7 @@ class UnlabelledMixin(Engine):
         together: dict[str, Any] = {}
         detector: Any = distiller.teacher.detector()
         networks = [detector]
+        loader.dataset.rect &= not coarser(distiller.teachers, than=self.stride)
         if len(distiller.teachers) > 1:
             loader.dataset.rect = False  # on the student's grid, so the image has to be the student's too
             detector, networks = regions.Together(distiller), [each.model for each in distiller.teachers]
