@@ -6,10 +6,14 @@ import os
 import sys
 
 import pytest
+from PIL import Image
 
 import tskd_yolo
+from tests.compare.helpers import asked
+from tests.compare.helpers import words as comparing
 from tskd_yolo.cli import main
 from tskd_yolo.config import DEFAULTS, folder
+from tskd_yolo.train.checkpoints import RunError
 
 pytestmark = pytest.mark.usefixtures("at_hand")
 
@@ -154,6 +158,49 @@ def test_the_users_own_data_file_of_our_name_is_handed_on(tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "argv", ["tskd-yolo"])
     assert main(["val", "data=neu.yaml"]) == 0
     assert sys.argv[1:] == ["val", "data=neu.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["check", "data=gone.yaml", "teacher=gone.pt", "model=yolo11n.yaml", "device=cpu"], 2),
+        (["convert", "labelme", "images=images", "val=0.5"], 1),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_place_that_cannot_be_written_is_told(words, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.new("L", (16, 16), number).save(tmp_path / "images" / f"{number}.png")
+        shapes = '{"shapes": [{"label": "a", "points": [[1, 1], [9, 9]]}]}'
+        (tmp_path / "images" / f"{number}.json").write_text(shapes)
+    (tmp_path / "file").touch()
+    assert main([*words, f"out={tmp_path / 'file' / 'x'}"]) == code
+    said = capsys.readouterr().err
+    assert "the system says '" in said and "; make room" in said and "Traceback" not in said
+    assert str(tmp_path / "file") in said
+
+
+def test_a_comparison_that_cannot_write_says_so(files, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(comparing(asked(files, tmp_path / "file" / "x"))) == 1
+    said = capsys.readouterr().err
+    assert "the system says '" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(PermissionError(13, "Permission denied", "/sys/x"), 2), (RunError("out: full."), 2), (ZeroDivisionError(), 3)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_check_that_fails_is_no_go(error, code, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("tskd_yolo.check.run.check", fail)
+    assert main(["check", "data=neu.yaml"]) == code
+    assert ("Traceback" in capsys.readouterr().err) is (code == 3)
 
 
 @pytest.mark.parametrize("words", [["version"], ["version", "trust=True"]], ids=" ".join)

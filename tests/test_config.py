@@ -136,6 +136,12 @@ def test_a_cache_of_the_teacher_that_cannot_be_is_refused(given, word):
     assert sentence.startswith(word)
 
 
+@pytest.mark.parametrize("size", [[640, 640], (640, 480)], ids=str)
+def test_an_image_size_of_two_numbers_is_refused(size):
+    (sentence,) = problems({**GOOD, "imgsz": size})
+    assert sentence == f"imgsz: must be one number of pixels, got {size!r}; give the longer side, i.e. imgsz=640."
+
+
 @pytest.mark.parametrize("off", [None, False, ""])
 def test_without_teacher_cache_nothing_is_refused_for_it(off):
     assert build({**GOOD, "teacher_cache": off, "multi_scale": 0.5, "rect": True}).teacher_cache is None

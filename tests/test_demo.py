@@ -8,19 +8,39 @@ import cv2
 import pytest
 import yaml
 
-pytestmark = pytest.mark.slow
+from tskd_yolo import demo
+from tskd_yolo.cli import main
 
 
 @pytest.fixture
 def short(monkeypatch):
-    from tskd_yolo import demo
-
     monkeypatch.setattr(demo, "EPOCHS", {"teacher": 1, "plain": 1, "distilled": 1, "few labels": 1})
     for name, value in {"IMGSZ": 64, "BATCH": 4, "TRAIN": 8, "VAL": 6, "EVERY": 4}.items():
         monkeypatch.setattr(demo, name, value)
     return demo.demo
 
 
+@pytest.mark.parametrize("seed", ["abc", "-1", "1.5", "True", "4294967296"])
+def test_a_seed_that_is_none_is_told(seed, tmp_path, capsys):
+    assert main(["demo", f"seed={seed}", f"out={tmp_path / 'demo'}"]) == 1
+    said = capsys.readouterr().err
+    assert "seed: must be a whole number from 0 to 4294967295, got" in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_seed_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tskd_yolo.data.drawn.prepare", lambda *_, **__: 1 / 0)
+    for seed, error in ((0, ZeroDivisionError), (0, ZeroDivisionError), (1, ValueError)):
+        with pytest.raises(error):
+            demo.demo(out=tmp_path / "demo", seed=seed)
+    assert main(["demo", "seed=1", f"out={tmp_path / 'demo'}"]) == 1
+    assert "have seed=0, got 1; give seed=0, or another folder (out=)." in capsys.readouterr().err
+    (tmp_path / "demo" / "demo.json").write_text("[]")
+    assert main(["demo", f"out={tmp_path / 'demo'}"]) == 1
+    assert "was not made by a demonstration; give another folder." in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_it_leaves_four_runs_and_goes_on_when_interrupted(short, tmp_path):
     folder = short(out=tmp_path / "demo", seed=1)
     runs = [folder / who for who in ("teacher", "plain", "distilled", "few-labels")]

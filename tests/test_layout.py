@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "cli": {"autolabel", "average", "check", "compare", "train", "demo", *BOTTOM},
     "autolabel": {"compare", "train", "distill", *BOTTOM},
     "average": BOTTOM,
-    "demo": {"train", "data"},
+    "demo": {"train", "data", "config", "files"},
     "check": {"compare", "train", "distill", *BOTTOM},
     "compare": {"train", "distill", "losses", *BOTTOM},
     "train": {"distill", *BOTTOM},

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       go on with an interrupted run
   tskd-yolo check data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/check/check]
       do the three fit, is there anything to gain, and what will it take? Classes, levels, scores per class, odd labels,
-      images that are in train and val, memory and time of a few real steps. Exit code 0: go, 1: with a warning, 2: no
+      images that are in train and val, memory and time of a few real steps. Exit code 0: go, 1: with a warning, 2: no,
+      3: the check itself failed
   tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
           [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
       does it help? For detectors only. Every arm with every seed, paired with plain training; a verdict, corrected over
@@ -83,10 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(arguments)
     except KeyboardInterrupt:
         return 130
-    except ConfigError as error:
-        print(f"tskd-yolo: {error}", file=sys.stderr)
     except _user_errors() as error:
-        print(f"tskd-yolo: {error}", file=sys.stderr)
+        print(f"tskd-yolo: {_sentence(error)}", file=sys.stderr)
     return 1
 
 
@@ -94,11 +94,19 @@ _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """What a mistake in a user's files raises before training; anything else is a fault and keeps its trace."""
+    """What a mistake in a user's files raises, or a disk; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.convert.files import ConvertError
     from tskd_yolo.train.checkpoints import RunError
 
-    return ConvertError, RunError, FileNotFoundError, FileExistsError
+    return ConfigError, ConvertError, RunError, OSError
+
+
+def _sentence(error: Exception) -> str:
+    """What to tell a user; of what the system says the file and the reason."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}the system says '{error.strerror}'; make room or allow it there, or give another file or folder."
 
 
 def _run(arguments: list[str]) -> int:
@@ -164,15 +172,18 @@ def _train(arguments: list[str]) -> int:
 
 
 def _check(arguments: list[str]) -> int:
-    """Exit code 0: go; 1: go with a warning; 2: no, and what is wrong with the arguments is that, too."""
+    """Exit code 0: go; 1: go with a warning; 2: no, and a user's mistake is that, too; 3: a fault of the check."""
     from tskd_yolo.check.run import KEYS, check
 
     values, errors = parse(arguments, more=KEYS)
     try:
         return check(errors, **values).code
-    except ConfigError as error:
-        print(f"tskd-yolo: {error}", file=sys.stderr)
+    except _user_errors() as error:
+        print(f"tskd-yolo: {_sentence(error)}", file=sys.stderr)
         return 2
+    except Exception:  # Python's own exit code for it is 1, which means "go with a warning"
+        traceback.print_exc()
+        return 3
 
 
 def _compare(arguments: list[str]) -> int:

@@ -324,6 +324,8 @@ def _lengths(values: Mapping[str, Any]) -> list[str]:
             f"batch: must be a whole number >= 1, -1 (as fits the GPU's memory) or a fraction of that memory "
             f"between 0 and 1, got {batch!r}."
         )
+    if isinstance(imgsz, (list, tuple)):
+        errors.append(f"imgsz: must be one number of pixels, got {imgsz!r}; give the longer side, i.e. imgsz=640.")
     if _number(imgsz) and not imgsz >= 1:
         errors.append(f"imgsz: must be at least 1 pixel, got {imgsz!r}.")
     return errors

@@ -17,6 +17,9 @@ import cv2
 import numpy as np
 import yaml
 
+from tskd_yolo.config import ConfigError
+from tskd_yolo.files import write_json
+
 TEACHER, STUDENT = "yolo11s.yaml", "yolo11n.yaml"
 IMGSZ, BATCH, TRAIN, VAL = 96, 8, 288, 80
 EPOCHS = {"teacher": 18, "plain": 14, "distilled": 14, "few labels": 60}
@@ -34,13 +37,16 @@ def demo(out: str | Path = "runs/demo", seed: int = 0) -> Path:
 
     Returns:
         The folder, absolute.
+
+    Raises:
+        ConfigError: If the seed is none, or the folder was begun with another one.
     """
     from ultralytics.utils import LOGGER
 
     from tskd_yolo.data.drawn import NAMES, prepare
 
     start, folder = time.time(), Path(out).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    _begin(folder, seed)
     LOGGER.info(f"\n[1/6] Drawing {TRAIN} + {VAL} images of hot-rolled steel with six kinds of defect")
     prepare(folder / "data", train=TRAIN, val=VAL, size=128, seed=seed)
     data = _data_sets(folder, NAMES)
@@ -67,6 +73,26 @@ def demo(out: str | Path = "runs/demo", seed: int = 0) -> Path:
         f"Your own:   tskd-yolo train data=FILE.yaml teacher=FILE.pt model=yolo11n.yaml epochs=100\n"
     )
     return folder
+
+
+def _begin(folder: Path, seed: Any) -> None:
+    """Makes the folder and writes the seed into its ``demo.json``: runs of another one are not shown as this one's."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ConfigError([f"seed: must be a whole number from 0 to {2**32 - 1}, got {seed!r}; i.e. seed=1."])
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError([f"out: {folder} is a file; give a folder."])
+    file, known = folder / "demo.json", seed
+    if file.exists():
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))["seed"]
+        except (ValueError, TypeError, KeyError):
+            raise ConfigError([f"out: {file} was not made by a demonstration; give another folder."]) from None
+    if known != seed:
+        raise ConfigError(
+            [f"seed: the runs in {folder} have seed={known}, got {seed}; give seed={known}, or another folder (out=)."]
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"seed": seed})
 
 
 def _data_sets(folder: Path, names: Sequence[str]) -> dict[str, Path]:

@@ -126,6 +126,16 @@ def test_other_settings_and_foreign_folders_are_refused(sure, sure_too, pictures
     assert "sorce: is not an argument; did you mean 'source'?" in capsys.readouterr().err
 
 
+def test_data_of_many_channels_are_refused_with_the_rest(sure, data, pictures, tmp_path):
+    many = tmp_path / "many.yaml"
+    many.write_text(yaml.safe_dump({**yaml.safe_load(data.read_text()), "channels": 5}))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(ConfigError, match="channels 1 or 3.*has channels 5; give a data set") as error:
+        autolabel(**asked(tmp_path, sure, pictures, data=str(many)))
+    assert len(error.value.problems) == 2
+
+
 def test_a_full_disk_is_told_in_a_sentence(sure, pictures, tmp_path, monkeypatch, capsys):
     def full(path, data):
         raise OSError(28, "No space left on device")

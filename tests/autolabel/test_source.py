@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -31,7 +34,7 @@ def test_a_folder_gives_its_images_by_their_path(folder):
 def test_lists_patterns_and_single_files_name_images(folder):
     text = folder.parent / "list.txt"
     text.write_text("# some\nin/a.png\n\nin/sub/c.png\nin/a.png\n")
-    assert sorted(source.find(str(text))) == ["a.png", "sub/c.png"]
+    assert sorted(source.find(str(text))) == ["in/a.png", "in/sub/c.png"]
     assert sorted(source.find(str(folder / "**" / "*.png"))) == ["a.png", "sub/c.png"]
     assert list(source.find(str(folder / "a.png"))) == ["a.png"]
     text.write_text("in/gone.png\n")
@@ -45,6 +48,62 @@ def test_no_image_and_a_shared_label_file_are_refused(folder):
     (folder / "a.jpg").write_bytes((folder / "a.png").read_bytes())
     with pytest.raises(ConfigError, match=r"a\.jpg and a\.png would have one label file"):
         source.find(str(folder))
+
+
+def test_names_do_not_depend_on_which_files_there_are(folder):
+    pattern, text = str(folder / "*" / "**" / "*.png"), folder.parent / "list.txt"
+    text.write_text("in/sub/c.png\n")
+    before = source.find(pattern), source.find(str(text))
+    (folder / "line2").mkdir()
+    (folder / "line2" / "c.png").write_bytes((folder / "a.png").read_bytes())
+    text.write_text("in/sub/c.png\nin/a.png\n")
+    assert [list(found) for found in before] == [["sub/c.png"], ["in/sub/c.png"]]
+    assert sorted(source.find(pattern)) == ["line2/c.png", "sub/c.png"]
+    assert sorted(source.find(str(text))) == ["in/a.png", "in/sub/c.png"]
+
+
+def test_a_pattern_does_not_find_what_is_written(folder, caplog):
+    out = folder / "auto"
+    (out / "images" / "train").mkdir(parents=True)
+    (out / "images" / "train" / "a.png").symlink_to(folder / "a.png")
+    assert sorted(source.find(str(folder / "**" / "*.png"), out=out)) == ["a.png", "sub/c.png"]
+    assert f"1 images in {out} are left out" in caplog.text
+
+
+def test_a_folder_named_as_another_was_renamed_keeps_its_files(folder):
+    (folder / "images_").mkdir()
+    (folder / "images_" / "b.jpg").write_bytes((folder / "images" / "b.jpg").read_bytes())
+    found = source.find(str(folder))
+    assert found["images_/b.jpg"] == folder / "images" / "b.jpg"
+    assert found["images__/b.jpg"] == folder / "images_" / "b.jpg"
+
+
+def test_a_listed_file_elsewhere_has_its_whole_path(folder):
+    lists = folder.parent / "lists"
+    lists.mkdir()
+    (lists / "list.txt").write_text(f"{folder / 'a.png'}\n")
+    assert list(source.find(str(lists / "list.txt"))) == [str(folder / "a.png").lstrip("/")]
+    inside = lists / str(folder / "a.png").lstrip("/")
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes((folder / "a.png").read_bytes())
+    (lists / "list.txt").write_text(f"{folder / 'a.png'}\n{inside}\n")
+    with pytest.raises(ConfigError, match="would both be .*a.png; rename or move one of them"):
+        source.find(str(lists / "list.txt"))
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(folder):
+    text = folder.parent / "list.txt"
+    text.write_text("in/a.png\n", encoding="utf-8-sig")
+    assert list(source.find(str(text))) == ["in/a.png"]
+    text.write_bytes(b"in/\xff.png\n")
+    with pytest.raises(ConfigError, match=r"list\.txt must be text in UTF-8"):
+        source.find(str(text))
+
+
+def test_a_name_that_is_no_utf8_is_left_out_and_told(folder, caplog):
+    shutil.copy(folder / "a.png", os.fsencode(folder) + b"/d\xff.png")
+    assert sorted(source.find(str(folder))) == ["a.png", "images_/b.jpg", "sub/c.png"]
+    assert "1 images have names that are not UTF-8 and are left out, the first is b'd\\xff.png'" in caplog.text
 
 
 def test_a_batch_is_padded_and_boxes_come_back(folder):

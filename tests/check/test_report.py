@@ -68,11 +68,30 @@ def test_a_time_is_told_in_a_unit_that_fits(seconds, words):
 def test_the_default_folder_counts_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("check", "check-2", "check-3"):
-        out = report.place(None)
-        assert out.name == name and not out.exists()
-        report.write(out, summary())
+        assert report.place(None) is None
+        out = report.write(None, summary())
+        assert out == tmp_path / "runs" / "check" / name
         assert {file.name for file in out.iterdir()} == report.FILES
     assert sorted(p.name for p in (tmp_path / "runs" / "check").iterdir()) == ["check", "check-2", "check-3"]
+
+
+def test_checks_that_end_together_have_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    counted, told = report.increment_path, []
+
+    def late(path):
+        told.append(counted(path))
+        if len(told) == 1:
+            report.write(None, summary(seconds=2.0))  # another check ends before this one takes its number
+        return told[0] if len(told) == 1 else counted(path)
+
+    monkeypatch.setattr(report, "increment_path", late)
+    report.write(None, summary(seconds=1.0))
+    seconds = {
+        place.name: json.loads((place / "check.json").read_text())["seconds"]
+        for place in (tmp_path / "runs" / "check").iterdir()
+    }
+    assert sorted(seconds.values()) == [1.0, 2.0] and sorted(seconds) == ["check", "check-2"]
 
 
 def test_an_earlier_check_is_replaced_and_anything_else_is_not(tmp_path):

@@ -14,3 +14,9 @@ def test_a_page_takes_its_frame_from_here_and_its_text_as_text(tmp_path):
     assert "default-src 'none'" in text and "<p>&lt;script&gt;</p>" in text
     with pytest.raises(UndefinedError):
         page("own.html", folder=tmp_path)
+
+
+def test_files_are_named_without_their_hashes(tmp_path):
+    (tmp_path / "own.html").write_text("{{ one | first_word }}; {{ several | first_word }}")
+    text = page("own.html", folder=tmp_path, one="a.pt (sha256 1)", several=["a.pt (sha256 1)", "b.pt (sha256 2)"])
+    assert text == "a.pt; a.pt, b.pt"

@@ -39,6 +39,10 @@ pytestmark = pytest.mark.usefixtures("at_hand")
         (dict(seed=0), "seed: a comparison has several"),
         (dict(seed=[0, 1]), "seed: a comparison has several"),
         (dict(project="x"), "project: a comparison has one folder"),
+        (dict(exist_ok=True), "exist_ok: a comparison goes on in its folder by itself; leave it out."),
+        (dict(batch=-1), "batch: must be a number of images, the same in every run, got -1"),
+        (dict(batch=0.7), "batch: must be a number of images, the same in every run, got 0.7"),
+        (dict(imgsz=[64, 64]), "imgsz: must be one number of pixels, got [64, 64]"),
         (dict(resume=True), "resume: a comparison goes on by itself"),
         (dict(arms="plain,tskd,plain_same_time", time=1), "time: plain_same_time takes the time of tskd"),
         (dict(epochs=0), "epochs: must be a whole number from 1 on"),
@@ -89,6 +93,36 @@ def test_ray_that_is_missing_is_named_with_what_installs_it(files, tmp_path, mon
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "ray" else found(name, *a))
     with pytest.raises(ConfigError, match="ray: is not installed; pip install ray adds it"):
         checked(asked(files, tmp_path / "out", ray=True))
+
+
+def test_a_batch_that_fits_memory_is_refused_in_an_arm(files, tmp_path):
+    arms = ["plain", {"large": {"batch": -1}, "small": {"batch": 2}}]
+    with pytest.raises(ConfigError) as error:
+        checked(asked(files, tmp_path / "out", arms=arms))
+    (problem,) = error.value.problems
+    assert problem.startswith("arms: large: batch: must be a number of images") and "give batch=16" in problem
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "data.json", "plan.json", "settings.json", "plain-2/mine.txt"])
+def test_a_folder_of_other_files_is_refused_and_left(foreign, files, tmp_path):
+    out = tmp_path / "out"
+    (out / foreign).parent.mkdir(parents=True)
+    (out / foreign).write_text("[]")
+    with pytest.raises(ConfigError, match="out: .*out is there and holds no comparison; give another folder") as error:
+        checked(asked(files, out, jobs=0))
+    assert len(error.value.problems) == 2, "told with the other mistakes"
+    assert [path.name for path in out.iterdir()] == [foreign.split("/")[0]]
+
+
+def test_a_folder_that_a_comparison_began_is_taken(files, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".lock", ".settings.json.1.part"):
+        (out / name).touch()
+    assert checked(asked(files, out)).out == out
+    (out / "settings.json").write_text('{"data": "", "model": "", "teacher": ""}')
+    (out / "plain-0").mkdir()
+    assert checked(asked(files, out)).out == out
 
 
 def test_seeds_are_a_number_or_a_list_and_arms_default_to_all(files, tmp_path):

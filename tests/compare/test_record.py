@@ -104,6 +104,15 @@ def test_changed_gone_and_new_images_are_counted(begun, tmp_path):
     assert labels.startswith("labels of train: 1 gone, 1 new")
 
 
+def test_files_are_told_as_new_where_a_beginning_was_cut(begun, tmp_path):
+    (tmp_path / "out" / "data.json").unlink()  # settings.json is written before it
+    assert told(begun) == [] and (tmp_path / "out" / "data.json").exists()
+    (tmp_path / "out" / "data.json").unlink()
+    sorted((tmp_path / "set" / "labels" / "val").iterdir())[0].write_text("0 0.5 0.5 0.25 0.25\n")
+    (problem,) = told(begun)
+    assert problem.startswith("labels of val: ") and " new since the runs in out were begun" in problem
+
+
 def test_copied_images_are_the_same_and_are_read_once(begun, tmp_path, monkeypatch):
     for image in (tmp_path / "set" / "images").rglob("*.png"):
         os.utime(image, ns=(0, 0))

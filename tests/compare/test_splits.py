@@ -14,7 +14,7 @@ from tskd_yolo.compare.plan import checked
 from tskd_yolo.compare.record import begin
 from tskd_yolo.compare.report import comparison_page
 from tskd_yolo.compare.runner import compare
-from tskd_yolo.compare.splits import Judging, judging
+from tskd_yolo.compare.splits import Judging, files_of, judging
 from tskd_yolo.compare.summary import summarise
 from tskd_yolo.config import ConfigError
 
@@ -77,6 +77,12 @@ def test_a_split_that_cannot_judge_does_not(break_it, why, data, tmp_path):
     assert judging(data, None) == Judging("val", "last", why)
     with pytest.raises(ConfigError, match=f"split: {why}, so it cannot judge; give a data YAML with a test: split"):
         judging(data, "test")
+
+
+def test_a_fraction_may_be_given_for_each_split(data):
+    counts = {split: len(found["images"]) for split, found in files_of(data, [0.5, 1]).items()}
+    assert counts == {"train": 1, "val": 2, "test": 2}
+    assert len(files_of(data, 0.5)["train"]["images"]) == 1 and len(files_of(data, 1.0)["train"]["images"]) == 2
 
 
 def test_the_verdict_is_about_best_pt_where_test_judges(files, tmp_path):

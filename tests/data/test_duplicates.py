@@ -135,3 +135,25 @@ def test_hashes_are_compared_in_blocks(monkeypatch):
     train = [f"{n:016x}" for n in rng.integers(0, 2**63, 3)]
     near, far = f"{int(train[1], 16) ^ 0xFFF:016x}", f"{int(train[1], 16) ^ 0x1FFF:016x}"
     assert list(duplicates._candidates([train[2], far, near], train)) == [(0, [2]), (2, [1])]
+
+
+def deep(image: Image.Image) -> Image.Image:
+    """The same picture with 16 bits."""
+    return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+
+
+def test_pictures_of_16_bits_are_told_apart(tmp_path):
+    train = saved(tmp_path / "train", {f"{i}.png": deep(picture(i)) for i in range(3)})
+    val = saved(tmp_path / "val", {"new.png": deep(picture(7)), "again.tif": deep(picture(1)), "8.png": picture(2)})
+    assert Image.open(train[0]).mode.startswith("I") and len({*Hashes(tmp_path / "h.json")(train)}) == 3
+    twins = found(train, val, tmp_path)
+    assert [(Path(t.val).name, Path(t.train).name) for t in twins] == [("again.tif", "1.png"), ("8.png", "2.png")]
+
+
+def test_blank_pictures_are_not_compared_in_pairs(tmp_path, monkeypatch):
+    train, val = (
+        saved(tmp_path / split, {f"{i}.png": Image.new("L", (64, 64), 100 + i) for i in range(4)})
+        for split in ("train", "val")
+    )
+    monkeypatch.setattr(duplicates, "alike", lambda *_: pytest.fail("a pair was compared"))
+    assert found(train, val, tmp_path) == []

@@ -80,7 +80,7 @@ def _read(plan: Plan) -> tuple[dict[str, Any] | None, Panel, dict[str, Path]]:
     with collected(problems):
         record.begun(plan.out)
     with collected(problems):
-        images = source.find(plan.source)
+        images = source.find(plan.source, out=plan.out)
     inside = Path(plan.source).is_dir() and plan.out.is_relative_to(Path(plan.source).resolve())
     if inside:
         problems.append(f"out: {plan.out} is in the source, whose images it would join; give a folder beside it.")
@@ -94,7 +94,7 @@ def _read(plan: Plan) -> tuple[dict[str, Any] | None, Panel, dict[str, Path]]:
 
 def _data(file: str) -> dict[str, Any]:
     try:
-        return check_det_dataset(file)
+        data = check_det_dataset(file)
     except (MissingSetError, ConvertError) as error:  # ours, and whole sentences already
         raise ConfigError([f"data: {error}"]) from error
     except ConfigError:
@@ -103,6 +103,12 @@ def _data(file: str) -> dict[str, Any]:
         raise ConfigError(
             [f"data: {file} could not be read ({compat.plain(error, about=file)}); give one whose folders exist."]
         ) from error  # fmt: skip
+    if data["channels"] not in (1, 3):
+        raise ConfigError(
+            [f"data: images to label are read as grey or RGB (channels 1 or 3), and {file} has channels "
+             f"{data['channels']}; give a data set of one of these kinds."]
+        )  # fmt: skip
+    return data
 
 
 def _loader(plan: Plan, panel: Panel, data: dict[str, Any]) -> Any:

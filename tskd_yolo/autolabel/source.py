@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from ultralytics.utils import LOGGER
 from ultralytics.utils.ops import scale_boxes
 from ultralytics.utils.patches import imread
 
@@ -27,14 +28,16 @@ WORKERS = 8
 """Processes that read images for a GPU, at most; for a CPU there are none, since it is what is short."""
 
 
-def find(source: str) -> dict[str, Path]:
+def find(source: str, *, out: Path | None = None) -> dict[str, Path]:
     """The images of a folder, of a list in a ``.txt`` file, of a pattern such as ``images/*.png``, or the one named.
 
     Args:
         source: Which.
+        out: Where the data set is written: what is there already is no image to label.
 
     Returns:
-        By the path that each gets in the data set: that below the folder, or below the folder that all have in common.
+        By the path that each gets in the data set: that below the folder, the list's folder, or the part of a pattern
+        before its first wildcard. Which other files are there does not count, so a second call gives the same names.
 
     Raises:
         ConfigError: If there is none, or two would have one label file.
@@ -43,7 +46,8 @@ def find(source: str) -> dict[str, Path]:
     if place.is_dir():
         found = {_renamed(name): file for name, file in files_below(place, IMAGES, Notes()).items()}
     else:
-        found = _named(_files(source, place))
+        found = _named(_wanted(_files(source, place), out), _root(source, place))
+    found = _told(found)
     if not found:
         kinds = ", ".join(sorted(IMAGES))
         raise ConfigError([f"source: {source} holds no image; give a folder, a .txt list or a pattern of {kinds}."])
@@ -55,7 +59,10 @@ def find(source: str) -> dict[str, Path]:
 def _files(source: str, place: Path) -> list[Path]:
     """Files of a list, each once; those of a pattern; or the one that is named."""
     if place.suffix.lower() == ".txt" and place.is_file():
-        lines = [line.strip() for line in place.read_text(encoding="utf-8").splitlines()]
+        try:
+            lines = [line.strip() for line in place.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ConfigError([f"source: {source} must be text in UTF-8, got other bytes; save it anew."]) from error
         paths = [place.parent / line for line in dict.fromkeys(lines) if line and not line.startswith("#")]
         if gone := [path for path in paths if not path.is_file()]:
             raise ConfigError([f"source: {len(gone)} files of {source} are not there, the first is {gone[0]}."])
@@ -64,18 +71,56 @@ def _files(source: str, place: Path) -> list[Path]:
     return [path for path in paths if path.suffix.lower() in IMAGES and path.is_file()]
 
 
-def _named(paths: Sequence[Path]) -> dict[str, Path]:
-    whole = [Path(os.path.abspath(path)) for path in paths]
-    if not whole:
-        return {}
-    common = os.path.commonpath([path.parent for path in whole])
-    return {_renamed(path.relative_to(common).as_posix()): path for path in whole}
+def _wanted(paths: Sequence[Path], out: Path | None) -> list[Path]:
+    """Those that are not below ``out``. There they are links, so it is their folder that tells."""
+    wanted = [path for path in paths if out is None or not path.parent.resolve().is_relative_to(out.resolve())]
+    if own := len(paths) - len(wanted):
+        LOGGER.info(f"source: {own} images in {out} are left out; they are what is written there.")
+    return wanted
+
+
+def _root(source: str, place: Path) -> Path:
+    """The folder below which files of a list or of a pattern are named."""
+    if place.is_file():
+        return Path(os.path.abspath(place.parent))
+    parts = Path(os.path.abspath(source)).parts
+    fixed = next((number for number, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return Path(*parts[:fixed])
+
+
+def _named(paths: Sequence[Path], root: Path) -> dict[str, Path]:
+    """Files by their path below a folder; one that is elsewhere, as a list may have it, by its whole path."""
+    found: dict[str, Path] = {}
+    for path in (Path(os.path.abspath(path)) for path in paths):
+        name = _renamed(path.relative_to(root if path.is_relative_to(root) else path.anchor).as_posix())
+        if found.setdefault(name, path) != path:
+            raise ConfigError([f"source: {found[name]} and {path} would both be {name}; rename or move one of them."])
+    return found
 
 
 def _renamed(name: str) -> str:
-    """A path below ``images/train`` without another folder ``images``: of several Ultralytics takes the last."""
-    path = PurePosixPath(name)
-    return str(PurePosixPath(*(f"{part}_" if part == "images" else part for part in path.parts[:-1]), path.name))
+    """A path below ``images/train`` without another folder ``images``: of several Ultralytics takes the last.
+
+    A folder ``images_`` gets one more stroke too, or it would become one with ``images``.
+    """
+    *folders, last = PurePosixPath(name).parts
+    return str(PurePosixPath(*(f"{part}_" if part.rstrip("_") == "images" else part for part in folders), last))
+
+
+def _told(found: Mapping[str, Path]) -> dict[str, Path]:
+    """Images without those whose path is no UTF-8, which neither a label file nor a list could name."""
+    good = {name: file for name, file in found.items() if _utf8(str(file))}
+    if bad := [os.fsencode(name) for name in found if name not in good]:
+        LOGGER.warning(
+            f"source: {len(bad)} images have names that are not UTF-8 and are left out, the first is {bad[0]!r}; "
+            "rename them."
+        )
+    return good
+
+
+def _utf8(text: str) -> bool:
+    """Whether a name can be written; bytes that are no text are surrogates in it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _shared(names: Iterable[str]) -> list[str]:

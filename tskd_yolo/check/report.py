@@ -25,27 +25,34 @@ BARS = 9
 """So many classes go into one chart."""
 
 
-def place(out: Any) -> Path:
-    """The folder for the files: ``out``, or the next free one of :data:`DEFAULT`, counted as Ultralytics counts.
+def place(out: Any) -> Path | None:
+    """The folder for the files that is asked for; None where it is the next free one, see :func:`write`.
 
     Raises:
         ConfigError: If something else than an earlier check is there.
     """
     if not out:
-        return increment_path(DEFAULT)
+        return None
     folder = Path(str(out)).expanduser()
     if folder.is_dir() and {file.name for file in folder.iterdir()} <= FILES or not folder.exists():
         return folder
     raise ConfigError([f"out: {folder} is there and holds no check; give another folder."])
 
 
-def write(out: Path, summary: Mapping[str, Any]) -> None:
+def write(out: Path | None, summary: Mapping[str, Any]) -> Path:
     """Writes ``check.json`` and ``check.html`` into a folder, both or neither; an earlier check there is replaced.
+
+    Args:
+        out: The folder; None is the next free one of :data:`DEFAULT`, counted as Ultralytics counts.
+        summary: What the check found.
+
+    Returns:
+        The folder.
 
     Raises:
         OSError: If they cannot be written.
     """
-    out = out.resolve()
+    out = _next() if out is None else out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
         new = Path(work, "new")
@@ -53,7 +60,8 @@ def write(out: Path, summary: Mapping[str, Any]) -> None:
         files.write_json(new / "check.json", summary)
         files.replace(new / "check.html", check_page(summary).encode("utf-8"))
         place(out)  # it took a while: nobody may have put anything there
-        if out.exists():
+        # An empty folder is replaced as it is: moved away, its number would be free to another check for a moment.
+        if out.exists() and (os.name == "nt" or any(out.iterdir())):
             os.rename(out, Path(work, "old"))
         try:
             os.rename(new, out)
@@ -61,6 +69,19 @@ def write(out: Path, summary: Mapping[str, Any]) -> None:
             if Path(work, "old").exists():
                 shutil.move(Path(work, "old"), out)
             raise
+    return out
+
+
+def _next() -> Path:
+    """The next free folder of :data:`DEFAULT`, made at once: of two checks that end together each has its own."""
+    DEFAULT.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = increment_path(DEFAULT)
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another check was faster
+            continue
+        return folder.resolve()
 
 
 # The page -------------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def check(errors: list[str] | None = None, **arguments: Any) -> Verdict:
         _steps(found)
         _data(found)
         summary = _summary(found, seconds=time.time() - start)
-    report.write(out, summary)
+    out = report.write(out, summary)
     LOGGER.info(f"\n{colorstr('tskd-yolo check:')} {report.text(summary)}\n")
     for name in sorted(report.FILES):
         LOGGER.info(f"{out / name}")

@@ -40,7 +40,7 @@ def page(template: str, *, folder: Path = TEMPLATES, **values: Any) -> str:
         corrected=lambda e: "–" if e is None else interval(Corrected(**e["corrected"], verdict=e["verdict"])),
         p=lambda e: "–" if e is None else probability(e["corrected"]["p"]),
         css=lambda verdict: verdict if verdict in {"helps", "hurts"} else "open",
-        first_word=lambda text: str(text).split(" (sha256")[0],
+        first_word=_names,
         number=charts.number,
         percent=lambda v: "–" if v is None else f"{100 * v:.0f} %".replace("-", "−"),
         decimal=lambda v, digits=0, unit=1: "–" if v is None else f"{v / unit:.{digits}f}",
@@ -49,6 +49,11 @@ def page(template: str, *, folder: Path = TEMPLATES, **values: Any) -> str:
     return environment.get_template(template).render(
         version=__version__, each_way=EACH_WAY, drawn_at=DRAWN_AT, **values
     )
+
+
+def _names(told: Any) -> str:
+    """Files by name, without their hashes: one, or several in a list."""
+    return ", ".join(str(file).split(" (sha256")[0] for file in (told if isinstance(told, list) else [told]))
 
 
 def _effect(row: Mapping[str, Any]) -> Effect:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ _REFUSED = {
     "project": "project: a comparison has one folder; write out=FOLDER.",
     "name": "name: a comparison has one folder; write out=FOLDER.",
     "save_dir": "save_dir: a comparison has one folder; write out=FOLDER.",
+    "exist_ok": "exist_ok: a comparison goes on in its folder by itself; leave it out.",
     "resume": "resume: a comparison goes on by itself; give the same command and the same out= again.",
 }
 
@@ -121,7 +123,7 @@ def checked(values: Mapping[str, Any]) -> Plan:
     arms, own_arms = read(asked["arms"] if "arms" in values else default(known), problems)
     own_arms = {arm: _resolved(settings, given, training) for arm, settings in own_arms.items()}
     problems += _wrong_seeds(asked["seeds"]) + wrong_arms(arms, own_arms, known)
-    problems += _wrong_keys(asked) + _wrong_training(training, arms)
+    problems += _wrong_keys(asked) + _wrong_training(training, arms) + _wrong_batches(training, own_arms)
     problems += _wrong_unlabelled(given, training, arms, own_arms)
     if not problems:
         problems += _wrong_settings(training, own_arms)
@@ -224,7 +226,20 @@ def _wrong_keys(asked: Mapping[str, Any]) -> list[str]:
     out = _folder(asked["out"])
     if out.exists() and not out.is_dir():
         problems.append(f"out: {asked['out']} is a file; give a folder.")
+    elif out.exists() and not _ours(out):
+        problems.append(f"out: {asked['out']} is there and holds no comparison; give another folder.")
     return problems
+
+
+def _ours(out: Path) -> bool:
+    """Whether a folder is empty, or was begun by a comparison, which writes its settings first."""
+    try:
+        begun = json.loads((out / "settings.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return all(file.name == ".lock" or file.name.endswith(".part") for file in out.iterdir())
+    except ValueError:
+        return False
+    return isinstance(begun, dict) and begun.keys() >= {"data", "model", "teacher"}
 
 
 def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
@@ -244,6 +259,17 @@ def _wrong_training(training: dict[str, Any], arms: Sequence[str]) -> list[str]:
     if training.get("time") and "plain_same_time" in arms:
         problems.append("time: plain_same_time takes the time of tskd; drop this arm, or drop time=.")
     return problems
+
+
+def _wrong_batches(training: Mapping[str, Any], own_arms: Mapping[str, Any]) -> list[str]:
+    """A batch that is chosen by what fits into memory: it would be another one in every arm."""
+    places = {"": training, **{f"arms: {arm}: ": own for arm, own in own_arms.items() if isinstance(own, Mapping)}}
+    return [
+        f"{place}batch: must be a number of images, the same in every run, got {batch!r}, which is chosen anew in each "
+        "by what fits into memory; give batch=16 or another number."
+        for place, values in places.items()
+        if isinstance(batch := values.get("batch"), (int, float)) and (batch == -1 or 0 < batch < 1)
+    ]
 
 
 def _no_detectors(task: str) -> list[str]:

@@ -46,10 +46,10 @@ def begin(plan: Plan) -> None:
     begun = (plan.out / "settings.json").exists()
     if problems := (_changes(plan.out, now, files) if begun else []) + _changed_arms(plan.out, arms, own):
         raise ConfigError(problems)
+    if not begun:
+        write_json(plan.out / "settings.json", now)  # first: by it the folder is known as a comparison's
     if files != known:
         write_json(plan.out / "data.json", files)
-    if not begun:
-        write_json(plan.out / "settings.json", now)
     if not own.keys() <= arms.keys():
         write_json(plan.out / "arms.json", {**arms, **own})
     asked = {"seeds": plan.seeds, "arms": plan.arms}
@@ -182,7 +182,8 @@ def _changed_arms(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
 
 def _changed_files(key: str, out: Path, split: str, kind: str, files: Files) -> str:
     """How many files of a kind are others than those that the runs in the folder saw, and one of them."""
-    before, now = contents(_read(out / "data.json", {})[split][kind]), contents(files[split][kind])
+    known = _read(out / "data.json", {}).get(split, {}).get(kind, {})  # none where the beginning was cut short
+    before, now = contents(known), contents(files[split][kind])
     counts = {
         "changed": [name for name in now if name in before and now[name] != before[name]],
         "gone": [name for name in before if name not in now],

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from ultralytics.data.base import BaseDataset
-from ultralytics.data.utils import check_det_dataset, img2label_paths
+from ultralytics.data.utils import check_det_dataset, get_split_fraction, img2label_paths
 
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
@@ -68,7 +68,7 @@ def _unfit(data: Mapping[str, Any]) -> str:
     return f"{again} of {len(images)} images of the test: split are in train or val, too" if again else ""
 
 
-def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> list[str]:
+def images_of(data: Mapping[str, Any], split: str, fraction: Any = 1.0) -> list[str]:
     """The images of a split as Ultralytics finds them; none where the data YAML or the disk has no such split."""
     if not data.get(split):
         return []
@@ -80,18 +80,18 @@ def images_of(data: Mapping[str, Any], split: str, fraction: float = 1.0) -> lis
         return []
 
 
-def files_of(data: str, fraction: float, known: Files | None = None) -> dict[str, dict[str, dict[str, str]]]:
+def files_of(data: str, fraction: Any, known: Files | None = None) -> dict[str, dict[str, dict[str, str]]]:
     """Images and labels of every split, by their content.
 
     Args:
         data: The data YAML.
-        fraction: Of the training images, as Ultralytics takes it.
+        fraction: Of the training images, or one for each split in a list, as Ultralytics takes it.
         known: What was found before. An image that has the size and the time that it had then is not read again.
     """
     content = check_det_dataset(data)
     found = {}
     for split in SPLITS:
-        images = images_of(content, split, fraction if split == "train" else 1.0)
+        images = images_of(content, split, get_split_fraction(fraction, split))
         if images:
             before = known[split]["images"] if known and split in known else {}
             names = [_name(file, content) for file in images]

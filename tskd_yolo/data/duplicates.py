@@ -152,6 +152,8 @@ def same_pictures(train: Mapping[str, str], val: Mapping[str, str]) -> list[Twin
     detail = functools.lru_cache(maxsize=1 << 15)(Details(trained))
     found = []
     for path, others in _candidates([val[p] for p in judged], [train[p] for p in trained]):
+        if detail(judged[path]).std() < VISIBLE:  # blank sheets have one hash: every pair of them would be looked at
+            continue
         pairs = [Twin(judged[path], trained[o], alike(detail(judged[path]), detail(trained[o]))) for o in others]
         best = max(pairs, key=lambda twin: twin.correlation)
         if best.correlation >= ALIKE:
@@ -218,15 +220,22 @@ class Details:
 
 def _detail(path: str) -> np.ndarray:
     with Image.open(path) as image:
-        small = np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+        small = np.asarray(_grey(image).resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
     return small - cv2.GaussianBlur(small, (0, 0), BLUR)
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """An image in grey levels of 8 bits; of 16 bits Pillow would cut everything above 255 off."""
+    if not image.mode.startswith("I"):
+        return image.convert("L")
+    return Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
 
 
 def _perceptual(path: str) -> str:
     try:
         with Image.open(path) as image:
             image.draft("L", (4 * SIDE, 4 * SIDE))  # a large JPEG is decoded at a part of its size
-            return str(imagehash.phash(image))
+            return str(imagehash.phash(_grey(image)))
     except (OSError, ValueError, Image.DecompressionBombError):  # cut short, or of a kind that Pillow cannot read
         return ""
 

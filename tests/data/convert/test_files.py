@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from PIL import Image
+from ultralytics.utils.patches import imread
 
 from tests.data.helpers import draw_image
 from tskd_yolo.data.convert.files import (
@@ -45,6 +46,19 @@ def test_files_are_told_by_their_path_below_the_folder(tmp_path):
 
     assert list(files_below(tmp_path, IMAGES, notes)) == ["a/c.JPG", "b.png"] and not notes.problems
     assert files_below(tmp_path / "nowhere", IMAGES, notes) == {} and "no such folder" in notes.problems[0]
+
+
+def test_folders_that_are_links_are_read_once(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    for name in ("in/own/a.png", "in/first/d.png", "elsewhere/deep/b.png", "elsewhere/.hidden/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "again").symlink_to(folder / "own")
+    (folder / "first" / "again").symlink_to(folder / "own")
+    (folder / "itself").symlink_to("itself")
+    (elsewhere / "circle").symlink_to(folder)
+    assert list(files_below(folder, IMAGES, Notes())) == ["first/d.png", "link/deep/b.png", "own/a.png"]
 
 
 def test_copies_are_one_file_and_others_of_its_stem_are_none(tmp_path):
@@ -90,6 +104,16 @@ def test_the_size_is_as_ultralytics_sees_it(tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"\xff\xd8nothing")
     with pytest.raises(ConvertError, match="x/b.jpg: not readable as an image"):
         image_size(tmp_path / "b.jpg", "x/b.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_turned_image_has_the_size_that_is_read(suffix, orientation, tmp_path):
+    exif, file = Image.Exif(), tmp_path / f"a.{suffix}"
+    exif[0x0112] = orientation
+    Image.new("RGB", (40, 20)).save(file, exif=exif)
+    height, width, _ = imread(str(file)).shape
+    assert image_size(file, "a") == (width, height)
 
 
 def test_the_fraction_is_of_the_content_alone(tmp_path):

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.data.helpers import SIZE, boxes, draw_image, tree
+from tskd_yolo.data.convert import labelme as module
 from tskd_yolo.data.convert.common import Options
-from tskd_yolo.data.convert.files import ConvertError
+from tskd_yolo.data.convert.files import ConvertError, Notes
 from tskd_yolo.data.convert.labelme import convert
 
 
@@ -103,6 +104,16 @@ def test_a_json_whose_image_was_renamed_is_found_by_its_own_name(labelme):
     labelme.convert()
 
     assert boxes(labelme.out, "a_0") == [(0, 1, 2, 5, 9)]
+
+
+def test_many_jsons_are_looked_up_and_not_searched(tmp_path, monkeypatch):
+    for number in range(40):
+        draw_image(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.json").write_text('{"shapes": [], "imagePath": "gone.jpg"}')
+    asked, stem = [], module._stem
+    monkeypatch.setattr(module, "_stem", lambda name: asked.append(name) or stem(name))
+    found = list(module._read(tmp_path, tmp_path, Options(out=tmp_path / "out"), Notes()))
+    assert len(found) == 40 and len(asked) <= 4 * 40
 
 
 def test_jsons_may_lie_in_folders_of_their_own(labelme, tmp_path):

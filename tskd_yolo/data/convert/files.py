@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +21,7 @@ IMAGES = frozenset(
 )
 """Suffixes of the images that Ultralytics reads; its own list comes with torch, which no conversion needs."""
 
+WIDTH, HEIGHT = 256, 257  # tags of a TIFF
 EXIF_ORIENTATION = 274
 EXIF_TURNED = frozenset((5, 6, 7, 8))  # orientations that swap width and height
 
@@ -58,18 +61,40 @@ class Notes:
 
 
 def files_below(folder: Path, suffixes: frozenset[str], notes: Notes) -> dict[str, Path]:
-    """The files of a folder and its subfolders with one of these suffixes, by their path below it; no hidden ones."""
+    """The files of a folder and its subfolders with one of these suffixes, by their path below it; no hidden ones.
+
+    Subfolders may be links; of several ways into one folder one counts, and a circle of links has an end.
+    """
     if not folder.is_dir():
         notes.problems.append(
             f"{folder}: no such folder. Name the one that holds the {'/'.join(sorted(suffixes))} files."
         )
         return {}
     found: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*")):
-        path = file.relative_to(folder)
-        if file.suffix.lower() in suffixes and not any(p.startswith(".") for p in path.parts) and file.is_file():
-            found[path.as_posix()] = file
+    for file in sorted(_walk(folder)):
+        if file.suffix.lower() in suffixes and not file.name.startswith(".") and file.is_file():
+            found[file.relative_to(folder).as_posix()] = file
     return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in its subfolders that are not hidden; what is no link comes before what is one."""
+    seen: set[tuple[int, int]] = set()
+    own, links = [folder], list[Path]()
+    while own or links:
+        place = own.pop() if own else links.pop(0)
+        at = os.stat(place)
+        if (at.st_dev, at.st_ino) in seen:
+            continue
+        seen.add((at.st_dev, at.st_ino))
+        for name in sorted(os.listdir(place)):
+            path = place / name
+            if name.startswith("."):
+                continue
+            if path.is_dir():
+                (links if path.is_symlink() else own).append(path)
+            else:
+                yield path
 
 
 def by_stem(folder: Path, suffixes: frozenset[str], notes: Notes) -> dict[str, Path]:
@@ -133,6 +158,8 @@ def image_size(image: Path, name: str) -> tuple[int, int]:
     try:
         with Image.open(image) as header:
             width, height = header.size
+            if header.format == "TIFF":  # Pillow may have turned this one already, by its version
+                width, height = header.tag_v2[WIDTH], header.tag_v2[HEIGHT]
             turned = header.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
     except Exception as error:  # broken headers raise whatever the format's reader stumbles on
         raise ConvertError(f"{name}: not readable as an image ({error}). Replace or remove it.") from error

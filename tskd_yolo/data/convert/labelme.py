@@ -6,7 +6,7 @@ convert(Path("IMAGES"), Options(out=Path("my-set")))
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,11 +41,14 @@ def _read(images: Path, annotations: Path, options: Options, notes: Notes) -> It
     """Yields the images in order of their JSON files; notes what has no partner."""
     pictures = files_below(images, IMAGES, notes)
     jsons = files_below(annotations, frozenset((".json",)), notes)
+    stems: dict[str, list[str]] = {}
+    for image in pictures:
+        stems.setdefault(_stem(image), []).append(image)
     described: dict[str, str] = {}
     for name, file in jsons.items():
         try:
             content = read_json(file, name)
-            image = _image_of(content, name, pictures)
+            image = _image_of(content, name, pictures, stems)
             if image in described:
                 raise ConvertError(f"{name}: {described[image]} describes {image}, too. Remove one of them.")
             described[image] = name
@@ -71,13 +74,13 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _image_of(content: dict[str, Any], name: str, pictures: dict[str, Path]) -> str:
+def _image_of(content: dict[str, Any], name: str, pictures: Mapping[str, Path], stems: Mapping[str, list[str]]) -> str:
     """The image that a JSON describes, by its path below the folder of images."""
     folder = PurePosixPath(name).parent
     stated = PurePosixPath(str(content.get("imagePath") or "").replace("\\", "/")).name  # Windows writes \ into it
     if stated and (image := (folder / stated).as_posix()) in pictures:
         return image
-    own = [image for image in pictures if _stem(image) == _stem(name)]
+    own = stems.get(_stem(name), [])
     if len(own) == 1:
         return own[0]
     raise ConvertError(
