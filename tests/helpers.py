@@ -274,9 +274,12 @@ def seen_on(plan: Any, hits: bool) -> list[dict[str, Any]]:
 
 
 def finished_teacher(plan: Any, value: float, names: Any = NAMES) -> None:
-    """What judging the teacher leaves, and the latencies."""
+    """What the beginning of a comparison leaves, judging the teacher, and the latencies."""
+    from tskd_yolo.compare.record import begin
     from tskd_yolo.files import write_json
 
+    plan.out.mkdir(parents=True, exist_ok=True)
+    begin(plan)
     for name in ("teacher", "latency", "logs"):
         (plan.out / name).mkdir(parents=True, exist_ok=True)
     figures = {"name": "teacher.pt", "last": made_up(value, names), "parameters": 9430114, "GFLOPs": 21.6}

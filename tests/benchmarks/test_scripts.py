@@ -100,7 +100,6 @@ def test_screening_compares_and_names_machine_and_command(load, files, tmp_path)
 
 @pytest.mark.soak
 def test_finetune_tunes_on_val_and_names_machine_and_command(load, files, tmp_path, in_process):
-    finished_teacher(Namespace(out=tmp_path / "runs", common={"data": files / "tiny.yaml"}), 0.3)
     (tmp_path / "arms.yaml").write_text("longer: {epochs: 2}\n")
     with pytest.raises(SystemExit) as ended:
         load(
