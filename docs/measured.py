@@ -23,9 +23,9 @@ METRICS = "mAP50", "mAP50-95"
 ARMS = {
     "plain": "plain training",
     "ultralytics": "Ultralytics `distill_model=`",
-    "tskd": "tskd-yolo, defaults",
+    "tskd": "tskd-yolo, earlier DRD",
 }
-"""How the arms of a comparison are called."""
+"""How the arms of the screening are called; its ``tskd`` ran at ``drd=0.05``, before DRD compared relations."""
 
 
 def values() -> dict[str, str]:
@@ -145,10 +145,12 @@ def _recipe(found: Mapping[str, Any]) -> str:
     """The header of cfg/neu.yaml."""
     teacher = found["teacher"]["last"]["mAP50-95"]
     seeds = ", ".join(map(str, found["seeds"]))
+    drd = found["settings"]["drd"]
     lines = [
-        f"Reached, mAP50 / mAP50-95 of the last weights, seeds {seeds}; teacher {teacher_name(found)}, {teacher:.3f}:"
+        f"Reached with the earlier form of DRD at drd={drd:g}; with drd=1 it has not been run on this split.",
+        f"mAP50 / mAP50-95 of the last weights, seeds {seeds}; teacher {teacher_name(found)}, {teacher:.3f}:",
     ]
-    for arm, name in (("tskd", "these settings"), ("plain", "plain training")):
+    for arm, name in (("tskd", "tskd-yolo"), ("plain", "plain training")):
         rows = found["arms"][arm]["rows"]
         figures = "   ".join(" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in rows)
         lines.append(f"  {name:<16}{figures}")
