@@ -26,7 +26,7 @@ ARMS = {
 
 
 def values() -> dict[str, str]:
-    """Two tables of Markdown, the setting of its runs, and the gains that the protocol asks for."""
+    """Two tables of Markdown, the setting of their runs, and the gains that the protocol asks for."""
     rows, before = load("fewlabels_edges_neu_128"), load("fewlabels_averaged_neu_128")
     first = load("fewlabels_neu_128")
     asked, seeds = rows[0]["settings"], rows[0]["arms"]["plain"]["best"]

@@ -164,18 +164,14 @@ def test_index_cost_reads_only_what_has_changed(load, tmp_path, monkeypatch):
     assert found["command"] == "python benchmarks/index_cost.py --images 40 --folders 4 --times 1 --json index.json"
 
 
+def teacher_words(folder: Path) -> list[str]:
+    """What a teacher of two steps is asked for with."""
+    words = f"data={tiny_data(folder)} model=yolo11n.yaml imgsz=64 epochs=1 batch=4 nbs=4 workers=0".split()
+    return [*words, f"runs={folder / 'runs'}", f"out={folder}"]
+
+
 def test_a_teacher_is_trained_once_and_leaves_its_row(load, tmp_path):
-    given = [
-        f"data={tiny_data(tmp_path)}",
-        "model=yolo11n.yaml",
-        "imgsz=64",
-        "epochs=1",
-        "batch=4",
-        "nbs=4",
-        "workers=0",
-        "more=x,y",
-    ]
-    given += [f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "name=nine"]
+    given = [*teacher_words(tmp_path), "more=x,y", "name=nine"]
     load("teachers.py", *given)
     best = tmp_path / "runs" / "nine" / "weights" / "best.pt"
     before = best.stat().st_mtime_ns
@@ -194,16 +190,7 @@ def test_a_teacher_can_be_trained_in_bfloat16(load, tmp_path, monkeypatch):
     monkeypatch.setattr(
         torch.nn.SiLU, "forward", lambda _, x: seen.append((x.dtype, x.requires_grad)) or x.sigmoid() * x
     )
-    given = [
-        f"data={tiny_data(tmp_path)}",
-        "model=yolo11n.yaml",
-        "imgsz=64",
-        "epochs=1",
-        "batch=4",
-        "nbs=4",
-        "workers=0",
-    ]
-    load("teachers.py", *given, f"runs={tmp_path / 'runs'}", f"out={tmp_path}", "name=b", "bf16=True")
+    load("teachers.py", *teacher_words(tmp_path), "name=b", "bf16=True")
     assert (torch.bfloat16, True) in seen
 
 

@@ -52,16 +52,17 @@ def write(out: Path | None, summary: Mapping[str, Any]) -> Path:
     Raises:
         OSError: If they cannot be written.
     """
-    out = _next() if out is None else out.resolve()
+    asked, out = out, (out or DEFAULT).resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as work:
         new = Path(work, "new")
         new.mkdir()
         files.write_json(new / "check.json", summary)
         files.replace(new / "check.html", check_page(summary).encode("utf-8"))
+        if asked is None:
+            return _numbered(new)
         place(out)  # it took a while: nobody may have put anything there
-        # An empty folder is replaced as it is: moved away, its number would be free to another check for a moment.
-        if out.exists() and (os.name == "nt" or any(out.iterdir())):
+        if out.exists():
             os.rename(out, Path(work, "old"))
         try:
             os.rename(new, out)
@@ -72,15 +73,16 @@ def write(out: Path | None, summary: Mapping[str, Any]) -> Path:
     return out
 
 
-def _next() -> Path:
-    """The next free folder of :data:`DEFAULT`, made at once: of two checks that end together each has its own."""
-    DEFAULT.parent.mkdir(parents=True, exist_ok=True)
+def _numbered(new: Path) -> Path:
+    """Moves a folder to the next free name of :data:`DEFAULT`: of two checks that end together each has its own."""
     while True:
         folder = increment_path(DEFAULT)
         try:
-            folder.mkdir()
-        except FileExistsError:  # another check was faster
-            continue
+            os.rename(new, folder)
+        except OSError:
+            if folder.exists():  # another check was faster
+                continue
+            raise
         return folder.resolve()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.ExifTags import Base
 
 from tskd_yolo import files
 
@@ -21,8 +22,6 @@ IMAGES = frozenset(
 )
 """Suffixes of the images that Ultralytics reads; its own list comes with torch, which no conversion needs."""
 
-WIDTH, HEIGHT = 256, 257  # tags of a TIFF
-EXIF_ORIENTATION = 274
 EXIF_TURNED = frozenset((5, 6, 7, 8))  # orientations that swap width and height
 
 _TOLD = 200
@@ -159,8 +158,8 @@ def image_size(image: Path, name: str) -> tuple[int, int]:
         with Image.open(image) as header:
             width, height = header.size
             if header.format == "TIFF":  # Pillow may have turned this one already, by its version
-                width, height = header.tag_v2[WIDTH], header.tag_v2[HEIGHT]
-            turned = header.getexif().get(EXIF_ORIENTATION) in EXIF_TURNED
+                width, height = header.tag_v2[Base.ImageWidth], header.tag_v2[Base.ImageLength]
+            turned = header.getexif().get(Base.Orientation) in EXIF_TURNED
     except Exception as error:  # broken headers raise whatever the format's reader stumbles on
         raise ConvertError(f"{name}: not readable as an image ({error}). Replace or remove it.") from error
     return (height, width) if turned else (width, height)
