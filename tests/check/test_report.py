@@ -75,6 +75,14 @@ def test_the_default_folder_counts_up(tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "runs" / "check").iterdir()) == ["check", "check-2", "check-3"]
 
 
+def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        report.place(tmp_path / "file" / "x" / "check")
+    assert report.place(tmp_path / "new" / "check") == tmp_path / "new" / "check"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "nothing stays of the trial"
+
+
 def test_checks_that_end_together_have_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     counted, told = report.increment_path, []

@@ -30,13 +30,14 @@ def place(out: Any) -> Path | None:
 
     Raises:
         ConfigError: If something else than an earlier check is there.
+        OSError: If nothing can be written there.
     """
-    if not out:
-        return None
-    folder = Path(str(out)).expanduser()
-    if folder.is_dir() and {file.name for file in folder.iterdir()} <= FILES or not folder.exists():
-        return folder
-    raise ConfigError([f"out: {folder} is there and holds no check; give another folder."])
+    folder = Path(str(out)).expanduser() if out else DEFAULT
+    if out and folder.exists() and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= FILES):
+        raise ConfigError([f"out: {folder} is there and holds no check; give another folder."])
+    above = next(place for place in folder.absolute().parents if place.exists())
+    tempfile.TemporaryDirectory(dir=above).cleanup()  # a check takes minutes, and writes at its end
+    return folder if out else None
 
 
 def write(out: Path | None, summary: Mapping[str, Any]) -> Path:

@@ -53,6 +53,7 @@ def check(errors: list[str] | None = None, **arguments: Any) -> Verdict:
 
     Raises:
         ConfigError: If ``out`` is not free; what is wrong with the rest is in the verdict.
+        OSError: If nothing can be written there.
     """
     start = time.time()
     out = report.place(arguments.pop("out", None))
