@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     runs, out = Path(given.pop("runs", "runs/teachers")).resolve(), Path(given.pop("out", "benchmarks/results"))
     of = [word for word in str(given.pop("of", "")).split(",") if word]
     more = [word for word in str(given.pop("more", "")).split(",") if word]
-    bf16 = given.pop("bf16", False)
+    if not isinstance(bf16 := given.pop("bf16", False), bool):
+        sys.exit(f"bf16: must be True or False, got {bf16!r}.")
     settings = {**SETTINGS, **OURS, **given}
     settings_files.resolve(settings)
     row = {key: public([str(settings[key])]) if key in {"data", "model"} else settings[key] for key in SETTINGS}

@@ -189,7 +189,7 @@ ANY_JSON = (
 )
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(content=ANY_JSON.map(lambda content: json.dumps(content).encode()) | st.binary(max_size=50))
 @example(content=b'{"shapes": [{"label": "a", "points": [[1e999, 1], [2, 3]], "shape_type": "circle"}]}')
 def test_any_json_gives_a_data_set_or_an_error(fuzzed, content):

@@ -388,7 +388,7 @@ def convert_anything(fuzzed: VocFolder, content: bytes, image: bytes) -> None:
     assert [path.name for path in fuzzed.out.parent.iterdir()] == [fuzzed.out.name]
 
 
-@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(content=ANY_XML, image=ANY_IMAGE)
 @example(content=b"<annotation/>", image=png(*SIZE))
 @example(content=annotation_xml(("hole", "-1e308", 0, "1e308", 5)).encode(), image=png(*SIZE))
