@@ -157,12 +157,14 @@ def test_our_keys_reach_the_arms_that_distil(files, tmp_path):
     assert (plan.epochs("tskd"), plan.epochs("short")) == (1, 3)
 
 
-def test_plain_same_time_follows_tskd_and_pairs_come_first(files, tmp_path):
-    plan = checked(asked(files, tmp_path / "out", arms="plain,plain_same_time,tskd", seeds=2))
+def test_plain_same_time_follows_both_and_pairs_come_first(files, tmp_path):
+    plan = checked(asked(files, tmp_path / "out", arms="plain,plain_same_time,tskd,ded", seeds=2))
     assert plan.chains == [
-        [Run("plain", 0)], [Run("tskd", 0), Run("plain_same_time", 0)],
-        [Run("plain", 1)], [Run("tskd", 1), Run("plain_same_time", 1)],
+        [Run("plain", 0), Run("tskd", 0), Run("plain_same_time", 0)], [Run("ded", 0)],
+        [Run("plain", 1), Run("tskd", 1), Run("plain_same_time", 1)], [Run("ded", 1)],
     ]  # fmt: skip
+    plan = checked(asked(files, tmp_path / "out", arms="plain,tskd", seeds=2))
+    assert plan.chains == [[Run("plain", 0)], [Run("tskd", 0)], [Run("plain", 1)], [Run("tskd", 1)]]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_the_verdict_is_about_best_pt_where_test_judges(files, tmp_path):
 def test_a_page_without_a_test_split_says_what_that_costs(plan):
     page = " ".join(comparison_page(summarise(plan, failed=[]), curves={}, pictures=None).split())
     assert "judged on the val split: the data YAML names no test: split. There best.pt is chosen on the images" in page
-    assert "To judge best.pt, give the data YAML a test: split" in page
+    assert "To judge best.pt, give the data YAML a test: split" in page and "tskd-yolo convert … test=0.2" in page
 
 
 @pytest.mark.slow

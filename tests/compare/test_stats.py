@@ -133,6 +133,7 @@ def test_the_share_of_the_way_to_the_teacher():
     assert recovered({0: 0.3, 1: 0.5}, {0: 0.2, 1: 0.4}, teacher=0.5) == pytest.approx(0.5)
     assert recovered({0: 0.1}, {0: 0.2}, teacher=0.4) == pytest.approx(-0.5)
     assert recovered({0: 0.3}, {0: 0.2}, teacher=0.2) is None, "a teacher that is not ahead has nothing to give"
+    assert recovered({0: 0.3}, {0: 0.2}, teacher=0.205) is None, "a share of next to nothing"
     assert recovered({}, {0: 0.2}, teacher=0.5) is None
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from tskd_yolo.compare.report import comparison_page
 from tskd_yolo.compare.summary import summarise
+from tskd_yolo.files import write_json
 
 
 def test_the_summary_holds_means_paired_effects_shares_and_words(plan):
@@ -36,6 +37,9 @@ def test_what_is_not_corrected_has_no_verdict(plan):
     assert all(effect["low"] > 0 and "verdict" not in effect for effect in exploratory)
     assert "exploratory" in summary["correction"]
     assert summary["tskd_against"]["ultralytics"]["corrected"]["of"] == 1, "a family of its own"
+    write_json(plan.out / "plan.json", [{"seeds": [0, 1, 2], "arms": [*plan.arms, "ded", "crd"]}])
+    against = summarise(plan, failed=[])["tskd_against"]
+    assert list(against) == ["ultralytics"] and against["ultralytics"]["corrected"]["of"] == 3, "asked for earlier"
 
 
 def test_an_arm_with_other_batches_is_compared_by_weights(plan):

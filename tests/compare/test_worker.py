@@ -46,7 +46,7 @@ def test_a_resumed_run_is_given_its_teacher_and_trust_again(trust, tmp_path, mon
     monkeypatch.setattr(worker, "YOLO", Student)
     monkeypatch.setattr(worker, "progress", lambda run: "interrupted")
     for settings in ({"teacher": "t.pt", "trust": trust, "drd": 1}, {"distill_model": "t.pt"}):
-        worker._train(0, tmp_path, "yolo11n.yaml", {}, settings, None)
+        worker._train(0, tmp_path, "yolo11n.yaml", {}, settings)
     assert resumed == [
         {"resume": True, "teacher": "t.pt", "trust": True if trust else None},
         {"resume": True, "teacher": None, "trust": None},

@@ -42,6 +42,22 @@ def test_what_speaks_against_a_teacher_is_said(taught, known, larger, words):
     assert all(f.about == "teacher" and f.remedy for f in found)
 
 
+@pytest.mark.parametrize(
+    ("values", "known", "said"),
+    [
+        ((0.3,), ([0, 1],), False),
+        ((0.3, 0.33), ([0, 1], [1, 0]), False),
+        ((0.3, 0.1), ([0, 1], [0, 1]), False),
+        ((0.3, 0.4), ([0, 1], [0, 1]), True),
+        ((0.3, 0.4), ([0], [1]), False),  # of other classes
+    ],
+)
+def test_the_first_of_several_should_be_the_best(values, known, said):
+    found = doubts.of_order([score(value) for value in values], known)
+    assert [f.level for f in found] == ["warning"] * said
+    assert not said or "is not the best (0.300 against 0.400 mAP50-95); give the best one first" in str(found[0])
+
+
 @pytest.mark.parametrize(("count", "level"), [(0, None), (1, "warning"), (5, "warning"), (6, "no")])
 def test_images_in_both_splits_weigh_by_their_share(count, level):
     same = [Twin(f"/val/{i}.png", f"/train/{i}.png", 1.0) for i in range(count)]

@@ -22,9 +22,10 @@ _ABOUT_UNLABELLED = {"unlabelled", "unlabelled_share", "unlabelled_precision", "
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 """An arm's name is part of a folder's."""
 COMMON = frozenset(
-    "data model task mode seed project name save_dir exist_ok resume cfg trust device split single_cls classes".split()
+    "data model task mode seed project name save_dir exist_ok resume cfg trust device split single_cls classes "
+    "imgsz".split()
 )
-"""What is the same for every arm."""
+"""What is the same for every arm: all are judged at one size."""
 
 Own = Mapping[str, Mapping[str, Any]]
 """Arms of the user's own: by name, the settings that differ from those of tskd."""
@@ -70,20 +71,22 @@ def uses(arm: str, own: Own) -> bool:
     return arm == UNLABELLED or bool(_ABOUT_UNLABELLED & own.get(arm, {}).keys())
 
 
-def described(arm: str) -> str:
+def described(arm: str, own: Own) -> str:
     """How an arm is trained, in words."""
+    if arm in own:
+        return "distilled, with settings of its own"
     if arm in TERMS:
         return f"distilled with {arm} alone"
     if arm.startswith("without_"):
         return f"distilled without {arm.removeprefix('without_')}"
     words = {
         "plain": "Ultralytics' own training, without a teacher",
-        "plain_same_time": "Ultralytics' own training, for as long as tskd of the same seed took",
+        "plain_same_time": "Ultralytics' own training, for as many epochs as take as long as tskd of the same seed",
         "ultralytics": "Ultralytics' built-in distill_model= with the same teacher",
         "tskd": "distilled, with the settings of all",
         UNLABELLED: "the same, from images without labels too",
     }
-    return words.get(arm, "distilled, with settings of its own")
+    return words[arm]
 
 
 # Reading arms= --------------------------------------------------------------------------------------------------------
@@ -158,8 +161,11 @@ def _wrong_own(name: str, settings: Any, values: Mapping[str, Any]) -> list[str]
     """What is wrong with an arm of the user's own."""
     if name in BUILT_IN:
         return [f"arms: {name} is built in and cannot be changed; give an arm of your own another name."]
-    if not NAME.fullmatch(name) or name.lower() == "teacher":
-        return [f"arms: {name!r} cannot be an arm's name; take letters, digits and _, at most 40, a letter first."]
+    if not NAME.fullmatch(name) or name.lower() in {"teacher", "truth", "latency", "logs"}:
+        return [
+            f"arms: {name!r} cannot be an arm's name; take letters, digits and _, at most 40, a letter first, and none "
+            "of teacher, truth, latency and logs."
+        ]
     if not isinstance(settings, Mapping) or not settings:
         return [f"arms: {name}: has no settings; write those that differ from tskd's, such as {name}: {{epochs: 12}}."]
     fixed = [str(key) for key in settings if key in COMMON]

@@ -74,14 +74,14 @@ class Plan(NamedTuple):
 
     @property
     def chains(self) -> list[list[Run]]:
-        """Runs that may stand side by side; plain training for tskd's time follows tskd."""
+        """Runs that may stand side by side; plain training for tskd's time follows both."""
+        if "plain_same_time" not in self.arms:
+            return [[run] for run in self.runs]
+        needed = "plain", "tskd", "plain_same_time"
         chains = []
-        for run in self.runs:
-            follows = Run("plain_same_time", run.seed)
-            if run.arm == "tskd" and follows in self.runs:
-                chains.append([run, follows])
-            elif run.arm != "plain_same_time":
-                chains.append([run])
+        for seed in self.seeds:
+            chains.append([Run(arm, seed) for arm in needed])
+            chains += [[Run(arm, seed)] for arm in self.arms if arm not in needed]
         return chains
 
     def folder(self, name: Run | str) -> Path:

@@ -130,10 +130,19 @@ def named(value: Any) -> Any:
     return f"{Path(value).name} (sha256 {hashlib.sha256(Path(value).read_bytes()).hexdigest()[:16]})"
 
 
+def clock(device: Any) -> str:
+    """By which column of results.csv a run on this ``device=`` is timed, see ``timing.SECONDS``."""
+    return "time" if _on_cuda(device) or str(device).lower() == "mps" else "process_time"
+
+
+def _on_cuda(device: Any) -> bool:
+    return torch.cuda.is_available() and str(device).lower() not in {"cpu", "mps"}
+
+
 def hardware(device: Any) -> str:
     """What computes where ``device=`` is this, without the machine's name."""
     asked = str("" if device is None else device).lower()
-    if torch.cuda.is_available() and asked not in {"cpu", "mps"}:
+    if _on_cuda(device):
         numbers = [int(n) for n in asked.strip("[]()").replace("cuda:", "").split(",") if n.strip().isdigit()] or [0]
         return " + ".join(torch.cuda.get_device_name(n) for n in numbers)
     if asked == "mps":

@@ -20,7 +20,7 @@ from tskd_yolo.compare import charts
 from tskd_yolo.compare.images import Picture, Pictures, missed
 from tskd_yolo.compare.metrics import FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
 from tskd_yolo.compare.page import page
-from tskd_yolo.compare.timing import mean_over_minutes
+from tskd_yolo.compare.timing import STOOD, mean_over_minutes
 from tskd_yolo.config import DEFAULTS, TERMS
 from tskd_yolo.files import replace, write_json
 
@@ -66,8 +66,9 @@ def comparison_page(summary: dict[str, Any], *, curves: Curves, pictures: Pictur
         legend_terms=charts.legend([(term, index + 1) for index, term in enumerate(TERMS)]),
         class_charts=_class_charts(summary["arms"], others),
         curve_charts=_curve_charts(curves, arms),
-        minutes_chart=_minutes_chart(curves, arms),
+        minutes_chart=_minutes_chart(curves, arms, summary["clock"]),
         term_charts=_term_charts(curves),
+        stood=STOOD,
         pictures=pictures,
         tile=lambda picture, index, who: tile(picture, index, who, pictures.names if pictures else {}),
     )
@@ -104,9 +105,9 @@ def _curve_charts(curves: Curves, arms: Mapping[str, int]) -> list[tuple[str, Ma
     return found
 
 
-def _minutes_chart(curves: Curves, arms: Mapping[str, int]) -> Markup:
+def _minutes_chart(curves: Curves, arms: Mapping[str, int], clock: str) -> Markup:
     """mAP50-95 on the validation images over minutes, a mean line for every arm."""
-    means = {arm: mean_over_minutes(seeds) for arm, seeds in curves.items()}
+    means = {arm: mean_over_minutes(seeds, clock) for arm, seeds in curves.items()}
     series = [charts.Series(arm, arms[arm], [mean]) for arm, mean in means.items() if mean[0]]
     label = f"mAP50-95 on the validation images over minutes of training, arms {', '.join(s.name for s in series)}"
     return charts.lines(label, series, x_label="minutes of training", y_label="", whole_x=False)

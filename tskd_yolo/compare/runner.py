@@ -24,6 +24,7 @@ from tskd_yolo.compare import record, report
 from tskd_yolo.compare.plan import Plan, Run, checked
 from tskd_yolo.compare.runs import history, result_of
 from tskd_yolo.compare.summary import all_curves, pictures, summarise
+from tskd_yolo.compare.timing import epochs_for
 from tskd_yolo.config import ConfigError, teachers
 
 TOLD_EVERY = 60.0
@@ -112,8 +113,15 @@ def judged_teacher(plan: Plan) -> str:
 
 def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
     """Trains and judges runs one after the other; returns the names of those that failed."""
-    for place, run in enumerate(chain):
-        same_time = run.arm == "plain_same_time"
+    failed = []
+    for run in chain:
+        epochs = None
+        if run.arm == "plain_same_time":
+            tskd, plain = (result_of(plan.folder(Run(arm, run.seed))) for arm in ("tskd", "plain"))
+            if tskd is None or plain is None:
+                failed.append(str(run))
+                continue
+            epochs = epochs_for(tskd, plain, record.clock(plan.common.get("device")))
         job = {
             "kind": "train",
             "arm": run.arm,
@@ -122,11 +130,11 @@ def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
             "common": plan.common,
             "settings": plan.settings_of(run.arm),
             "judged": [plan.judged.split, plan.judged.weights],
-            "seconds": result_of(plan.folder(Run("tskd", run.seed)))["seconds"] if same_time else None,
+            "epochs": epochs,
         }
         if not order(plan, run, job):
-            return [str(r) for r in chain[place:]]
-    return []
+            failed.append(str(run))
+    return failed
 
 
 # Several at a time ----------------------------------------------------------------------------------------------------

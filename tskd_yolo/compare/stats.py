@@ -11,6 +11,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+LEAD = 0.01
+"""By how much a teacher has to be ahead for the way to it to be told."""
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,15 @@ def paired(treated: Mapping[int, float], plain: Mapping[int, float]) -> Effect |
 
 
 def recovered(treated: Mapping[int, float], plain: Mapping[int, float], teacher: float) -> float | None:
-    """Share of the distance from plain training to the teacher; None where the teacher is not ahead."""
+    """Share of the distance from plain training to the teacher; None where the teacher is not a point ahead: a share of
+    next to nothing says nothing.
+    """
     seeds = set(treated) & set(plain)
     if not seeds:
         return None
     base = float(np.mean([plain[s] for s in seeds]))
     gain = float(np.mean([treated[s] for s in seeds])) - base
-    return gain / (teacher - base) if teacher > base else None
+    return gain / (teacher - base) if teacher - base >= LEAD else None
 
 
 def points(value: float | None, sign: bool = False) -> str:

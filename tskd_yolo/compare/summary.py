@@ -15,7 +15,7 @@ from tskd_yolo.compare.metrics import class_names
 from tskd_yolo.compare.plan import Plan, Run
 from tskd_yolo.compare.runs import curves, result_of
 from tskd_yolo.compare.stats import Corrected, Effect, holm, paired, recovered, sentence
-from tskd_yolo.compare.timing import Columns, summary_of_time
+from tskd_yolo.compare.timing import Columns, stood_still, summary_of_time
 from tskd_yolo.config import teachers
 
 METRIC = "mAP50-95"
@@ -24,10 +24,13 @@ WEIGHTS = "best", "last"
 KEYS = METRIC, "mAP50"
 
 CORRECTION = (
-    "Holm over the arms, for the verdicts; in tskd_against over its own rows. effect_on_misses, classes and every "
-    "other metric are exploratory: not corrected, and without a verdict."
+    "Holm over the arms, for the verdicts; in tskd_against over the arms but tskd and plain. effect_on_misses, classes "
+    "and every other metric are exploratory: not corrected, and without a verdict."
 )
 """What is corrected and what is not."""
+
+OWN_TEACHER = {"teacher", "teacher_imgsz", "classes_map"}
+"""Settings by which an arm of the user's own has another teacher than the comparison, or sees it otherwise."""
 
 Rows = Mapping[int, Any]
 """What the finished runs of one arm left, by seed."""
@@ -39,7 +42,9 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
     finished = {str(Run(arm, seed)): row for arm, rows in results.items() for seed, row in rows.items()}
     teacher = result_of(plan.folder("teacher"))
     lines = all_curves(plan)
-    arms = {arm: _summary_of_arm(arm, plan, results, lines, teacher) for arm in plan.arms}
+    clocks = {row.get("clock", "time") for row in finished.values()}
+    clock = "process_time" if clocks == {"process_time"} else "time"
+    arms = {arm: _summary_of_arm(arm, plan, results, lines, teacher, clock) for arm in plan.arms}
     seeds = record.changed_seeds(plan)
     _judge_arms(
         arms, results, plan.judged.weights,
@@ -56,6 +61,9 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
         "failed": list(failed),
         "hardware": _hardware(plan, results),
         "jobs": plan.jobs,
+        "clock": clock,
+        "stood_still": _stood_still(lines) if clock == "time" else {},
+        "batches": _other_batches(plan, results),
         "teacher": teacher,
         "student": _student(plan, results),
         "latency": result_of(plan.folder("latency")),
@@ -64,7 +72,9 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
         "resumed": [name for name, row in finished.items() if row["resumed"]],
         "left_out": {name: row["left_out"] for name, row in finished.items() if row["left_out"]},
         "arms": arms,
-        "tskd_against": _tskd_against(results, plan.judged.weights),
+        "tskd_against": _tskd_against(
+            results, plan.judged.weights, of=len({*record.arms_ever(plan)} - {"tskd", "plain"})
+        ),
         "complete": len(results["plain"]) == len(plan.seeds) and not failed,
     }
 
@@ -107,7 +117,12 @@ def _finished(plan: Plan, arm: str) -> dict[int, Any]:
 
 
 def _summary_of_arm(
-    arm: str, plan: Plan, results: Mapping[str, Rows], lines: Mapping[str, Mapping[int, Columns]], teacher: Any
+    arm: str,
+    plan: Plan,
+    results: Mapping[str, Rows],
+    lines: Mapping[str, Mapping[int, Columns]],
+    teacher: Any,
+    clock: str,
 ) -> dict[str, Any]:
     """One arm: how it was trained, its rows, means, effects over plain training, and times."""
     rows, plain, weights = results[arm], results["plain"], plan.judged.weights
@@ -116,9 +131,10 @@ def _summary_of_arm(
         which: {key: _effect(_by_seed(rows, which, key), _by_seed(plain, which, key)) for key in KEYS}
         for which in WEIGHTS
     }
-    times = summary_of_time(rows, lines[arm], lines["plain"])
+    times = summary_of_time(rows, lines[arm], lines["plain"], clock)
+    common = teacher and not OWN_TEACHER & plan.own_arms.get(arm, {}).keys()
     return {
-        "trained": described(arm),
+        "trained": described(arm, plan.own_arms),
         "settings": record.told(plan, arm),
         "rows": [{**row, "to_plain": times["to_plain"]["seeds"].get(str(seed))} for seed, row in rows.items()],
         "mean": {
@@ -128,7 +144,7 @@ def _summary_of_arm(
         "effects": effects,
         "effect_on_misses": _effect_on_misses(rows, plain, weights),
         "classes": _classes(rows, plain, weights),
-        "recovered": recovered(values, base, teacher["last"][METRIC]) if teacher else None,
+        "recovered": recovered(values, base, teacher["last"][METRIC]) if common else None,
         "time": times,
     }
 
@@ -203,14 +219,14 @@ def _student(plan: Plan, results: Mapping[str, Rows]) -> dict[str, Any] | None:
     return row and {"name": Path(plan.model).name, **{key: row[key] for key in ("parameters", "GFLOPs")}}
 
 
-def _tskd_against(results: Mapping[str, Rows], weights: str) -> dict[str, Any]:
-    """The effect of tskd over every other arm but plain training, corrected over these."""
+def _tskd_against(results: Mapping[str, Rows], weights: str, *, of: int) -> dict[str, Any]:
+    """The effect of tskd over every other arm but plain training, corrected over ``of`` of them."""
     if "tskd" not in results:
         return {}
     tskd = _by_seed(results["tskd"], weights, METRIC)
     others = {arm: rows for arm, rows in results.items() if arm not in {"tskd", "plain"}}
     effects = {arm: paired(tskd, _by_seed(rows, weights, METRIC)) for arm, rows in others.items()}
-    return {arm: _judged(effects[arm], corrected) for arm, corrected in holm(effects).items()}
+    return {arm: _judged(effects[arm], corrected) for arm, corrected in holm(effects, of).items()}
 
 
 def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
@@ -228,6 +244,25 @@ def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
                     per_seed.setdefault(seed, set()).add(row["start"][what])
         pairing[what] = all(len(v) == 1 for v in per_seed.values()) if per_seed else None
     return pairing
+
+
+def _stood_still(lines: Mapping[str, Mapping[int, Columns]]) -> dict[str, int]:
+    """Runs in whose times the machine stood still, with the epoch."""
+    found = {
+        str(Run(arm, seed)): stood_still(columns) for arm, seeds in lines.items() for seed, columns in seeds.items()
+    }
+    return {run: epoch for run, epoch in found.items() if epoch is not None}
+
+
+def _other_batches(plan: Plan, results: Mapping[str, Rows]) -> dict[str, int]:
+    """Runs that trained with another batch than they were to: Ultralytics halves it where memory is short."""
+    found = {}
+    for arm, rows in results.items():
+        asked = plan.settings_of(arm).get("batch", plan.argument("batch"))
+        found.update(
+            {str(Run(arm, seed)): row["batch"] for seed, row in rows.items() if row.get("batch", asked) != asked}
+        )
+    return found
 
 
 def _memory_formats(results: Mapping[str, Rows]) -> dict[str, str]:

@@ -29,7 +29,7 @@ else:
     Engine = object  # the engine's trainer comes after the mixins, in the class that joins them
 
 WITNESSED = 3
-"""Batches that are compared over the arms of a seed."""
+"""Batches of the first epoch that are compared over the arms of a seed: one of them may train for one epoch only."""
 
 
 class _Witness(Engine):
@@ -50,7 +50,7 @@ class _Witness(Engine):
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The student has made no step yet when the first batch comes."""
         seen = self.__dict__.setdefault("_seen", [])
-        if RANK in {-1, 0} and not self.resume and len(seen) < WITNESSED:
+        if RANK in {-1, 0} and not self.resume and self.epoch == self.start_epoch and len(seen) < WITNESSED:
             names = " ".join(Path(file).name for file in batch["im_file"])
             seen.append((hash_tensors([batch["img"]]).hexdigest() + names, names))
             if len(seen) == 1:

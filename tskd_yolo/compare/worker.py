@@ -25,7 +25,7 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.compare.metrics import class_names, findings, judge, seen
-from tskd_yolo.compare.record import hardware
+from tskd_yolo.compare.record import clock, hardware
 from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
 from tskd_yolo.config import teachers
@@ -68,7 +68,7 @@ def train(
     common: dict[str, Any],
     settings: dict[str, Any],
     judged: Sequence[str],
-    seconds: float | None,
+    epochs: int | None,
 ) -> dict[str, Any]:
     """Trains one arm, or goes on where it was interrupted, judges it, and writes ``result.json`` and ``seen.json``.
 
@@ -80,16 +80,16 @@ def train(
         common: Ultralytics' training arguments, the same for every arm.
         settings: What this arm is trained with besides: our keys, if it distils.
         judged: The split that judges, and of which weights it is shown what they see, ``last`` or ``best``.
-        seconds: What the arm may take, for ``plain_same_time``.
+        epochs: How many, for ``plain_same_time``; None where the settings say so.
     """
     run, (split, weights) = Path(folder), judged
-    _train(seed, run, model, common, settings, seconds)
+    _train(seed, run, model, common, settings if epochs is None else {**settings, "epochs": epochs})
     found = {
         name: judge_checkpoint(run / "weights" / f"{name}.pt", run, common, split)
         for name in ("last", "best")
         if (run / "weights" / f"{name}.pt").exists()
     }
-    epochs, spent, resumed = history(run)
+    trained, spent, resumed = history(run)
     witness = run / "start.json"
     result = {
         "arm": arm,
@@ -98,7 +98,9 @@ def train(
         **{name: found[name]["findings"] if name in found else None for name in ("last", "best")},
         "parameters": found["last"]["parameters"],
         "GFLOPs": found["last"]["GFLOPs"],
-        "epochs": epochs,
+        "epochs": trained,
+        "batch": found["last"]["batch"],
+        "clock": clock(common.get("device")),
         "seconds": round(spent.wall, 1),
         "process_seconds": round(spent.process, 1),
         "resumed": resumed,
@@ -111,24 +113,20 @@ def train(
     return result
 
 
-def _train(
-    seed: int, run: Path, model: str, common: dict[str, Any], settings: dict[str, Any], seconds: float | None
-) -> None:
+def _train(seed: int, run: Path, model: str, common: dict[str, Any], settings: dict[str, Any]) -> None:
     trainer = DistilledTrainer if "teacher" in settings else PlainTrainer
     state = progress(run)
     if state == "trained":
         return
-    # A run for a given time would count its time anew: it is started anew.
-    if state == "interrupted" and seconds is None:
+    if state == "interrupted":
         prepare_to_resume(run)
         # A resumed run takes no trust from its checkpoint: it is given again.
         more = {key: settings[key] for key in ("teacher", "trust") if settings.get(key)}
         YOLO(run / "weights" / "last.pt").train(trainer=trainer, resume=True, save_dir=str(run), **more)
         return
     shutil.rmtree(run, ignore_errors=True)
-    limit = {} if seconds is None else {"time": seconds / 3600}
     YOLO(model).train(
-        trainer=trainer, **{**common, **settings, **limit},
+        trainer=trainer, **{**common, **settings},
         seed=seed, project=str(run.parent), name=run.name, exist_ok=True,
     )  # fmt: skip
 
@@ -143,10 +141,11 @@ def _judged_with(common: Mapping[str, Any], split: str) -> dict[str, Any]:
 def judge_checkpoint(file: Path, folder: Path, common: Mapping[str, Any], split: str) -> dict[str, Any]:
     """The figures of a checkpoint on a split, its size, and what it sees on every image."""
     validator = judge(file, folder, **_judged_with(common, split))
-    network = load_checkpoint(str(file))[0]
+    network, content = load_checkpoint(str(file))
     return {
         "findings": findings(validator),
         "seen": seen(validator.images),
+        "batch": content["train_args"]["batch"],
         "parameters": get_num_params(network),
         "GFLOPs": round(get_flops(network, common.get("imgsz", 640)), 2),
     }

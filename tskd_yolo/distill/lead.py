@@ -24,7 +24,7 @@ class Lead:
     ``t_c`` is the teacher's AP50-95 of class c on the validation set, ``t`` its mean over the classes, ``s_c`` the
     student's, mean of its last three validations. Below the mean a class's AP is no measure of its own noise. All terms
     are multiplied by the mean of ``w_c`` over the classes; in a class response class c counts ``w_c`` over that mean. A
-    class counts in full that the teacher does not know, or of which the set has no box.
+    class that the teacher does not know, or of which the set has no box, counts in full as long as any other counts.
 
     Args:
         teacher: Its AP50-95 of each class of the data, None where it has none; of several the best one's.

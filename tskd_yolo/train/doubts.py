@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from tskd_yolo.findings import Finding
 
 USELESS = 0.05
 """A teacher's mAP50 below which it is probably not trained, or not on these classes; of one class, its AP50."""
+LAGGING = 0.9
+"""The part of the best teacher's mAP50-95 that the first of several should have."""
 LEAKED = 0.05
 """Share of validation images that are in train too, from which the scores measure memory."""
 
@@ -70,6 +72,26 @@ def of_scores(taught: Score, known: Score, *, larger: bool, names: Mapping[int, 
             Finding("warning", "teacher", "it is not larger than the student", "usually it is one or two sizes up")
         )
     return found
+
+
+def of_order(taught: Sequence[Score], known: Sequence[Collection[int]]) -> list[Finding]:
+    """What speaks against the first of several teachers, whose features and head teach.
+
+    Args:
+        taught: The teachers' metrics on the validation set, of the same classes.
+        known: The classes that each knows: where these are divided, scores cannot be compared.
+    """
+    scores = [score.get("metrics/mAP50-95(B)", 0.0) for score in taught]
+    first, best = scores[0], max(scores)
+    if any({*classes} != {*known[0]} for classes in known) or first >= LAGGING * best:
+        return []
+    return [
+        Finding(
+            "warning", "teacher",
+            f"the first of several, whose features and head teach, is not the best ({first:.3f} against {best:.3f} "
+            "mAP50-95)", "give the best one first",
+        )
+    ]  # fmt: skip
 
 
 def _weak(taught: Score, names: Mapping[int, str]) -> list[str]:

@@ -84,6 +84,7 @@ def log_summary(
     ours = get_num_params(student), get_flops(student, args.imgsz)
     larger = size > args.imgsz or max(frozen.params for frozen in distiller.teachers) > ours[0]
     against = doubts.of_scores(best, known, larger=larger, names=dict(enumerate(distiller.teacher.classes.names)))
+    against += doubts.of_order(taught, [each.classes.known for each in distiller.teachers])
     log(against)
     return Facts(best, known, theirs, ours, exceptions, against)
 
