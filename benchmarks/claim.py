@@ -1,15 +1,15 @@
-"""The claim, on a GPU: teachers trained to convergence, then every comparison with paired seeds, in order.
+"""The claim, on a GPU: pre-trained students at 640 px under teachers trained to convergence, with paired seeds.
 
     TSKD_NEU=/data/NEU-DET python benchmarks/claim.py device=0 runs=runs/claim out=benchmarks/results
 
-    11n   yolo11n from yolo11l at 224 px, 100 epochs: plain, plain for tskd's time, distill_model, tskd; 5 seeds
-    26n   the same for yolo26n from yolo26l
-    terms yolo11n again, with each of DRD, DED and CRD alone
-    best  the headline: yolo11s from yolo11l at 640 px, the largest YOLO11 below the published 19.7 M parameters
+    11n   yolo11n from yolo11l, 100 epochs: plain, plain for tskd's time, distill_model, tskd, each term alone; 5 seeds
+    26n   yolo26n from yolo26l, the same without the terms
+    best  the headline: yolo11s from yolo11l, the largest YOLO11 below the published 19.7 M parameters
 
-``stages=11n,terms`` runs some of them. Whatever is finished is not run again, whatever was interrupted goes on: the
-same command, the same ``runs=``. Each stage leaves ``claim_STAGE.json`` and ``claim_STAGE.csv`` in ``out=``, its page
-in ``runs=``. Other keys (``epochs=``, ``jobs=4``, ``crd=9``, ...) go to the comparisons, and ``teacher_epochs=`` to the
+All start from COCO's weights, which Ultralytics finds in its weights folder or downloads. ``stages=11n,best`` runs some
+of them. Whatever is finished is not run again, whatever was interrupted goes on: the same command, the same ``runs=``.
+Each stage leaves ``claim_STAGE.json`` and ``claim_STAGE.csv`` in ``out=`` when all of its runs are through, its page in
+``runs=``. Other keys (``epochs=``, ``jobs=4``, ``crd=9``, ...) go to the comparisons, and ``teacher_epochs=`` to the
 teachers.
 
 Judged as PROTOCOL.md says: teachers learn on train and are chosen on val, as best.pt of every run is; best.pt is judged
@@ -34,21 +34,18 @@ OWN = {"runs", "out", "stages", "teacher_epochs"}
 
 
 class Stage(NamedTuple):
-    """One comparison; stages with the same folder share their runs."""
+    """One comparison."""
 
-    folder: str
     student: str
     teacher: str
-    imgsz: int
     arms: str
 
 
 ALL = "plain,plain_same_time,ultralytics,tskd"
 STAGES = {
-    "11n": Stage("11n", "yolo11n.yaml", "yolo11l.yaml", 224, ALL),
-    "26n": Stage("26n", "yolo26n.yaml", "yolo26l.yaml", 224, ALL),
-    "terms": Stage("11n", "yolo11n.yaml", "yolo11l.yaml", 224, f"{ALL},drd,ded,crd"),
-    "best": Stage("best", "yolo11s.yaml", "yolo11l.yaml", 640, "plain,tskd"),
+    "11n": Stage("yolo11n.pt", "yolo11l.pt", f"{ALL},drd,ded,crd"),
+    "26n": Stage("yolo26n.pt", "yolo26l.pt", ALL),
+    "best": Stage("yolo11s.pt", "yolo11l.pt", "plain,tskd"),
 }
 
 
@@ -57,9 +54,11 @@ def main(arguments: list[str]) -> int:
     names = str(given.get("stages", ",".join(STAGES))).split(",")
     if unknown := [name for name in names if name not in STAGES]:
         sys.exit(f"stages: {', '.join(unknown)} is none; choose from {', '.join(STAGES)}.")
+    if fixed := [key for key in ("model", "teacher", "arms") if key in given]:
+        sys.exit(f"{', '.join(fixed)}: a stage names its own; drop it here, or take finetune.py.")
     runs, out = Path(given.get("runs", "runs/claim")).resolve(), Path(given.get("out", "benchmarks/results"))
     training = {
-        **{"data": "neu3.yaml", "epochs": 100, "batch": 32, "seeds": JUDGING_SEEDS, "split": "test"},
+        **{"data": "neu3.yaml", "epochs": 100, "imgsz": 640, "batch": 32, "seeds": JUDGING_SEEDS, "split": "test"},
         **{k: v for k, v in given.items() if k not in OWN},
     }
     refuse_seeds(training["seeds"], of="test")
@@ -67,22 +66,23 @@ def main(arguments: list[str]) -> int:
     failed = 0
     for name in names:
         stage = STAGES[name]
-        imgsz = training.get("imgsz", stage.imgsz)
-        teacher = trained(stage.teacher, imgsz, runs, training, given.get("teacher_epochs", 300))
-        settings = {**training, "imgsz": imgsz, "model": stage.student, "teacher": str(teacher)}
-        failed += compare(arms=stage.arms, out=str(runs / stage.folder), **settings)
-        keep(runs / stage.folder, out, f"claim_{name}", "python benchmarks/claim.py " + public(arguments), "0")
+        teacher = trained(stage.teacher, runs, training, given.get("teacher_epochs", 300))
+        settings = {**training, "model": stage.student, "teacher": str(teacher)}
+        if lost := compare(arms=stage.arms, out=str(runs / name), **settings):
+            failed += lost
+            continue
+        keep(runs / name, out, f"claim_{name}", "python benchmarks/claim.py " + public(arguments), "0")
     return failed
 
 
-def trained(model: str, imgsz: int, runs: Path, training: dict[str, Any], epochs: Any) -> Path:
+def trained(model: str, runs: Path, training: dict[str, Any], epochs: Any) -> Path:
     """A teacher by plain training on the train split; an interrupted one goes on."""
-    folder = runs / "teachers" / f"{Path(model).stem}-{imgsz}"
+    folder = runs / "teachers" / f"{Path(model).stem}-{training['imgsz']}"
     best, last = (folder / "weights" / name for name in ("best.pt", "last.pt"))
-    known = {k: training[k] for k in ("data", "batch", "device", "workers") if k in training}
+    known = {k: training[k] for k in ("data", "imgsz", "batch", "device", "workers") if k in training}
     if not last.exists():
         place = {"project": str(folder.parent), "name": folder.name, "exist_ok": True}
-        YOLO(model).train(epochs=epochs, imgsz=imgsz, seed=0, **known, **place)
+        YOLO(model).train(epochs=epochs, seed=0, **known, **place)
     elif (begun := YOLO(last)).ckpt["epoch"] >= 0:  # a finished one is stripped of it
         begun.train(resume=True)
     return best

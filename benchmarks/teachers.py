@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> None:
         average(model=[runs / each / "weights" / "best.pt" for each in of], out=mean.with_name("mean.pt"))
         mean.with_name("mean.pt").replace(mean)
     else:
+        asked = {**{k: settings[k] for k in sorted({*SETTINGS, *given})}, **row, "more": more, "bf16": bf16}
+        refuse_others(runs / name / "asked.json", json.loads(json.dumps(asked, default=str)))
         train(settings, runs / name, bf16)
     made = {"of": of, "data": row["data"], "imgsz": row["imgsz"]} if of else {**row, "more": more}
     scores = YOLO(runs / name / "weights" / "best.pt").val(
@@ -62,6 +64,16 @@ def main(arguments: list[str]) -> None:
         **made, "val": {"mAP50": float(scores.box.map50), "mAP50-95": float(scores.box.map)},
         "command": "python benchmarks/teachers.py " + public(arguments), **machine(settings["device"]),
     })  # fmt: skip
+
+
+def refuse_others(file: Path, asked: dict[str, Any]) -> None:
+    """Ends with a sentence where the teacher of this name was begun with other settings; else remembers these."""
+    begun = file.exists() and file.with_name("weights").exists()
+    known = json.loads(file.read_text(encoding="utf-8")) if begun else asked
+    if other := sorted(key for key in {*known, *asked} if known.get(key) != asked.get(key)):
+        sys.exit(f"{', '.join(other)}: {file.parent.name} was begun with others; take them, or give another name=.")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(file, asked)
 
 
 def train(settings: dict[str, Any], run: Path, bf16: bool) -> None:

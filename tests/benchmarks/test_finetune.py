@@ -52,7 +52,8 @@ def finetune(monkeypatch, tmp_path) -> ModuleType:
 
 def run(module: ModuleType, folder: Path, *more: str) -> int:
     given = {"runs": str(folder / "runs"), "out": str(folder / "results"), **dict(m.split("=", 1) for m in more)}
-    return module.main(["teacher=teacher.pt", *(f"{key}={value}" for key, value in given.items())])
+    teacher = [] if module.__name__ == "claim" else ["teacher=teacher.pt"]  # a stage of it names its own
+    return module.main([*teacher, *(f"{key}={value}" for key, value in given.items())])
 
 
 def test_tuning_is_on_val_with_the_seeds_for_it(finetune, tmp_path, capsys):
@@ -107,14 +108,17 @@ def test_another_split_is_refused(finetune, tmp_path):
 
 def test_the_claim_is_judged_by_what_chose_nothing(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    claim, asked = importlib.import_module("claim"), []
+    claim, asked, kept = importlib.import_module("claim"), [], []
     monkeypatch.setattr(claim, "trained", lambda *_: tmp_path / "teacher.pt")
     monkeypatch.setattr(claim, "compare", lambda **values: asked.append(values) or 0)
-    monkeypatch.setattr(claim, "keep", lambda *_: None)
-    assert run(claim, tmp_path, "stages=11n,best") == 0
+    monkeypatch.setattr(claim, "keep", lambda _, __, name, *___: kept.append(name))
+    assert run(claim, tmp_path, "stages=11n,best") == 0 and kept == ["claim_11n", "claim_best"]
+    assert [(v["model"], v["imgsz"]) for v in asked] == [("yolo11n.pt", 640), ("yolo11s.pt", 640)]
     assert {(Path(v["data"]).name, v["split"], str(v["seeds"])) for v in asked} == {
         ("neu3.yaml", "test", "[10, 11, 12, 13, 14]")
     }
+    monkeypatch.setattr(claim, "compare", lambda **_: 2)
+    assert run(claim, tmp_path, "stages=26n") == 2 and "claim_26n" not in kept, "not all of its runs are through"
 
 
 def test_a_command_names_files_and_no_folder_of_this_machine(monkeypatch):

@@ -133,7 +133,10 @@ def test_gradients_measures_every_part_of_every_term(load, data, teacher, tmp_pa
 def test_the_claim_refuses_a_stage_that_is_none_in_one_sentence(load):
     with pytest.raises(SystemExit) as ended:
         load("claim.py", "stages=11n,foo")
-    assert ended.value.code == "stages: foo is none; choose from 11n, 26n, terms, best."
+    assert ended.value.code == "stages: foo is none; choose from 11n, 26n, best."
+    with pytest.raises(SystemExit) as ended:
+        load("claim.py", "model=yolo11n.pt", "teacher=mine.pt")
+    assert str(ended.value.code).startswith("model, teacher: a stage names its own")
 
 
 def test_a_script_is_run_as_a_file_from_any_folder(tmp_path):
@@ -182,6 +185,12 @@ def test_a_teacher_is_trained_once_and_leaves_its_row(load, tmp_path):
     assert best.stat().st_mtime_ns == before and str(tmp_path) not in said
     names = torch.load(best, weights_only=False)["model"].names
     assert list(names.values())[-2:] == ["x", "y"]
+    with pytest.raises(SystemExit) as ended:
+        load("teachers.py", *given, "epochs=7", "bf16=True")
+    assert ended.value.code == "bf16, epochs: nine was begun with others; take them, or give another name=."
+    with pytest.raises(SystemExit) as ended:
+        load("teachers.py", *given, "bf16=maybe")
+    assert ended.value.code == "bf16: must be True or False, got 'maybe'."
 
 
 def test_a_teacher_can_be_trained_in_bfloat16(load, tmp_path, monkeypatch):
