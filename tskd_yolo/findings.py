@@ -25,6 +25,10 @@ class Finding:
     reason: str
     remedy: str = ""
 
+    def __post_init__(self) -> None:
+        """Bytes of a file's name that are no text become their numbers: nothing could print or write them."""
+        object.__setattr__(self, "reason", self.reason.encode("utf-8", "backslashreplace").decode("utf-8"))
+
     def __str__(self) -> str:
         return f"{self.about}: {'; '.join(filter(None, (self.reason, self.remedy)))}."
 

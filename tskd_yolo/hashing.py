@@ -55,9 +55,9 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
         name = os.path.relpath(file, folder) if folder else file
         try:
             found = os.stat(file)
-            hashed.update(f"{name} {found.st_size} {found.st_mtime_ns}".encode())
-        except FileNotFoundError:  # among images without labels, where another takes its place
-            hashed.update(f"{name} missing".encode())
+            hashed.update(os.fsencode(f"{name} {found.st_size} {found.st_mtime_ns}"))
+        except OSError:  # among images without labels, where another takes its place
+            hashed.update(os.fsencode(f"{name} missing"))
         for array in (label["cls"], label["bboxes"], *label["segments"]):
             hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()

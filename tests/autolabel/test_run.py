@@ -64,7 +64,7 @@ def test_a_killed_call_goes_on_where_it_was(sure, data, pictures, tmp_path, watc
     assert sum(watched()) == 6 - done
     text = "\n".join(lines)
     assert f"{done} of 7 images are labelled already" in text and "1 images could not be read" in text
-    assert "1 images are in the validation set too" in text and "(twin.png)" in text
+    assert "1 images are in the validation or test set too" in text and "(twin.png)" in text
     out = tmp_path / "out"
     assert contents(out / "labels").items() >= before.items() and len(contents(out / "labels")) == 6
     record = json.loads((out / "autolabel.json").read_text())

@@ -71,6 +71,17 @@ def test_images_without_labels_are_known_by_name_and_size(files, tmp_path):
     assert settings(plan, files_of(plan.common["data"], 1.0))["unlabelled"].startswith("others (2, sha256 ")
 
 
+def test_images_that_judge_are_not_learned_from(files, tmp_path):
+    files = own_files(files, tmp_path)
+    add_test_split(files)
+    given = dict(arms="plain,tskd_unlabelled", unlabelled=str(files / "set" / "images" / "test"))
+    with pytest.raises(ConfigError, match="4 images are in the test split too, by content .* and test judges; take"):
+        begin(checked(asked(files, tmp_path / "out", **given)))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "val").mkdir()
+    begin(checked(asked(files, tmp_path / "val", **given, split="val")))
+
+
 def test_a_folder_of_an_older_version_is_refused(begun, tmp_path):
     file = tmp_path / "out" / "settings.json"
     content = json.loads(file.read_text())

@@ -136,6 +136,33 @@ def test_what_is_not_there_or_empty_is_told_in_a_sentence(tmp_path):
             images([str(source)], suffixes=SUFFIXES, kept=lambda name: tmp_path / name)
 
 
+def test_a_list_that_is_no_text_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"bl\xe4ch.png\n")
+    with pytest.raises(ConfigError, match="latin.txt is no text in UTF-8"):
+        images([str(tmp_path / "latin.txt")], suffixes=SUFFIXES, kept=lambda name: tmp_path / name)
+
+
+def test_an_image_that_has_gone_is_no_twin_and_stops_nothing(root, tmp_path):
+    original, twin = tmp_path / "archive.jpg", tmp_path / "train.jpg"
+    for file in (original, twin):
+        file.write_bytes(b"\xff" * 5000)
+    (root / "link.jpg").symlink_to(original)
+    settle(root)
+    paths = found(root)
+    assert len(paths.same_as([str(twin)])) == 1
+    original.unlink()
+    assert paths.same_as([str(twin)]) == {}, "its beginning is known, its content is not"
+
+
+def test_files_that_begin_alike_are_not_read_whole(root, tmp_path, monkeypatch):
+    border = b"\0" * 20_000
+    for name, middle in (("a.jpg", b"1"), ("b.jpg", b"2")):
+        (root / name).write_bytes(border + middle * 100 + border)
+    (tmp_path / "train.jpg").write_bytes(border + b"3" * 100 + border)
+    monkeypatch.setattr(index.files, "digest", lambda file: pytest.fail(f"{file} was read"))
+    assert found(root).same_as([str(tmp_path / "train.jpg")]) == {}
+
+
 def test_images_of_equal_content_are_found_and_little_is_read(root, tmp_path, monkeypatch):
     (tmp_path / "train.jpg").write_bytes((root / ALL[3]).read_bytes())
     (tmp_path / "long.jpg").write_bytes(b"1" * 10)

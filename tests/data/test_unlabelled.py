@@ -13,7 +13,7 @@ import torch
 from ultralytics.data.utils import check_det_dataset
 
 from tests.data.helpers import stock
-from tskd_yolo.data.unlabelled import Flow, Stream, UnlabelledSet, joined, parts
+from tskd_yolo.data.unlabelled import Flow, Stream, UnlabelledSet, joined, parts, read
 
 
 @pytest.fixture
@@ -96,7 +96,12 @@ def test_nothing_is_read_or_listed_before_it_is_asked_for(data):
     assert len(dataset) == len(dataset.labels) == 1_000_000
 
 
-def test_an_unreadable_image_is_named_and_another_stands_for_it(pictures, data):
+def cv2_written(file: Path, image: np.ndarray) -> str:
+    cv2.imwrite(str(file), image)
+    return str(file)
+
+
+def test_an_unreadable_image_is_named_and_another_stands_for_it(pictures, data, tmp_path):
     Path(pictures[2]).write_bytes(b"no image")
     Path(pictures[3]).unlink()
     Path(pictures[4]).write_bytes(b"")
@@ -105,6 +110,10 @@ def test_an_unreadable_image_is_named_and_another_stands_for_it(pictures, data):
         assert found.batch(step)["img"].shape[0] == 7
     assert set(found.missing) == set(pictures[2:5])
     dataset = make(pictures, data)
+    four = np.zeros((20, 20, 4), np.uint8)
+    assert read(cv2_written(tmp_path / "four.png", four), 4).shape == (20, 20, 4)
+    assert read(cv2_written(tmp_path / "deep.png", np.full((9, 9, 4), 256, np.uint16)), 4).dtype == np.uint8
+    assert read(cv2_written(tmp_path / "three.png", four[..., :3]), 4) is None, "of other channels than the data"
     image, size, _ = dataset.load_image(2)
     assert size == (90, 60) and image.shape == (64, 43, 3) and dataset.unreadable == pictures[2:5]
 

@@ -213,6 +213,19 @@ def test_uncertain_places_have_no_gradient_and_sure_ones_have(files):
     assert not predictions["boxes"].grad[1].any() and (scores[1] > 0).all(), "the other image is background"
 
 
+def test_of_a_class_that_no_teacher_knows_nothing_is_said(files):
+    student, batch = make_student(), joint(boxes=0)
+    student.criterion = student.init_criterion()
+    outputs = said((1, 27, 1, 0.9, 1.5))
+    watch = Seer(torch.full((3,), 0.5), branch="one2many", strides=STRIDES, pseudo=True, known=[1, 2])
+    found = watch(outputs, 1, SIZE)
+    predictions = predicted(student, batch["img"][:2])
+    vector = watch.detection(student.criterion, predictions, {**batch, "img": batch["img"][:3]}, outputs, found)
+    vector.sum().backward()
+    scores = predictions["scores"].grad
+    assert not scores[:, 0].any() and scores[0, 1].min() < 0 and (scores[1, 1:] > 0).all()
+
+
 def test_an_image_of_which_all_is_uncertain_adds_nothing(files):
     student = make_student()
     student.criterion = student.init_criterion()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tskd_yolo.confidence import Detections
 from tskd_yolo.data.duplicates import Twin
 from tskd_yolo.data.labels import Split
 from tskd_yolo.distill.likeness import Distances
+from tskd_yolo.findings import Finding
 from tskd_yolo.train import doubts
 
 NAMES = {0: "dent", 1: "<b>"}
@@ -111,4 +113,15 @@ def test_a_teacher_whose_scores_say_something_else_is_warned_of():
     (found,) = doubts.of_confidence(confidence.of(Detections(np.sqrt(score), right, label, truths), NAMES))
     assert "is not calibrated (expected calibration error" in found.reason and "at a temperature of" in found.reason
     few = confidence.of(Detections(score[:6], right[:6], label[:6], truths), NAMES)
-    assert "no score of the teacher has a precision of 0.9 on val for dent, <b>" in doubts.of_confidence(few)[-1].reason
+    assert doubts.of_confidence(few)[-1].reason == (
+        "no score is known from which on the precision is 0.9: dent (3 detections on the validation set are too few "
+        "(10 are needed)), <b> (3 detections on the validation set are too few (10 are needed))"
+    )
+
+
+def test_a_name_that_is_no_text_can_be_told_and_written():
+    found = Finding("warning", "unlabelled", "the farthest are a\udcff.png")
+    assert (
+        str(found).encode("utf-8").endswith(b"a\\udcff.png.")
+    assert json.dumps(found.row(), ensure_ascii=False).encode("utf-8")
+    )

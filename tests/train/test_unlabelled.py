@@ -19,8 +19,9 @@ from tskd_yolo.cli import main
 from tskd_yolo.config import DEFAULTS
 from tskd_yolo.data import index
 from tskd_yolo.data.index import Paths
+from tskd_yolo.distill.teacher import Teacher, load
 from tskd_yolo.train import unlabelled
-from tskd_yolo.train.unlabelled import left_out, look, sources, wrong_sources, wrong_teacher
+from tskd_yolo.train.unlabelled import left_out, look, sources, unlike, wrong_sources, wrong_teacher
 
 
 @pytest.fixture
@@ -146,6 +147,35 @@ def test_images_of_a_split_are_left_out_and_val_is_warned_of(others, data):
     assert {Path(file).name for file in rest} == {*(f"{i}.png" for i in range(9)), "bad.png"}
     assert [finding.level for finding in found] == ["note", "warning"]
     assert found[1].reason.startswith("1 images are in val too, by content, and are left out (such as in_val.png, in")
+    rest, found = left_out(paths(others), [], [], val)
+    assert len(rest) == 12 and [finding.level for finding in found] == ["warning"], "whoever judges on test should know"
+    assert found[0].reason.startswith("1 images are in test too, by content, and the student learns from them (such as")
+
+
+def test_a_list_that_names_images_again_makes_no_others_far(data, teacher, others, monkeypatch):
+    monkeypatch.setattr(unlabelled.doubts, "FEW", 2)
+    train = sorted(map(str, (data.parent / "set" / "images" / "train").iterdir()))
+    found = load(str(teacher))
+    eyes = Teacher(found, like=found.model, names=found.names)
+    how = dict(side=64, channels=3, device=torch.device("cpu"))
+    found = [unlike(eyes, images, paths(others), **how) for images in (train, train * 4)]
+    assert found[0] == found[1]
+
+
+def test_images_of_a_run_without_terms_are_refused(others, data):
+    off = values(data, unlabelled=str(others), drd=0, ded=0, crd=0)
+    assert wrong_sources(off, {})[0].startswith("unlabelled: with drd=0 ded=0 crd=0 nothing is learned from images")
+
+
+def test_unreadable_images_are_named_once_in_a_run(tmp_path):
+    trainer = SimpleNamespace(save_dir=tmp_path)
+    names = [f"/more/{i}\udcff.png" for i in range(12)]
+    for asked, told in ((names[:1], 1), (names[:1], 0), (names, 11), (names, 0)):
+        with logged() as lines:
+            unlabelled.UnlabelledMixin._tell_missing(trainer, asked)
+        assert len(lines) == min(told, 1) and (not told or f"unlabelled: {told} images cannot be read" in lines[0])
+        assert told < 11 or ("10\\udcff.png and 1 more." in lines[0] and "/more/" not in lines[0])
+    assert len((tmp_path / "unreadable.txt").read_bytes().splitlines()) == 12
 
 
 def test_a_sample_is_bounded_and_passes_over_the_unreadable(others, monkeypatch):
@@ -204,11 +234,18 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(tmp_path, few, teache
         whole.train()
     assert (whole.batch_size, whole.args.batch, whole.accumulate) == (2, 5, 2) and len(expected) == 4
     (told,) = [line for line in lines if "cannot be read" in line]
-    assert "unlabelled: 1 images cannot be read, others stand in their place: bad.png" in told
+    assert (
+        "unlabelled: 1 images cannot be read, others stand in their place, and unreadable.txt has their names: bad.png"
+        in told
+    )
     assert any("without labels, 3 of the 5 in a batch" in line for line in lines)
     with pytest.raises(Stop):
         stopped.train()
-    again = Trainer(resume=str(tmp_path / "stopped" / "run" / "weights" / "last.pt"))
+    others.rename(moved := tmp_path / "moved")
+    last = str(tmp_path / "stopped" / "run" / "weights" / "last.pt")
+    with pytest.raises(ConfigError, match="others was not found"):
+        Trainer(resume=last).train()
+    again = Trainer(resume=last, unlabelled=str(moved))
     rest = seen(again)
     again.train()
     assert begun + rest == expected, "the same images in the same step, augmented alike"
@@ -256,7 +293,9 @@ def test_check_says_what_speaks_against_them(tmp_path, data, teacher, others, mo
         del given[key]
     main(["check", *(f"{key}={value}" for key, value in given.items()), "out=found"])
     said = (tmp_path / "found" / "check.json").read_text()
-    assert "1 images are in val too, by content" in said and "no score of the teacher has a precision of 0.9" in said
+    assert (
+        "1 images are in val too, by content" in said and "no score is known from which on the precision is 0.9" in said
+    )
 
 
 class Engine:

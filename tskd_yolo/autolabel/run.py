@@ -49,8 +49,8 @@ def autolabel(errors: Sequence[str] | None = None, **arguments: Any) -> dict[str
         known, left_out, twice = None, [], []
         if data:
             loader = _loader(plan, panel, data)
-            left_out = _in_val(loader.dataset.im_files, images)
-            twice = _in_train(loader.dataset.get_img_files(data["train"]), images)
+            left_out = _judging([*loader.dataset.im_files, *scan.files_of(data, "test", loader.dataset)], images)
+            twice = _in_train(scan.files_of(data, "train", loader.dataset), images)
             known = _measured(plan, panel, loader)
     thresholds = _thresholds(plan, panel, known)
     folder = Folder(plan.out, _settings(plan, panel, data, thresholds))
@@ -119,15 +119,24 @@ def _loader(plan: Plan, panel: Panel, data: dict[str, Any]) -> Any:
     return build_dataloader(dataset, plan.batch, workers=0, shuffle=False)
 
 
-def _in_val(val: Sequence[str], images: dict[str, Path]) -> list[str]:
-    """Takes images out, in place, that are in the validation set too; gives their names."""
-    found = _same(val, images)
+def _judging(judging: Sequence[str], images: dict[str, Path]) -> list[str]:
+    """Takes images out, in place, that are in the validation or test set too; gives their names.
+
+    Raises:
+        ConfigError: If none is left.
+    """
+    found = _same(judging, images)
     for name in found:
         del images[name]
+    if not images:
+        raise ConfigError(
+            [f"source: all {len(found)} images are in the validation or test set too, by their content, and none is "
+             "left; give others."]
+        )  # fmt: skip
     if found:
         LOGGER.warning(
-            f"source: {len(found)} images are in the validation set too, by their content, and are left out: a network "
-            f"that trained on them could not be judged there ({_first(found)})."
+            f"source: {len(found)} images are in the validation or test set too, by their content, and are left out: a "
+            f"network that trained on them could not be judged there ({_first(found)})."
         )
     return found
 
@@ -207,12 +216,11 @@ def _facts(plan: Plan, panel: Panel, known: Confidence | None, left_out: list[st
     """What the record and the page tell besides."""
     notes = (
         [f"{each.name}: {each.threshold.reason}." for each in known.classes if not each.threshold.found]
-        if known
+        if known and plan.conf is None
         else []
     )
-    notes += (
-        [f"{len(left_out)} images of the source are in the validation set too and were left out."] if left_out else []
-    )
+    words = "images of the source are in the validation or test set too and were left out."
+    notes += [f"{len(left_out)} {words}"] if left_out else []
     notes += [f"{len(twice)} images of the source are in the training set too."] if twice else []
     lost = sorted({name for found in panel.classes for name in found.lost})
     notes += [f"Classes of the teacher that the data does not have: {', '.join(lost)}."] if lost else []

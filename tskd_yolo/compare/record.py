@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.checks import check_file
 
 from tskd_yolo import config, hashing
 from tskd_yolo.compare.arms import overrides_of
 from tskd_yolo.compare.plan import Plan
-from tskd_yolo.compare.splits import Files, contents, files_of
+from tskd_yolo.compare.splits import Files, contents, files_of, images_of
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import index
 from tskd_yolo.files import write_json
@@ -44,7 +44,8 @@ def begin(plan: Plan) -> None:
     now, arms = settings(plan, files), _read(plan.out / "arms.json", {})
     own = {arm: told(plan, arm) for arm in plan.own_arms}
     begun = (plan.out / "settings.json").exists()
-    if problems := (_changes(plan.out, now, files) if begun else []) + _changed_arms(plan.out, arms, own):
+    problems = _learned_from(plan) + (_changes(plan.out, now, files) if begun else [])
+    if problems := problems + _changed_arms(plan.out, arms, own):
         raise ConfigError(problems)
     if not begun:
         write_json(plan.out / "settings.json", now)  # first: by it the folder is known as a comparison's
@@ -55,6 +56,22 @@ def begin(plan: Plan) -> None:
     asked = {"seeds": plan.seeds, "arms": plan.arms}
     if asked not in (before := plans(plan.out)):
         write_json(plan.out / "plan.json", [*before, asked])
+
+
+def _learned_from(plan: Plan) -> list[str]:
+    """A sentence where images without labels are in the split that judges."""
+    given = [plan.own["unlabelled"], *(own.get("unlabelled") for own in plan.own_arms.values())]
+    if plan.judged.split != "test" or not (places := [place for each in given for place in config.sources(each)]):
+        return []
+    found = index.images(places, suffixes=IMG_FORMATS, kept=hashing.kept)
+    same = found.same_as(images_of(check_det_dataset(plan.common["data"]), "test"))
+    if not same:
+        return []
+    first = Path(found.file(min(same))).name
+    return [
+        f"unlabelled: {len(same)} images are in the test split too, by content (such as {first}), and test judges; "
+        "take them out, or judge on val with split=val."
+    ]
 
 
 # The plan -------------------------------------------------------------------------------------------------------------

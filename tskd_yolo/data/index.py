@@ -24,12 +24,12 @@ import numpy as np
 
 from tskd_yolo import files
 from tskd_yolo.config import ConfigError
-from tskd_yolo.data.duplicates import HEAD
+from tskd_yolo.data import duplicates
 
 LOGGER = logging.getLogger("ultralytics")
 
 SUFFIX = ".tskd-index.npz"
-FORMAT = 1
+FORMAT = 2
 """Counts up when an index comes to hold something else."""
 SETTLED = 2 * 10**9
 """Nanoseconds after which a change of a folder shows in its time: some file systems count in seconds."""
@@ -122,7 +122,7 @@ class Paths(Sequence[str]):
     def same_as(self, others: Sequence[str]) -> dict[int, str]:
         """The numbers of images whose content is that of another file, with that file.
 
-        Only files of equal length and beginning are read whole.
+        Only files of equal length, beginning and middle are read whole.
         """
         lengths = {file: _size(file) for file in others}
         numbers = self.kept[np.isin(self.sizes[self.kept], np.array(list(lengths.values()), np.int64))]
@@ -132,8 +132,8 @@ class Paths(Sequence[str]):
             wanted.setdefault(_head(file), []).append(file)
         digests: dict[str, str] = {}
         for files_ in (wanted[head] for head in {*heads.values()} & wanted.keys() - {0}):
-            digests |= {files.digest(file): file for file in files_}
-        found = {n: digests.get(files.digest(self.file(n))) for n, head in heads.items() if head in wanted and head}
+            digests |= {digest: file for file in files_ if (digest := _digest(file))}
+        found = {n: digests.get(_digest(self.file(n))) for n, head in heads.items() if head in wanted and head}
         return {number: file for number, file in found.items() if file is not None}
 
     def _head(self, number: int) -> int:
@@ -153,12 +153,19 @@ def _size(file: str) -> int:
 
 
 def _head(file: str) -> int:
-    """A number from the first bytes of a file; 0 for one that cannot be read."""
+    """A number from some bytes of a file; 0 for one that cannot be read."""
     try:
-        with open(file, "rb") as opened:
-            return zlib.crc32(opened.read(HEAD)) | 1 << 32
+        return zlib.crc32(duplicates.head(file)) | 1 << 32
     except OSError:  # whoever reads the image says so
         return 0
+
+
+def _digest(file: str) -> str:
+    """The hash of a file's content; empty for one that cannot be read any more."""
+    try:
+        return files.digest(file)
+    except OSError:  # whoever reads the image says so
+        return ""
 
 
 # Sources --------------------------------------------------------------------------------------------------------------
@@ -194,7 +201,7 @@ def images(sources: Sequence[str], *, suffixes: Iterable[str], kept: Callable[[s
         kept: A file for what cannot be written beside its folder, by its name.
 
     Raises:
-        ConfigError: If there is none, or one of the sources is not there.
+        ConfigError: If there is none, one of the sources is not there, or a list is no text.
     """
     sources = absolute(sources)
     wanted = frozenset(suffixes)
@@ -231,7 +238,10 @@ def _of_files(paths: Sequence[str]) -> Folder:
 
 def _listed(file: Path) -> list[str]:
     """The paths in a list, one a line; those that are relative lie beside the list."""
-    lines = file.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"unlabelled: {file} is no text in UTF-8; write it anew, one path a line."]) from error
     return [os.path.normpath(os.path.join(file.parent, line.strip())) for line in lines if line.strip()]
 
 
@@ -307,7 +317,7 @@ def _entry_size(entry: os.DirEntry[str]) -> int:
 
 def _places(root: str, kept: Callable[[str], Path]) -> tuple[Path, Path]:
     """Beside the folder, and where what cannot be written there is kept."""
-    beside = Path(root).with_name(f"{os.path.basename(root)}{SUFFIX}")
+    beside = Path(f"{root.rstrip(os.sep)}{SUFFIX}")
     return beside, kept(f"unlabelled-{zlib.crc32(os.fsencode(root)):08x}{SUFFIX}")
 
 

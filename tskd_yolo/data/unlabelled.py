@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils.patches import imread
 
 from tskd_yolo.data.views import Views
 
@@ -62,11 +63,7 @@ class UnlabelledSet(YOLODataset):
         """The image of this number, or the next one that can be read."""
         for number in range(i, i + TRIES):
             file = self.im_files[number % self.ni]
-            try:
-                image = _read(file, self.cv2_flag)
-            except (OSError, ValueError, cv2.error):
-                image = None
-            if image is not None:
+            if (image := read(file, self.channels)) is not None:
                 break
             self.unreadable.append(file)
         else:
@@ -87,12 +84,13 @@ def how_to_read(channels: int) -> int:
     return {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR}.get(channels, cv2.IMREAD_UNCHANGED)
 
 
-def _read(file: str, flag: int) -> np.ndarray | None:
-    """An image as OpenCV reads it, whatever signs are in its name; None where it cannot be decoded."""
-    with open(file, "rb") as opened:
-        data = np.frombuffer(opened.read(), np.uint8)
-    image = cv2.imdecode(data, flag) if len(data) else None
-    return image[..., None] if image is not None and image.ndim == 2 else image
+def read(file: str, channels: int) -> np.ndarray | None:
+    """An image as Ultralytics reads it, ``(H, W, channels)``; None where it cannot be read, or has other channels."""
+    try:
+        image = imread(file, flags=how_to_read(channels))
+    except (OSError, ValueError, cv2.error):
+        return None
+    return image if image is not None and image.shape[2] == channels else None
 
 
 def _fitted(image: np.ndarray, side: int) -> np.ndarray:

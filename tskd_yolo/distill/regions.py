@@ -58,10 +58,22 @@ class Seer:
         branch: Of the head, whose responses are read.
         strides: Of the levels of these responses, in pixels of the student's image.
         pseudo: Whether confident boxes also have the detection loss (:meth:`detection`).
+        known: The classes that a teacher knows; None for all.
     """
 
-    def __init__(self, thresholds: Tensor, *, branch: str, strides: Sequence[int], pseudo: bool = False) -> None:
+    def __init__(
+        self,
+        thresholds: Tensor,
+        *,
+        branch: str,
+        strides: Sequence[int],
+        pseudo: bool = False,
+        known: Sequence[int] | None = None,
+    ) -> None:
         self.thresholds, self.branch, self.strides, self.pseudo = thresholds, branch, list(strides), pseudo
+        self._strange = torch.full_like(thresholds, known is not None, dtype=torch.bool)
+        if known is not None:
+            self._strange[list(known)] = False
         self._seen: Tensor | None = None
 
     @torch.no_grad()
@@ -106,6 +118,8 @@ class Seer:
     ) -> Tensor:
         """The detection loss on the confident boxes of images without labels, Ultralytics' vector.
 
+        Of a class that no teacher knows nothing is said: it may be anywhere.
+
         Args:
             criterion: The student's own.
             predictions: Of the student's head, for these images.
@@ -118,7 +132,7 @@ class Seer:
         points, _ = self.points(size, target.scores.device)
         least = self.strides[min(1, len(self.strides) - 1)]
         with torch.autocast(points.device.type, enabled=False):
-            place = ignored(target.scores[labelled:].float(), seen, points, least)
+            place = ignored(target.scores[labelled:].float(), seen, points, least) | self._strange.view(1, -1, 1)
         vector, _ = criterion(without(predictions, place), pseudo_batch(batch, seen, labelled, size))
         return vector
 
@@ -172,7 +186,13 @@ def see(distiller: Any, thresholds: Tensor, *, pseudo: bool) -> Seer:
         distiller.asked = [ResponseTerm("crd", branch, distiller.panel)]
         distiller.panel.listen(True)
     device = next(distiller.teacher.model.parameters()).device
-    distiller.seer = Seer(thresholds.to(device), branch=branch, strides=distiller.match.strides, pseudo=pseudo)
+    distiller.seer = Seer(
+        thresholds.to(device),
+        branch=branch,
+        strides=distiller.match.strides,
+        pseudo=pseudo,
+        known=distiller.panel.known(branch),
+    )
     return distiller.seer
 
 

@@ -21,7 +21,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from tskd_yolo import compat, config, settings_files
 from tskd_yolo.config import ConfigError
-from tskd_yolo.data import dataset
+from tskd_yolo.data import dataset, index
 from tskd_yolo.data.convert.files import ConvertError
 from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill import classes, teacher
@@ -284,24 +284,28 @@ def _device(device: Any) -> list[str]:
 # While the engine sets up ---------------------------------------------------------------------------------------------
 
 
-def restore(args: Any, *, trust: bool, teacher: Any) -> None:
+def restore(args: Any, *, trust: bool, moved: Mapping[str, Any]) -> None:
     """Brings our keys into the arguments of a run that goes on, in place, where its checkpoint lacks them.
 
     Args:
         args: As they were in the checkpoint.
         trust: Whether the command line or the Python call trusts.
-        teacher: Where the teachers lie now, if that is given.
+        moved: Where teachers and images without labels lie now, by their keys, if that is given.
 
     Raises:
-        ConfigError: If the checkpoint itself says ``trust`` and they do not.
+        ConfigError: If the checkpoint itself says ``trust`` and they do not, or there are no images in such a place.
     """
     if not trust:
         settings_files.refuse_trust(vars(args), source=f"the checkpoint {args.resume}", editable=False)
     vars(args).pop("trust", None)
     for key, value in config.KEPT.items():
         setattr(args, key, getattr(args, key, value))
-    if teacher:
-        args.teacher = absolute(config.teachers(teacher))
+    if "teacher" in moved:
+        args.teacher = absolute(config.teachers(moved["teacher"]))
+    if "unlabelled" in moved:
+        if not args.unlabelled:
+            raise ConfigError(["unlabelled: this run had no images without labels; leave it out."])
+        args.unlabelled = index.absolute(config.sources(moved["unlabelled"]))
 
 
 @contextlib.contextmanager

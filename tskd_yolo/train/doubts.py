@@ -144,10 +144,13 @@ def of_leaks(found: Mapping[str, Sequence[tuple[str, str]]]) -> list[Finding]:
         if not pairs:
             continue
         first = f"such as {Path(pairs[0][0]).name}, in {split} {Path(pairs[0][1]).name}"
-        words = f"{len(pairs)} images are in {split} too, by content, and are left out ({first})"
+        left = "the student learns from them" if split == "test" else "are left out"
+        words = f"{len(pairs)} images are in {split} too, by content, and {left} ({first})"
         remedy = "take them out of the folder: what a network has learned from is no test of it"
         findings.append(
-            Finding("warning", "unlabelled", words, remedy) if split == "val" else Finding("note", "unlabelled", words)
+            Finding("note", "unlabelled", words)
+            if split == "train"
+            else Finding("warning", "unlabelled", words, remedy)
         )
     return findings
 
@@ -189,13 +192,14 @@ def of_confidence(found: Confidence | None) -> list[Finding]:
                 "boxes below their threshold count by scores that say something else than how often it is right",
             )
         )  # fmt: skip
-    without = [each.name for each in found.classes if not each.threshold.found]
-    if without:
+    reasons = {each.name: each.threshold.reason.removeprefix("no threshold, ") for each in found.classes}
+    if without := [f"{name} ({reason})" for name, reason in reasons.items() if reason]:
         findings.append(
             Finding(
                 "warning", "unlabelled",
-                f"no score of the teacher has a precision of {found.precision:g} on val for {', '.join(without)}",
-                "boxes of these classes count by their score; take a better teacher, or lower unlabelled_precision",
+                f"no score is known from which on the precision is {found.precision:g}: {', '.join(without)}",
+                "boxes of these classes count by their score; a teacher that is better in them, or more labelled val "
+                "images of them, would have one",
             )
         )  # fmt: skip
     return findings

@@ -31,6 +31,14 @@ class Processes:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def together(self, words: list[str]) -> list[str]:
+        """Words of all processes, one process after the other."""
+        if self.count == 1:
+            return words
+        found: list[list[str]] = [[]] * self.count
+        dist.all_gather_object(found, words)
+        return [word for each in found for word in each]
+
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Gives the tensors of every process the values of the first one's, in place."""
         if self.count > 1:

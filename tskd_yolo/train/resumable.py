@@ -50,13 +50,14 @@ class ResumableMixin(Engine):
         return Processes(max(self.world_size, 1), self.device)
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Brings task and keys of ours back from the checkpoint; a new ``teacher=`` path is taken."""
-        super().check_resume({key: value for key, value in overrides.items() if key != "teacher"})
+        """Brings task and keys of ours back from the checkpoint; ``teacher=`` and ``unlabelled=`` may have moved."""
+        moved = {key: overrides[key] for key in ("teacher", "unlabelled") if overrides.get(key)}
+        super().check_resume({key: value for key, value in overrides.items() if key not in moved})
         if not self.args.resume:
             self._new_folder = FIRST and not get_save_dir(self.args).exists()
             return
         tasks.become(self, self.args.task)
-        checks.restore(self.args, trust=self._trust, teacher=overrides.get("teacher"))
+        checks.restore(self.args, trust=self._trust, moved=moved)
         if config.build({**vars(self.args), "trust": self._trust}).distils:
             self._teacher = [teacher.load(file) for file in config.teachers(self.args.teacher)]
 

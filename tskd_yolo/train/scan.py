@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,22 @@ def scan_before_launch(args: Any, data: dict[str, Any]) -> None:
         scanned(mode, build)
     if places := config.sources(getattr(args, "unlabelled", None)):
         index.images(places, suffixes=IMG_FORMATS, kept=hashing.kept)
+
+
+def files_of(data: Mapping[str, Any], split: str, reader: Any) -> list[str]:
+    """The images of a split; none where the data has no such split, or its folder is not there.
+
+    Args:
+        data: As the engine has read it.
+        split: Its name.
+        reader: The engine's data set of another split, which lists them.
+    """
+    if not data.get(split):
+        return []
+    try:
+        return list(reader.get_img_files(data[split]))
+    except FileNotFoundError:
+        return []
 
 
 def _tell(split: Split) -> None:

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.data.augment import LetterBox
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK, YAML, colorstr
-from ultralytics.utils.patches import imread
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
-from tskd_yolo import compat, confidence, config, hashing
+from tskd_yolo import compat, confidence, config, files, hashing
 from tskd_yolo.confidence import Confidence
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data import index
 from tskd_yolo.data.index import Paths
-from tskd_yolo.data.unlabelled import Flow, UnlabelledSet, how_to_read, joined, parts
+from tskd_yolo.data.unlabelled import Flow, UnlabelledSet, joined, parts, read
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill import likeness, regions
 from tskd_yolo.distill.cache import Cache
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.teacher import Teacher, coarser
 from tskd_yolo.findings import Finding
-from tskd_yolo.train import doubts, hooks
+from tskd_yolo.train import doubts, hooks, scan
 from tskd_yolo.train.processes import FIRST, Processes
 from tskd_yolo.train.summary import Facts, log
 
@@ -43,6 +41,8 @@ SAMPLE, BATCH = 128, 16
 """So many images of either kind are compared, evenly spaced in their order, and so many of them at a time."""
 NAMED = 10
 """So many images that cannot be read are named at a time."""
+MISSING = "unreadable.txt"
+"""A file of the run that names them all."""
 
 # Which there are ------------------------------------------------------------------------------------------------------
 
@@ -86,6 +86,11 @@ def wrong_sources(values: Mapping[str, Any], overrides: dict[str, Any]) -> list[
         return ["pseudo: there are no images without labels; give unlabelled=, or leave pseudo out."] * (
             values["pseudo"] is True
         )
+    if not any(values[term] for term in config.TERMS):
+        return [
+            "unlabelled: with drd=0 ded=0 crd=0 nothing is learned from images without labels; give a term a weight, "
+            "or leave unlabelled out."
+        ]
     overrides["unlabelled"] = found
     given = config.sources(values["unlabelled"])
     return [] if given else config.unlabelled_problems({**values, "unlabelled": found})
@@ -104,9 +109,11 @@ def wrong_teacher(distiller: Distiller, pseudo: bool) -> list[str]:
     return []
 
 
-def left_out(paths: Paths, train: Sequence[str], val: Sequence[str]) -> tuple[Paths, list[Finding]]:
-    """The images that are in neither split, by content, and what there is to say of the others."""
-    there = {name: paths.same_as(files) for name, files in (("train", train), ("val", val))}
+def left_out(
+    paths: Paths, train: Sequence[str], val: Sequence[str], test: Sequence[str] = ()
+) -> tuple[Paths, list[Finding]]:
+    """The images that are in neither train nor val, by content, and what there is to say of the others and of test."""
+    there = {name: paths.same_as(files) for name, files in (("train", train), ("val", val), ("test", test))}
     rest = paths.without([*there["train"], *there["val"]])
     return rest, doubts.of_leaks(
         {name: [(paths.file(n), file) for n, file in found.items()] for name, found in there.items()}
@@ -130,11 +137,7 @@ def look(files: Sequence[str], *, side: int, channels: int, device: torch.device
     for start in range(0, len(chosen), BATCH):
         names, images = [], []
         for file in (files[i] for i in chosen[start : start + BATCH]):
-            try:
-                image = imread(file, flags=how_to_read(channels))
-            except (OSError, ValueError, cv2.error):
-                image = None
-            if image is not None:
+            if (image := read(file, channels)) is not None:
                 names.append(file)
                 images.append(np.atleast_3d(np.asarray(fit(image=image)))[..., ::-1].transpose(2, 0, 1))
         if images:
@@ -149,7 +152,7 @@ def unlike(teacher: Teacher, train: Sequence[str], others: Sequence[str], **how:
         train, others: The images.
         **how: As of :func:`look`.
     """
-    own = list(look(train, **how))
+    own = list(look(list(dict.fromkeys(train)), **how))  # a list may name an image several times
     theirs = list(look(others, **how))
     names = [name for part, _ in theirs for name in part]
     if not names:
@@ -177,8 +180,6 @@ class UnlabelledMixin(Engine):
     """Gives the images without labels of each step."""
     _total: int = 0
     """Images of a batch, of both kinds and all processes."""
-    _told: Set[str] = frozenset()
-    """Images that cannot be read and were named."""
     _counted: bool = False
     """It was said what the teacher sees."""
     _others: Paths | None = None
@@ -243,8 +244,9 @@ class UnlabelledMixin(Engine):
         how: dict[str, Any] = dict(suffixes=IMG_FORMATS, kept=hashing.kept)
         with torch_distributed_zero_first(LOCAL_RANK):  # the first writes the index, the others read it
             found = index.images(self.config.unlabelled, **how)
-            splits = [list(loader.dataset.im_files) for loader in (self.train_loader, self.test_loader)]
-            self._others, self._leaks = left_out(found, *splits)
+            train, val = (list(loader.dataset.im_files) for loader in (self.train_loader, self.test_loader))
+            test = scan.files_of(self.data, "test", self.test_loader.dataset)
+            self._others, self._leaks = left_out(found, train, val, test)
             if found.heads_read:
                 index.keep_heads(found, self.config.unlabelled, **how)
         if not len(self._others):
@@ -349,18 +351,30 @@ class UnlabelledMixin(Engine):
         """Says what the teacher saw in an epoch, and which images could not be read, each once."""
         if self._flow is None or distiller.seer is None:
             return
-        new = [name for name in self._flow.missing if name not in self._told]
-        self._told = {*self._told, *new}
-        images, boxes, sure, count = _processes(self).total([*distiller.seer.collect(), float(len(new))])
+        images, boxes, sure = _processes(self).total([*distiller.seer.collect()])
+        self._tell_missing(_processes(self).together(list(self._flow.missing)))
         if images and not self._counted:  # the teacher does not change
             self._counted = True
             LOGGER.info(
                 f"{colorstr('tskd-yolo:')} on images without labels the teacher saw {boxes / images:.1f} boxes an "
                 f"image, {sure / images:.1f} of them with the wanted precision."
             )
-        if count:
-            names = ", ".join(Path(name).name for name in new[:NAMED])
-            LOGGER.warning(f"unlabelled: {count:.0f} images cannot be read, others stand in their place: {names}.")
+
+    def _tell_missing(self, names: Sequence[str]) -> None:
+        """Names images that cannot be read, each once in a run; a file in its folder has them all."""
+        if not FIRST or not names:
+            return
+        file = self.save_dir / MISSING
+        told = file.read_bytes().decode("utf-8", "surrogateescape").splitlines() if file.exists() else []
+        if new := [name for name in dict.fromkeys(names) if name not in {*told}]:
+            files.replace(file, os.fsencode("".join(f"{name}\n" for name in [*told, *new])))
+            more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
+            words = f"{len(new)} images cannot be read, others stand in their place, and {MISSING} has their names"
+            log([Finding("warning", "unlabelled", f"{words}: {', '.join(map(_name, new[:NAMED]))}{more}")])
+
+
+def _name(file: str) -> str:
+    return Path(file).name
 
 
 def _processes(trainer: Engine) -> Processes:
