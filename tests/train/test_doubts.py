@@ -121,7 +121,5 @@ def test_a_teacher_whose_scores_say_something_else_is_warned_of():
 
 def test_a_name_that_is_no_text_can_be_told_and_written():
     found = Finding("warning", "unlabelled", "the farthest are a\udcff.png")
-    assert (
-        str(found).encode("utf-8").endswith(b"a\\udcff.png.")
+    assert str(found).encode("utf-8").endswith(b"a\\udcff.png.")
     assert json.dumps(found.row(), ensure_ascii=False).encode("utf-8")
-    )

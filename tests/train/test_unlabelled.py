@@ -234,10 +234,8 @@ def test_a_run_that_is_stopped_and_goes_on_is_the_same_run(tmp_path, few, teache
         whole.train()
     assert (whole.batch_size, whole.args.batch, whole.accumulate) == (2, 5, 2) and len(expected) == 4
     (told,) = [line for line in lines if "cannot be read" in line]
-    assert (
-        "unlabelled: 1 images cannot be read, others stand in their place, and unreadable.txt has their names: bad.png"
-        in told
-    )
+    assert "unlabelled: 1 images cannot be read, others stand in their place, and unreadable.txt has their" in told
+    assert "names: bad.png" in told
     assert any("without labels, 3 of the 5 in a batch" in line for line in lines)
     with pytest.raises(Stop):
         stopped.train()
