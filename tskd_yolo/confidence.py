@@ -31,6 +31,8 @@ FLOOR = 0.05
 """Scores below it are not looked at: nearly all of a detector's boxes are there, and nearly none is right."""
 LEAST = 10
 """Of fewer detections no threshold is read: ten of ten that are right leave a precision below 0.75 possible."""
+TOLD = 10
+"""So many classes are told of, the worst calibrated ones."""
 BINS = 10
 """Bins of equal width between 0 and 1 in which scores are compared with shares that are right."""
 NEVER = 1.01
@@ -125,13 +127,16 @@ class Confidence(NamedTuple):
         return [each.threshold.score for each in self.classes]
 
     def told(self) -> list[str]:
-        """The classes that have no threshold, and the calibration, a line each."""
+        """The classes that have no threshold, the calibration, and that of classes, the worst first, a line each."""
         lines = [f"{each.name}: {each.threshold.reason}" for each in self.classes if not each.threshold.found]
         if self.temperature is not None:
             lines.append(
                 f"expected calibration error {self.error:.3f}, and {self.scaled_error:.3f} at a temperature of "
                 f"{self.temperature:.2f}"
             )
+        by_class = sorted(((each.error, each.name) for each in self.classes if each.error is not None), reverse=True)
+        if len(by_class) > 1:
+            lines.append(f"by class {', '.join(f'{name} {error:.3f}' for error, name in by_class[:TOLD])}")
         return lines
 
     def row(self) -> dict[str, Any]:
