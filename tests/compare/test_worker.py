@@ -32,6 +32,15 @@ def test_a_worker_finds_data_where_our_trainer_finds_it(monkeypatch):
     assert seen == [(compat.datasets_folder(), True), (compat.datasets_folder(), False)]
 
 
+def test_what_a_run_leaves_names_no_folder(tmp_path):
+    (tmp_path / "map.yaml").write_text("a: b\n")
+    given = {"teacher": "/a/t.pt", "drd": 1, "classes_map": str(tmp_path / "map.yaml"), "unlabelled": [str(tmp_path)]}
+    told = worker._named(given)
+    assert told["unlabelled"] == [tmp_path.name] and told["classes_map"].startswith("map.yaml (sha256 ")
+    assert str(tmp_path) not in str(told) and "teacher" not in told and told["drd"] == 1
+    assert worker._named({"unlabelled": False}) == {"unlabelled": False}
+
+
 @pytest.mark.parametrize("trust", [True, False])
 def test_a_resumed_run_is_given_its_teacher_and_trust_again(trust, tmp_path, monkeypatch):
     resumed = []

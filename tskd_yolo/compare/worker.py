@@ -25,10 +25,10 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat
 from tskd_yolo.compare.metrics import class_names, findings, judge, seen
-from tskd_yolo.compare.record import clock, hardware
+from tskd_yolo.compare.record import clock, hardware, named
 from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
-from tskd_yolo.config import teachers
+from tskd_yolo.config import sources, teachers
 from tskd_yolo.distill import classes, teacher
 from tskd_yolo.files import write_json
 
@@ -94,7 +94,7 @@ def train(
     result = {
         "arm": arm,
         "seed": seed,
-        "settings": {k: v for k, v in settings.items() if k not in {"teacher", "distill_model"}},
+        "settings": _named(settings),
         **{name: found[name]["findings"] if name in found else None for name in ("last", "best")},
         "parameters": found["last"]["parameters"],
         "GFLOPs": found["last"]["GFLOPs"],
@@ -111,6 +111,14 @@ def train(
     write_json(run / "seen.json", found.get(weights, found["last"])["seen"])
     write_json(run / "result.json", result)
     return result
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the teacher's file, and with the names of other places: a result goes elsewhere."""
+    found = {key: named(value) for key, value in settings.items() if key not in {"teacher", "distill_model"}}
+    if places := sources(found.get("unlabelled")):
+        found["unlabelled"] = [Path(place).name for place in places]
+    return found
 
 
 def _train(seed: int, run: Path, model: str, common: dict[str, Any], settings: dict[str, Any]) -> None:
