@@ -113,6 +113,9 @@ def test_a_page_without_a_test_split_says_what_that_costs(plan):
     page = " ".join(comparison_page(summarise(plan, failed=[]), curves={}, pictures=None).split())
     assert "judged on the val split: the data YAML names no test: split. There best.pt is chosen on the images" in page
     assert "To judge best.pt, give the data YAML a test: split" in page and "tskd-yolo convert … test=0.2" in page
+    chosen = plan._replace(judged=Judging("val", "last", "split=val was asked for"))
+    page = " ".join(comparison_page(summarise(chosen, failed=[]), curves={}, pictures=None).split())
+    assert "To judge best.pt, leave split=val out; without a test: split, give the data YAML a test: split" in page
 
 
 @pytest.mark.slow
