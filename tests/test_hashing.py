@@ -61,8 +61,14 @@ def test_a_file_that_is_gone_has_a_fingerprint_of_its_own(given):
         return hashing.fingerprint({}, network=given["network"], dataset=given["dataset"])
 
     there = name()
-    os.unlink(given["dataset"].im_files[1])
+    file = given["dataset"].im_files[1]
+    os.unlink(file)
     assert name() == name() != there
+    gone = name()
+    os.symlink(file, file)
+    assert name() == gone, "a link to itself"
+    given["dataset"].im_files[1] = f"{file}\udcff"  # bytes that are no text
+    assert name() != gone
 
 
 def test_tensors_are_hashed_by_their_elements_in_order():
