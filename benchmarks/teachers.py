@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         average(model=[runs / each / "weights" / "best.pt" for each in of], out=mean.with_name("mean.pt"))
         mean.with_name("mean.pt").replace(mean)
     else:
-        asked = {**{k: settings[k] for k in sorted({*SETTINGS, *given})}, **row, "more": more, "bf16": bf16}
+        asked = {**given, **row, "more": more, "bf16": bf16}
         refuse_others(runs / name / "asked.json", json.loads(json.dumps(asked, default=str)))
         train(settings, runs / name, bf16)
     made = {"of": of, "data": row["data"], "imgsz": row["imgsz"]} if of else {**row, "more": more}

@@ -28,7 +28,7 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       distil; every Ultralytics training argument works beside ours. Models for segment, pose and obb learn from those
       of the same task, which the model decides, as in Ultralytics
   tskd-yolo train resume model=runs/detect/train/weights/last.pt
-      go on with an interrupted run
+      go on with an interrupted run; teacher= and unlabelled= say where these have moved to
   tskd-yolo check data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/check/check]
       do the three fit, is there anything to gain, and what will it take? Classes, levels, scores per class, odd labels,
       images that are in train and val, memory and time of a few real steps. Exit code 0: go, 1: with a warning, 2: no,

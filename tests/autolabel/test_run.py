@@ -136,6 +136,22 @@ def test_data_of_many_channels_are_refused_with_the_rest(sure, data, pictures, t
     assert len(error.value.problems) == 2
 
 
+def test_images_that_all_judge_are_refused(sure, data, tmp_path):
+    with pytest.raises(ConfigError, match="source: all 4 images are in the validation or test set too"):
+        autolabel(**asked(tmp_path, sure, data.parent / "set" / "images" / "val", data=str(data), conf=0.5))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_without_its_training_images_measures_all_the_same(sure, data, pictures, tmp_path, easy):
+    file = tmp_path / "val.yaml"
+    content = yaml.safe_load(data.read_text())
+    file.write_text(yaml.safe_dump({**content, "path": str(data.parent / "set"), "train": "images/gone"}))
+    with logged() as lines:
+        record = autolabel(**asked(tmp_path, sure, pictures, data=str(file), conf=0.5))
+    assert any("data: its training images were not found" in line for line in lines) and not record["in_train"]
+    assert not any("no threshold" in note for note in record["notes"]), "conf= labels all classes"
+
+
 def test_a_full_disk_is_told_in_a_sentence(sure, pictures, tmp_path, monkeypatch, capsys):
     def full(path, data):
         raise OSError(28, "No space left on device")

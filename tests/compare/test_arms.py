@@ -50,6 +50,11 @@ def test_arms_of_a_file_are_found_by_the_command_line(files, tmp_path, monkeypat
         ({"a" * 41: {"epochs": 2}}, "cannot be an arm's name"),
         ({3: {"epochs": 2}}, "arms: '3' cannot be an arm's name"),
         ({"Teacher": {"epochs": 2}}, "arms: 'Teacher' cannot be an arm's name"),
+        (
+            {"truth": {"epochs": 2}},
+            "arms: 'truth' cannot be an arm's name; take letters, digits and _, at most 40, a letter",
+        ),
+        ({"short": {"imgsz": 32}}, "arms: short: imgsz is the same for every arm; drop it here."),
         ({"tskd": {"epochs": 2}}, "arms: tskd is built in and cannot be changed"),
         ({"short": None}, "arms: short: has no settings"),
         ({"short": 3}, "arms: short: has no settings"),

@@ -43,6 +43,8 @@ def test_copies_are_found_under_other_names(tmp_path):
     train = saved(tmp_path / "train", {f"{i}.png": picture(i) for i in range(3)})
     val = saved(tmp_path / "val", {"new.png": picture(7), "copy.png": picture(1)})
     assert [(Path(t.val).name, Path(t.train).name) for t in same_files(train, val)] == [("copy.png", "1.png")]
+    gone = str(Path(val[0]).with_name("gone.png"))
+    assert same_files([*train, gone], [gone, *val]) == same_files(train, val), "what cannot be read is no twin"
 
 
 def test_files_that_begin_alike_are_no_copies(tmp_path):

@@ -44,6 +44,13 @@ def test_numbers_are_summed_and_tensors_are_the_first_ones(twins):
     assert tensor.tolist() == [7, 7]
 
 
+def test_words_of_all_processes_come_together(twins, monkeypatch):
+    monkeypatch.setattr(
+        processes.dist, "all_gather_object", lambda found, own: found.__setitem__(slice(None), [own, ["b"]])
+    )
+    assert twins.together(["a", "c"]) == ["a", "c", "b"]
+
+
 def test_gradients_are_means_and_zero_where_there_was_none(twins):
     reached, missed = (nn.Parameter(torch.ones(2)) for _ in range(2))
     reached.grad = torch.full((2,), 3.0)

@@ -178,6 +178,14 @@ def test_unreadable_images_are_named_once_in_a_run(tmp_path):
     assert len((tmp_path / "unreadable.txt").read_bytes().splitlines()) == 12
 
 
+def test_another_run_in_a_folder_names_them_again(tmp_path):
+    (tmp_path / "unreadable.txt").write_text("/more/bad.png\n")
+    for resume, there in ((True, True), (False, False)):
+        trainer = SimpleNamespace(args=SimpleNamespace(resume=resume), save_dir=tmp_path)
+        unlabelled.UnlabelledMixin._begin_missing(trainer)
+        assert (tmp_path / "unreadable.txt").exists() == there
+
+
 def test_a_sample_is_bounded_and_passes_over_the_unreadable(others, monkeypatch):
     monkeypatch.setattr(unlabelled, "BATCH", 4)
     how = dict(side=64, channels=3, device=torch.device("cpu"))

@@ -49,8 +49,8 @@ def autolabel(errors: Sequence[str] | None = None, **arguments: Any) -> dict[str
         known, left_out, twice = None, [], []
         if data:
             loader = _loader(plan, panel, data)
-            left_out = _judging([*loader.dataset.im_files, *scan.files_of(data, "test", loader.dataset)], images)
-            twice = _in_train(scan.files_of(data, "train", loader.dataset), images)
+            left_out = _judging([*loader.dataset.im_files, *scan.images_of(data, "test")], images)
+            twice = _in_train(scan.images_of(data, "train"), images)
             known = _measured(plan, panel, loader)
     thresholds = _thresholds(plan, panel, known)
     folder = Folder(plan.out, _settings(plan, panel, data, thresholds))
@@ -143,6 +143,8 @@ def _judging(judging: Sequence[str], images: dict[str, Path]) -> list[str]:
 
 def _in_train(train: Sequence[str], images: Mapping[str, Path]) -> list[str]:
     """Names of images that are in the training set too: they are labelled, and somebody may have had a reason."""
+    if not train:
+        LOGGER.warning("data: its training images were not found, so images of the source that are there are not told.")
     if found := _same(train, images):
         LOGGER.warning(
             f"source: {len(found)} images are in the training set too, by their content ({_first(found)}); trained on "

@@ -22,10 +22,11 @@ from ultralytics.utils.checks import check_file
 from tskd_yolo import config, hashing
 from tskd_yolo.compare.arms import overrides_of
 from tskd_yolo.compare.plan import Plan
-from tskd_yolo.compare.splits import Files, contents, files_of, images_of
+from tskd_yolo.compare.splits import Files, contents, files_of
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import index
 from tskd_yolo.files import write_json
+from tskd_yolo.train import scan
 
 _IRRELEVANT = frozenset(
     "project name exist_ok save_dir mode task seed verbose plots device cache cfg resume trust".split()
@@ -60,11 +61,12 @@ def begin(plan: Plan) -> None:
 
 def _learned_from(plan: Plan) -> list[str]:
     """A sentence where images without labels are in the split that judges."""
-    given = [plan.own["unlabelled"], *(own.get("unlabelled") for own in plan.own_arms.values())]
-    if plan.judged.split != "test" or not (places := [place for each in given for place in config.sources(each)]):
+    given = [plan.settings_of(arm).get("unlabelled") for arm in plan.arms]
+    places = list(dict.fromkeys(place for each in given for place in config.sources(each)))
+    if plan.judged.split != "test" or not places:
         return []
     found = index.images(places, suffixes=IMG_FORMATS, kept=hashing.kept)
-    same = found.same_as(images_of(check_det_dataset(plan.common["data"]), "test"))
+    same = found.same_as(scan.images_of(check_det_dataset(plan.common["data"]), "test"))
     if not same:
         return []
     first = Path(found.file(min(same))).name

@@ -6,15 +6,13 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from ultralytics.data.base import BaseDataset
 from ultralytics.data.utils import check_det_dataset, get_split_fraction, img2label_paths
 
-from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
 from tskd_yolo.files import digest
+from tskd_yolo.train.scan import images_of
 
 SPLITS = "train", "val", "test"
 
@@ -66,18 +64,6 @@ def _unfit(data: Mapping[str, Any]) -> str:
     elsewhere = {os.path.realpath(file) for split in ("train", "val") for file in images_of(data, split)}
     again = sum(os.path.realpath(file) in elsewhere for file in images)
     return f"{again} of {len(images)} images of the test: split are in train or val, too" if again else ""
-
-
-def images_of(data: Mapping[str, Any], split: str, fraction: Any = 1.0) -> list[str]:
-    """The images of a split as Ultralytics finds them; none where the data YAML or the disk has no such split."""
-    if not data.get(split):
-        return []
-    reader: Any = SimpleNamespace(prefix="", fraction=fraction)
-    try:
-        with compat.silent():
-            return BaseDataset.get_img_files(reader, data[split])
-    except FileNotFoundError:  # what the YAML names is not there; a split that training needs was checked before
-        return []
 
 
 def files_of(data: str, fraction: Any, known: Files | None = None) -> dict[str, dict[str, dict[str, str]]]:

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ultralytics.data import build_yolo_dataset
 from ultralytics.data import dataset as scanner
+from ultralytics.data.base import BaseDataset
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOGGER
 
@@ -93,19 +95,15 @@ def scan_before_launch(args: Any, data: dict[str, Any]) -> None:
         index.images(places, suffixes=IMG_FORMATS, kept=hashing.kept)
 
 
-def files_of(data: Mapping[str, Any], split: str, reader: Any) -> list[str]:
-    """The images of a split; none where the data has no such split, or its folder is not there.
-
-    Args:
-        data: As the engine has read it.
-        split: Its name.
-        reader: The engine's data set of another split, which lists them.
-    """
+def images_of(data: Mapping[str, Any], split: str, fraction: Any = 1.0) -> list[str]:
+    """The images of a split as Ultralytics finds them; none where the data YAML or the disk has no such split."""
     if not data.get(split):
         return []
+    reader: Any = SimpleNamespace(prefix="", fraction=fraction)
     try:
-        return list(reader.get_img_files(data[split]))
-    except FileNotFoundError:
+        with compat.silent():
+            return BaseDataset.get_img_files(reader, data[split])
+    except FileNotFoundError:  # what the YAML names is not there; a split that training needs was checked before
         return []
 
 

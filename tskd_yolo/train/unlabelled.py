@@ -113,7 +113,7 @@ def left_out(
     paths: Paths, train: Sequence[str], val: Sequence[str], test: Sequence[str] = ()
 ) -> tuple[Paths, list[Finding]]:
     """The images that are in neither train nor val, by content, and what there is to say of the others and of test."""
-    there = {name: paths.same_as(files) for name, files in (("train", train), ("val", val), ("test", test))}
+    there = {name: paths.same_as(split) for name, split in (("train", train), ("val", val), ("test", test))}
     rest = paths.without([*there["train"], *there["val"]])
     return rest, doubts.of_leaks(
         {name: [(paths.file(n), file) for n, file in found.items()] for name, found in there.items()}
@@ -245,7 +245,7 @@ class UnlabelledMixin(Engine):
         with torch_distributed_zero_first(LOCAL_RANK):  # the first writes the index, the others read it
             found = index.images(self.config.unlabelled, **how)
             train, val = (list(loader.dataset.im_files) for loader in (self.train_loader, self.test_loader))
-            test = scan.files_of(self.data, "test", self.test_loader.dataset)
+            test = scan.images_of(self.data, "test")
             self._others, self._leaks = left_out(found, train, val, test)
             if found.heads_read:
                 index.keep_heads(found, self.config.unlabelled, **how)
@@ -319,6 +319,7 @@ class UnlabelledMixin(Engine):
         """Logs what there is of images without labels, and what speaks against them."""
         if self._flow is None or self._others is None or not FIRST:
             return
+        self._begin_missing()
         mine = self._flow.stream.batch * max(self.world_size, 1)
         found = self._scores
         rows = [f"images    {len(self._others)} without labels, {mine} of the {mine + self.batch_size} in a batch"]
@@ -360,13 +361,18 @@ class UnlabelledMixin(Engine):
                 f"image, {sure / images:.1f} of them with the wanted precision."
             )
 
+    def _begin_missing(self) -> None:
+        if not self.args.resume:  # those of another run in this folder
+            (self.save_dir / MISSING).unlink(missing_ok=True)
+
     def _tell_missing(self, names: Sequence[str]) -> None:
         """Names images that cannot be read, each once in a run; a file in its folder has them all."""
         if not FIRST or not names:
             return
         file = self.save_dir / MISSING
-        told = file.read_bytes().decode("utf-8", "surrogateescape").splitlines() if file.exists() else []
-        if new := [name for name in dict.fromkeys(names) if name not in {*told}]:
+        told = os.fsdecode(file.read_bytes()).splitlines() if file.exists() else []
+        known = {*told}
+        if new := [name for name in dict.fromkeys(names) if name not in known]:
             files.replace(file, os.fsencode("".join(f"{name}\n" for name in [*told, *new])))
             more = f" and {len(new) - NAMED} more" if len(new) > NAMED else ""
             words = f"{len(new)} images cannot be read, others stand in their place, and {MISSING} has their names"
