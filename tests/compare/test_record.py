@@ -76,10 +76,15 @@ def test_images_that_judge_are_not_learned_from(files, tmp_path):
     add_test_split(files)
     given = dict(arms="plain,tskd_unlabelled", unlabelled=str(files / "set" / "images" / "test"))
     with pytest.raises(ConfigError, match="4 images are in the test split too, by content .* and test judges; take"):
-        begin(checked(asked(files, tmp_path / "out", **given)))
+        compare(**asked(files, tmp_path / "out", **given))
     assert not (tmp_path / "out").exists()
-    (tmp_path / "val").mkdir()
-    begin(checked(asked(files, tmp_path / "val", **given, split="val")))
+    assert record.learned_from(checked(asked(files, tmp_path / "val", **given, split="val"))) == []
+    assert (
+        record.learned_from(
+            checked(asked(files, tmp_path / "out", **{**given, "unlabelled": str(files / "set" / "images" / "val")}))
+        )
+        == []
+    )
 
 
 def test_a_folder_of_an_older_version_is_refused(begun, tmp_path):

@@ -45,8 +45,7 @@ def begin(plan: Plan) -> None:
     now, arms = settings(plan, files), _read(plan.out / "arms.json", {})
     own = {arm: told(plan, arm) for arm in plan.own_arms}
     begun = (plan.out / "settings.json").exists()
-    problems = _learned_from(plan) + (_changes(plan.out, now, files) if begun else [])
-    if problems := problems + _changed_arms(plan.out, arms, own):
+    if problems := (_changes(plan.out, now, files) if begun else []) + _changed_arms(plan.out, arms, own):
         raise ConfigError(problems)
     if not begun:
         write_json(plan.out / "settings.json", now)  # first: by it the folder is known as a comparison's
@@ -59,7 +58,7 @@ def begin(plan: Plan) -> None:
         write_json(plan.out / "plan.json", [*before, asked])
 
 
-def _learned_from(plan: Plan) -> list[str]:
+def learned_from(plan: Plan) -> list[str]:
     """A sentence where images without labels are in the split that judges."""
     given = [plan.settings_of(arm).get("unlabelled") for arm in plan.arms]
     places = list(dict.fromkeys(place for each in given for place in config.sources(each)))

@@ -44,6 +44,8 @@ def compare(**values: Any) -> int:
         ConfigError: Naming everything that is wrong, before anything is started or written.
     """
     plan = checked(values)
+    if problems := record.learned_from(plan):
+        raise ConfigError(problems)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(plan.out / ".lock", timeout=0), compat.guarded(trust=plan.own["trust"]):
