@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import judged
 from markupsafe import Markup
-from measured import ARMS, effect, pair_name, teacher_name
-from results import load
+from measured import ARMS, pair_name, teacher_name
+from results import effect, load
 
 from tskd_yolo.compare.charts import DASHES, Bar, Series, bars, lines
 
@@ -31,28 +32,30 @@ path.whisker { stroke: var(--text); stroke-width: 1.3; }
 
 MARGIN, ROW, WIDTH = 8, 17, 480
 """Around a chart, of a legend's line, and of the chart as it is shown, in pixels."""
-NAMES = {arm: name.replace("`", "") for arm, name in ARMS.items()}
+NAMES, JUDGED = ({arm: name.replace("`", "") for arm, name in names.items()} for names in (ARMS, judged.ARMS))
 
 
 def files() -> dict[str, str]:
     """Every chart, by its file's name."""
-    found = load("screening_neu_128")["comparison"]
+    found, asked = load("screening_neu_128")["comparison"], load("finetune_neu_128")["comparison"]
+    three = {arm: name for arm, name in JUDGED.items() if arm in ARMS}
     return {
-        "screening-curves.svg": curves(found),
-        "screening-gain.svg": gain(found),
+        "judged-curves.svg": curves(asked, three),
+        "judged-gain.svg": gain(asked, JUDGED),
+        "screening-curves.svg": curves(found, NAMES, teacher_name(found)),
+        "screening-gain.svg": gain(found, NAMES),
         "screening-classes.svg": classes(found),
         "cosines.svg": cosines(found),
         "step-cost.svg": step_cost(),
     }
 
 
-def curves(found: Mapping[str, Any]) -> str:
-    """mAP50-95 over the epochs, every seed and the mean."""
-    series = [Series(NAMES[arm], i, _runs(found, arm, "metrics/mAP50-95(B)")) for i, arm in enumerate(ARMS)]
-    name = f"teacher, {teacher_name(found)}"
-    epochs = series[0].runs[0][0]
-    top = found["teacher"]["last"]["mAP50-95"]
-    series.append(Series(name, 3, [((epochs[0], epochs[-1]), (top, top))]))
+def curves(found: Mapping[str, Any], names: Mapping[str, str], teacher: str = "") -> str:
+    """mAP50-95 over the epochs, every seed and the mean; and the teacher's, measured on the same images."""
+    series = [Series(name, i, _runs(found, arm, "metrics/mAP50-95(B)")) for i, (arm, name) in enumerate(names.items())]
+    if teacher:
+        epochs, top = series[0].runs[0][0], found["teacher"]["last"]["mAP50-95"]
+        series.append(Series(f"teacher, {teacher}", 3, [((epochs[0], epochs[-1]), (top, top))]))
     label = "mAP50-95 on the validation images over epochs: thin lines are seeds, thick ones their mean"
     return finished(lines(label, series, x_label="epoch", y_label="mAP50-95"), [(s.name, s.style) for s in series])
 
@@ -61,11 +64,11 @@ def _runs(found: Mapping[str, Any], arm: str, column: str) -> list[tuple[Sequenc
     return [(run["epoch"], run[column]) for run in found["curves"][arm].values()]
 
 
-def gain(found: Mapping[str, Any]) -> str:
+def gain(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Points over plain training, with the interval."""
     groups = [
-        (NAMES[arm], [_bar(i, found["arms"][arm]["effect"]["mAP50-95"])])
-        for i, arm in enumerate(ARMS)
+        (name, [_bar(2 if arm == "tskd" else 1, found["arms"][arm]["effect"]["mAP50-95"])])
+        for arm, name in names.items()
         if arm != "plain"
     ]
     label = "Points of mAP50-95 over plain training, with 95 % intervals"

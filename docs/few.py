@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from results import load, table
+from results import load, table, told
 
-from tskd_yolo.compare.stats import interval, paired, points
+from tskd_yolo.compare.stats import paired, points
 
 ARMS = {
     "plain": "plain training, the labelled images alone",
@@ -75,7 +75,7 @@ def _cell(row: Mapping[str, Any], arm: str) -> str:
 def _gain(row: Mapping[str, Any], arm: str, base: str) -> str:
     effect = paired(row["arms"][arm]["best"], row["arms"][base]["best"])
     assert effect is not None
-    return f"{points(effect.mean, sign=True)} ({interval(effect)})"
+    return told(effect)
 
 
 def _over(row: Mapping[str, Any], arm: str, base: str) -> str:
@@ -103,8 +103,8 @@ def _beside_all_labels() -> dict[str, str]:
         for arm in ("plain", "tskd", "others")
     }
     gains = {arm: paired(rows["others"], rows[arm]) for arm in ("plain", "tskd")}
-    told = {arm: f"{points(gain.mean, sign=True)} ({interval(gain)})" for arm, gain in gains.items() if gain}
+    over = {arm: told(gain) for arm, gain in gains.items() if gain}
     return {
-        "few harm": f"{told['tskd']} points over tskd-yolo without them, {told['plain']} over plain training",
+        "few harm": f"{over['tskd']} points over tskd-yolo without them, {over['plain']} over plain training",
         "few harm setting": f"val, last weights, {len(rows['plain'])} seeds, {found['settings']['epochs']} epochs",
     }

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import few
+import judged
 import pairs
 import sizes
 import teachers
 import yaml
-from results import RESULTS, ROOT, load, table
+from results import RESULTS, ROOT, class_table, effect, load, miss_table, percent, table, told
 
-from tskd_yolo.compare.stats import Effect, holm, interval, paired, points
+from tskd_yolo.compare.stats import holm, interval, paired, points
 
 METRICS = "mAP50", "mAP50-95"
 ARMS = {
@@ -40,17 +41,13 @@ def values() -> dict[str, str]:
         "sources": sources(),
         **teachers.values(),
         **few.values(),
+        **judged.values(),
         "pairs": pairs.text(),
         "backbones": sizes.text(),
     }
 
 
 # Does it help? --------------------------------------------------------------------------------------------------------
-
-
-def effect(row: Mapping[str, Any]) -> Effect:
-    """A paired difference as a comparison's file has it."""
-    return Effect(**{key: row[key] for key in ("mean", "low", "high", "seeds")})
 
 
 def screening() -> dict[str, str]:
@@ -67,14 +64,14 @@ def screening() -> dict[str, str]:
         f"{_name(asked['model'])} from random weights, on a CPU; teacher {teacher_name(found)} (mAP50-95 "
         f"{teacher['mAP50-95']:.3f}); last weights, {len(found['seeds'])} seeds",
         "screening gain": f"{points(gain.mean, sign=True)} points of mAP50-95 (95 % interval {interval(gain)})",
-        "screening recovered": f"{arms['tskd']['recovered']:.0%}".replace("%", " %"),
+        "screening recovered": percent(arms["tskd"]["recovered"]),
         "screening rival": f"{points(rival.mean)} points ({interval(rival)})",
-        "screening misses": f"{_percent(alarms['tskd']['miss'])} of the defects are missed instead of "
-        f"{_percent(alarms['plain']['miss'])}",
+        "screening misses": f"{percent(alarms['tskd']['miss'])} of the defects are missed instead of "
+        f"{percent(alarms['plain']['miss'])}",
         "screening time": f"{seconds['tskd'] / seconds['plain']:.1f} times as long as plain training",
         "screening latency": _latency(found),
-        "screening classes": _class_table(found),
-        "screening misses table": _miss_table(found),
+        "screening classes": class_table(arms),
+        "screening misses table": miss_table(arms),
         "recipe": _recipe(found),
     }
 
@@ -94,10 +91,6 @@ def _name(model: str) -> str:
     return model.removesuffix(".yaml").removesuffix(".pt").replace("yolo", "YOLO")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def _screening_table(found: Mapping[str, Any]) -> str:
     head = ["", *(f"seed {seed}" for seed in found["seeds"]), "mAP50-95 over plain, 95 % interval", "verdict"]
     gains = {arm: effect(a["effect"]["mAP50-95"]) for arm, a in found["arms"].items() if arm != "plain"}
@@ -105,34 +98,11 @@ def _screening_table(found: Mapping[str, Any]) -> str:
     rows = []
     for arm, name in ARMS.items():
         figures = [" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in found["arms"][arm]["rows"]]
-        told = ["", ""] if arm == "plain" else [_gain(gains[arm]), verdicts[arm].verdict]
-        rows.append([name, *figures, *told])
+        over = ["", ""] if arm == "plain" else [told(gains[arm]), verdicts[arm].verdict]
+        rows.append([name, *figures, *over])
     teacher = " / ".join(f"{found['teacher']['last'][key]:.3f}" for key in METRICS)
     rows.append([f"teacher, {teacher_name(found)}", teacher, *[""] * (len(head) - 2)])
     return table([f"{' / '.join(METRICS)}", *head[1:]], rows)
-
-
-def _gain(gain: Effect) -> str:
-    return f"{points(gain.mean, sign=True)} ({interval(gain)})"
-
-
-def _class_table(found: Mapping[str, Any]) -> str:
-    rows = []
-    for plain, tskd in zip(found["arms"]["plain"]["classes"], found["arms"]["tskd"]["classes"], strict=True):
-        name = plain["name"].replace("_", " ")
-        gain = effect(tskd["AP50-95"]["effect"])
-        means = [f"{who['AP50-95']['mean']:.3f}" for who in (plain, tskd)]
-        rows.append([name, str(plain["truths"]), *means, _gain(gain)])
-    return table(["class", "defects", "plain", "tskd-yolo", "gain in AP50-95"], rows)
-
-
-def _miss_table(found: Mapping[str, Any]) -> str:
-    rows = []
-    for plain, tskd in zip(*(found["arms"][arm]["effect_on_misses"] for arm in ("plain", "tskd")), strict=True):
-        fewer = effect(tskd["fewer"])
-        gain = f"{points(fewer.mean)} points ({interval(fewer)})"
-        rows.append([f"{plain['false_alarms']:g}", _percent(plain["miss"]), _percent(tskd["miss"]), gain])
-    return table(["false alarms per image", "plain misses", "tskd-yolo misses", "fewer"], rows)
 
 
 def _latency(found: Mapping[str, Any]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from tskd_yolo.compare.stats import Effect, interval, points
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -21,3 +23,38 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) ->
     rule = ["---" if place < words else "---:" for place in range(len(head))]
     body = [[*row[:words], *(cell.replace(" ", "\u00a0") for cell in row[words:])] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *body))
+
+
+def effect(row: Mapping[str, Any]) -> Effect:
+    """A paired difference as a comparison's file has it."""
+    return Effect(**{key: row[key] for key in ("mean", "low", "high", "seeds")})
+
+
+def told(gain: Effect) -> str:
+    """Points with their interval."""
+    return f"{points(gain.mean, sign=True)} ({interval(gain)})"
+
+
+def class_table(arms: Mapping[str, Any]) -> str:
+    """AP50-95 of plain training and of tskd-yolo by class."""
+    rows = []
+    for plain, tskd in zip(arms["plain"]["classes"], arms["tskd"]["classes"], strict=True):
+        means = [f"{who['AP50-95']['mean']:.3f}" for who in (plain, tskd)]
+        gain = told(effect(tskd["AP50-95"]["effect"]))
+        rows.append([plain["name"].replace("_", " "), str(plain["truths"]), *means, gain])
+    return table(["class", "defects", "plain", "tskd-yolo", "gain in AP50-95"], rows)
+
+
+def miss_table(arms: Mapping[str, Any]) -> str:
+    """The share of missed defects at given false alarms per image."""
+    rows = []
+    for plain, tskd in zip(*(arms[arm]["effect_on_misses"] for arm in ("plain", "tskd")), strict=True):
+        fewer = effect(tskd["fewer"])
+        shares = [percent(who["miss"]) for who in (plain, tskd)]
+        rows.append([f"{plain['false_alarms']:g}", *shares, f"{points(fewer.mean)} points ({interval(fewer)})"])
+    return table(["false alarms per image", "plain misses", "tskd-yolo misses", "fewer"], rows)
+
+
+def percent(share: float) -> str:
+    """A share in per cent."""
+    return f"{100 * share:.0f} %"

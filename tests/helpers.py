@@ -150,6 +150,7 @@ def settings(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
     base = dict(
         data=str(data), model="yolo11n.yaml", epochs=1, imgsz=64, batch=4, nbs=4, workers=0, device=DEVICE, plots=False,
         project=str(folder), name="run", exist_ok=True, warmup_epochs=0, optimizer="AdamW", lr0=0.002, seed=3,
+        amp=DEVICE == "cpu",  # with float16 on CUDA the first ten steps only look for the scale of the loss
     )  # fmt: skip
     return {**base, **more}
 

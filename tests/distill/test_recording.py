@@ -82,6 +82,44 @@ def test_replayed_steps_are_those_that_are_computed(files, model, kind, variant,
     assert_same(computed, replayed)
 
 
+def test_no_gradient_accumulator_of_a_step_is_recorded(files):
+    """Of an earlier step, it belongs to another stream than the one that records: CUDA refuses."""
+    student, found = make_student(), []
+    distiller = make(student, files["11s"])
+    learned = {id(p) for p in distiller.learned.parameters()}
+    assert learned
+
+    class Watching(Captures):
+        def __call__(self, function):
+            ask = torch.autograd.grad
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch.autograd, "grad", lambda y, x, **more: (found.extend(x), ask(y, x, **more))[1])
+                return super().__call__(function)
+
+    distiller.recorder = Recorder(Watching(), devices=["cpu"])
+    steps(student, distiller, [make_batch()] * (WARM + 2))
+    places = {p.data_ptr() for p in distiller.learned.parameters()}
+    assert any(x.data_ptr() in places for x in found)  # adapters of the towers
+    assert not any(id(x) in learned for x in found)
+    assert {id(p) for p in distiller.learned.parameters()} == learned
+
+
+def test_a_term_that_reaches_nothing_is_recorded_too(files, monkeypatch):
+    """What is wrong with it is said after the first epoch."""
+
+    def frozen(model, make=make_student):
+        student = make(model)
+        student.model[:-1].requires_grad_(False)
+        return student
+
+    monkeypatch.setitem(globals(), "make_student", frozen)
+    batch = make_batch()
+    computed, replayed, captures = pair_of_runs(files["11s"], [batch] * 4, balance="fixed")
+    assert captures.made == 1 and captures.replayed == 2
+    assert_same(computed, replayed)
+    assert replayed[-1][0]["drd_loss"] > 0
+
+
 def test_maps_made_when_asked_for_are_made_once_a_step(files):
     asked, runs = [], []
     for recorder in (None, Recorder(captures := Captures(), devices=["cpu"])):

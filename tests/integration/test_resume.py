@@ -420,7 +420,7 @@ def test_the_trial_for_batch_sizes_runs_all_that_a_step_runs(tmp_path, data, tea
 
         trial = copy.deepcopy(model).train()
         assert not any("teacher" in name for name, _ in trial.named_parameters())
-        (asked["result"],) = profile_ops([torch.rand(2, 3, 64, 64)], trial, n=1, device="cpu", max_num_obj=4)
+        (asked["result"],) = profile_ops([torch.rand(2, 3, 64, 64)], trial, n=1, device=trainer.device, max_num_obj=4)
         assert same(before, trainer.model.state_dict())
         assert not any(m._forward_hooks for m in trainer.model.modules())
 

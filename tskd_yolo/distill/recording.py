@@ -150,7 +150,8 @@ class Recording:
         self._inputs = [_placed(x) if isinstance(x, Tensor) else x for x in leaves]
         self._fill(leaves)
         inputs = pytree.tree_unflatten(self._inputs, spec)
-        with unguarded(terms), torch.autocast(inputs.boxes.xyxy.device.type, enabled=False):
+        device = inputs.boxes.xyxy.device.type
+        with unguarded(terms), own_leaves(terms), torch.autocast(device, enabled=False):
             self._outputs, self._replay = capture(lambda: [_computed(t, i, inputs) for i, t in enumerate(terms)])
 
     def replayed(self, terms: Sequence[Term], inputs: Inputs, leaves: Sequence[Any]) -> dict[str, Tensor]:
@@ -180,6 +181,8 @@ def _computed(term: Term, number: int, inputs: Inputs) -> tuple[Tensor, list[Ten
     maps, responses = pytree.tree_map(lambda x: own.get(id(x), x), (inputs.maps, inputs.responses))
     with _weighed(term, inputs.weights[number]):
         value = term(student=StudentOutputs({}, responses, adapted=maps), **_others(inputs))
+    if not value.requires_grad:  # it does not reach the student, which the check after the first epoch tells
+        return value, [None] * len(own)
     return value.detach(), list(torch.autograd.grad(value, list(own.values()), allow_unused=True))
 
 
@@ -224,6 +227,24 @@ def unguarded(terms: Sequence[Term]) -> Iterator[None]:
     finally:
         for term, guard in zip(terms, before, strict=True):
             term.guard = guard
+
+
+@contextmanager
+def own_leaves(terms: Sequence[Term]) -> Iterator[None]:
+    """Inside, the parameters of terms are others in the same memory.
+
+    What accumulates the gradient of a parameter outlives a step, with its stream, for which nothing that is being
+    recorded on another one may wait.
+    """
+    modules = [module for term in terms for module in term.module.modules()]
+    places = [(module, *named) for module in modules for named in module.named_parameters(recurse=False)]
+    for module, name, parameter in places:
+        setattr(module, name, nn.Parameter(parameter.detach(), parameter.requires_grad))
+    try:
+        yield
+    finally:
+        for module, name, parameter in places:
+            setattr(module, name, parameter)
 
 
 def on_cuda(function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:

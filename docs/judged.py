@@ -1,0 +1,97 @@
+"""What distillation gives a pre-trained student on images and seeds that chose nothing: ``finetune_neu_128.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from results import class_table, effect, load, miss_table, percent, table, told
+
+from tskd_yolo.compare.stats import Effect, interval, points
+
+METRICS = "mAP50", "mAP50-95"
+SHORT = {
+    "plain": "plain training",
+    "plain_same_time": "plain training for as long as tskd-yolo",
+    "ultralytics": "Ultralytics `distill_model=`",
+    "tskd": "tskd-yolo",
+}
+ARMS = {
+    **SHORT,
+    "without_drd": "tskd-yolo without DRD",
+    "without_ded": "tskd-yolo without DED",
+    "without_crd": "tskd-yolo without CRD",
+    "drd": "DRD alone",
+    "ded": "DED alone",
+    "crd": "CRD alone",
+    "hints": "tskd-yolo with plain hints in the place of DED",
+    "short": "tskd-yolo, 12 epochs instead of 20",
+}
+"""How the arms of benchmarks/finetune.py are called."""
+GOAL, LEAST = 0.03, 0.02
+"""What PROTOCOL.md asks of tskd over plain training in mAP50-95, and what it calls the least that is worth anything."""
+
+
+def values() -> dict[str, str]:
+    """Tables of Markdown, their setting, and what the pages tell of them."""
+    report, tuning = load("finetune_neu_128"), load("tune_others_neu_128")["comparison"]  # the same pair on val
+    found = report["comparison"]
+    arms, asked, rivals = found["arms"], found["settings"], found["tskd_against"]
+    plain, tskd = arms["plain"]["mean"]["best"]["mAP50-95"], arms["tskd"]
+    teacher, gain = found["teacher"]["last"]["mAP50-95"], effect(arms["tskd"]["effect"]["mAP50-95"])
+    return {
+        "judged": _table(found, ARMS, long=True),
+        "judged short": _table(found, SHORT, long=False),
+        "judged setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; {asked['imgsz']} "
+        f"px, {asked['epochs']} epochs, batch {asked['batch']}, the pre-trained {_name(asked['model'])}, on an "
+        f"{report['hardware'].split(' 80GB')[0]} in mixed precision, {found['jobs']} runs side by side",
+        "judged gain": told(gain),
+        "judged lead": points(teacher - plain),
+        "judged recovered": percent(tskd["recovered"]),
+        "judged goal": _goal(gain),
+        "judged same time": told(effect(rivals["plain_same_time"])),
+        "judged rival": told(effect(rivals["ultralytics"])),
+        "judged hints": told(effect(rivals["hints"])),
+        **{f"judged without {term}": told(effect(rivals[f"without_{term}"])) for term in ("drd", "ded", "crd")},
+        "judged time": f"{tskd['time']['of_plain']:.2f}",
+        "judged on val": told(effect(tuning["arms"]["tskd"]["effect"]["mAP50-95"])),
+        "judged lead on val": points(
+            tuning["teacher"]["last"]["mAP50-95"] - tuning["arms"]["plain"]["mean"]["last"]["mAP50-95"]
+        ),
+        "judged classes": class_table(arms),
+        "judged misses": miss_table(arms),
+    }
+
+
+def _name(model: str) -> str:
+    return model.partition(".")[0].replace("yolo", "YOLO")
+
+
+def _goal(gain: Effect) -> str:
+    if gain.mean >= GOAL:
+        return f"the goal of {points(GOAL, sign=True)} is reached"
+    least = "reached" if gain.mean >= LEAST else "missed as well"
+    return (
+        f"the goal of {points(GOAL, sign=True)} is missed by {points(GOAL - gain.mean)}, the least that is worth "
+        f"anything, {points(LEAST, sign=True)}, is {least}"
+    )
+
+
+def _table(found: Mapping[str, Any], names: Mapping[str, str], *, long: bool) -> str:
+    head = [" / ".join(METRICS), "test", "mAP50-95 over plain, 95 % interval"]
+    head += ["corrected interval"] if long else []
+    head += ["verdict", "time ÷ plain"]
+    rows = [[name, *_row(found, arm, long)] for arm, name in names.items()]
+    teacher = " / ".join(f"{found['teacher']['last'][key]:.3f}" for key in METRICS)
+    return table(head, [*rows, ["teacher", teacher, *[""] * (len(head) - 2)]])
+
+
+def _row(found: Mapping[str, Any], arm: str, long: bool) -> Sequence[str]:
+    row = found["arms"][arm]
+    figures = " / ".join(f"{row['mean']['best'][key]:.3f}" for key in METRICS)
+    time = f"{row['time']['of_plain']:.2f}"
+    if arm == "plain":
+        return [figures, *[""] * (3 if long else 2), time]
+    gain = row["effect"]["mAP50-95"]
+    corrected = [interval(Effect(gain["mean"], gain["corrected"]["low"], gain["corrected"]["high"], gain["seeds"]))]
+    return [figures, told(effect(gain)), *(corrected if long else []), gain["verdict"], time]
