@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
 
 import pytest
@@ -56,3 +57,17 @@ def test_finished_runs_are_read_and_shown_without_training(plan, files, capsys):
     table = (plan.out / "compare.csv").read_text().splitlines()
     assert len(table) == 1 + 3 * 3 * 2 + 1 and "AP50-95 crazing" in table[0]
     assert json.loads((plan.out / "compare.json").read_text())["curves"]["plain"]["0"]["epoch"] == [1, 2, 3]
+
+
+def test_latency_is_measured_of_a_run_whose_weights_are_there(plan, files, monkeypatch):
+    ordered = []
+    monkeypatch.setattr(runner, "order", lambda _, name, job: ordered.append(job.get("networks")) or True)
+    shutil.rmtree(plan.folder("latency"), ignore_errors=True)
+    kept = plan.folder(Run("plain", 2)) / "weights" / "last.pt"
+    asked_for = asked(files, plan.out, arms="plain,tskd,ultralytics", seeds=3)
+    assert compare(**asked_for) == 0 and ordered == []
+    note = "Latency not measured: no run has its last.pt any more."
+    assert note in (plan.out / "compare.html").read_text(encoding="utf-8")
+    kept.parent.mkdir()
+    kept.touch()
+    assert compare(**asked_for) == 0 and ordered[0]["student"] == str(kept)

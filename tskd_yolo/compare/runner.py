@@ -26,6 +26,7 @@ from tskd_yolo.compare.runs import history, result_of
 from tskd_yolo.compare.summary import all_curves, pictures, summarise
 from tskd_yolo.compare.timing import epochs_for
 from tskd_yolo.config import ConfigError, teachers
+from tskd_yolo.files import write_json
 
 TOLD_EVERY = 60.0
 """Seconds between two lines of progress."""
@@ -94,13 +95,15 @@ def _judge_teacher(plan: Plan) -> list[str]:
 def _measure_latency(plan: Plan) -> list[str]:
     """Of a student and of the teacher; a note of what was missing is no result."""
     measured = result_of(plan.folder("latency"))
-    trained = next((run for run in plan.runs if result_of(plan.folder(run))), None)
-    if trained is None or (measured is not None and "note" not in measured):
+    trained = [plan.folder(run) / "weights" / "last.pt" for run in plan.runs if result_of(plan.folder(run))]
+    if not trained or (measured is not None and "note" not in measured):
         return []
-    networks = {
-        "student": str(plan.folder(trained) / "weights" / "last.pt"),
-        "teacher": check_file(judged_teacher(plan)),
-    }
+    student = next((file for file in trained if file.exists()), None)
+    if student is None:
+        plan.folder("latency").mkdir(exist_ok=True)
+        write_json(plan.folder("latency") / "result.json", {"note": "not measured: no run has its last.pt any more."})
+        return []
+    networks = {"student": str(student), "teacher": check_file(judged_teacher(plan))}
     size = plan.argument("imgsz")
     sizes = {"imgsz": size, "teacher_imgsz": plan.own["teacher_imgsz"] or size}
     done = order(plan, "latency", {"kind": "latency", "networks": networks, **sizes})
