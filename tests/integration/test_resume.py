@@ -133,6 +133,7 @@ def test_a_run_killed_before_the_final_stripping_is_finished(tmp_path, data, tea
 def test_twenty_random_kills_end_like_an_uninterrupted_run(tmp_path, data, teacher):
     more = dict(epochs=12, lr0=1e-4)
     assert main(words_of(tmp_path / "whole", data, teacher, **more)) == 0
+    epoch_takes = rows(tmp_path / "whole")[-1]["time"] / more["epochs"]
     folder, moment = tmp_path / "killed", random.Random(0)
     last, begun = folder / "run" / "weights" / "last.pt", folder / "begins.pt"
     words, kills, compared = words_of(folder, data, teacher, **more), 0, 0
@@ -145,10 +146,13 @@ def test_twenty_random_kills_end_like_an_uninterrupted_run(tmp_path, data, teach
                 break
             expected = torch.load(last.parent / SIDE_FILE)["states"][epoch]["learned"]
         begun.unlink(missing_ok=True)
+        saved = last.exists() and last.stat().st_mtime_ns
         run = process(words)
         if kills < 20:
             wait_for(begun, run)
-            time.sleep(moment.uniform(0, 3))
+            while kills % 2 and run.poll() is None and (last.exists() and last.stat().st_mtime_ns) == saved:
+                time.sleep(0.005)  # every other time an epoch is through, so that the run gets on
+            time.sleep(moment.uniform(0, 1.5 * epoch_takes))
             run.kill()
         said, _ = run.communicate(timeout=600)
         assert run.returncode in {0, -signal.SIGKILL}, said
