@@ -80,6 +80,11 @@ def test_other_settings_do_not_go_on(folder, changed, words):
         Folder(folder.out, SETTINGS._replace(**changed)).begin(channels=3, facts={})
 
 
+def test_a_teacher_under_another_name_goes_on(folder):
+    (teacher,) = SETTINGS.teacher
+    Folder(folder.out, SETTINGS._replace(teacher=[{**teacher, "name": "renamed.pt"}])).begin(channels=3, facts={})
+
+
 def test_what_is_foreign_is_left_alone(tmp_path, folder, originals):
     other = tmp_path / "other"
     assert record.begun(other) is None

@@ -60,6 +60,15 @@ def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
     assert str(tmp_path) not in json.dumps(two)
 
 
+def test_a_teacher_under_another_name_is_the_same(files, begun, tmp_path):
+    renamed = tmp_path / "best.pt"
+    shutil.copy(files / "teacher.pt", renamed)
+    begin(checked({**begun, "teacher": str(renamed)}))
+    make_detector(renamed, seed=8)
+    with pytest.raises(ConfigError, match=r"teacher: the runs in out have 'teacher.pt \(sha256 .* not 'best.pt"):
+        begin(checked({**begun, "teacher": str(renamed)}))
+
+
 def test_images_without_labels_are_known_by_name_and_size(files, tmp_path):
     folder = tmp_path / "others"
     folder.mkdir()

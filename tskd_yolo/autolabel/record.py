@@ -101,7 +101,8 @@ class Folder:
         before = begun(self.out)
         asked = json.loads(json.dumps(self.settings._asdict()))
         if before is not None:
-            if other := [key for key in asked if before["settings"].get(key) != asked[key]]:
+            known = {**before["settings"], "teacher": _hashes(before["settings"])}
+            if other := [key for key in asked if known.get(key) != {**asked, "teacher": _hashes(asked)}[key]]:
                 words = " and ".join(other)
                 raise ConfigError(
                     [f"out: {self.out} was begun with another {words}; give the same, or another folder."]
@@ -177,6 +178,11 @@ class Folder:
 
     def _scores(self, name: str) -> Path:
         return self.out / "scores" / "train" / PurePosixPath(name).with_suffix(".json")
+
+
+def _hashes(settings: Mapping[str, Any]) -> list[Any]:
+    """Of the teachers: one that was renamed is the same."""
+    return [each.get("sha256") for each in settings.get("teacher", [])]
 
 
 def begun(out: Path) -> dict[str, Any] | None:

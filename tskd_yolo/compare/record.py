@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ _IRRELEVANT = frozenset(
     "project name exist_ok save_dir mode task seed verbose plots device cache cfg resume trust".split()
 )
 _OTHERWISE = "take the old value, or another folder with out="
+_HASHED = re.compile(r".* \(.*?sha256 (\w+)\)")
+"""What :func:`named` and :func:`_named` make of files."""
 
 
 def begin(plan: Plan) -> None:
@@ -190,11 +193,23 @@ def _changes(out: Path, now: Mapping[str, Any], files: Files) -> list[str]:
     for key in {**before, **now}:
         if key not in before:
             problems.append(f"{key}: was not written down when the runs in {out.name} were begun; give another out=.")
-        elif before[key] != now.get(key) and key in kinds:
+        elif _unnamed(before[key]) == _unnamed(now.get(key)):
+            continue
+        elif key in kinds:
             problems.append(_changed_files(key, out, *kinds[key], files))
-        elif before[key] != now.get(key):
+        else:
             problems.append(f"{key}: the runs in {out.name} have {before[key]!r}, not {now.get(key)!r}; {_OTHERWISE}.")
     return problems
+
+
+def _unnamed(value: Any) -> Any:
+    """The same without names of files that have a hash: a file that was renamed is the same."""
+    if isinstance(value, (list, tuple)):
+        return [_unnamed(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: _unnamed(entry) for key, entry in value.items()}
+    found = _HASHED.fullmatch(value) if isinstance(value, str) else None
+    return found[1] if found else value
 
 
 def _changed_arms(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -203,7 +218,7 @@ def _changed_arms(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
         f"arms: {arm}: the runs in {out.name} have {before[arm]!r}, not {now[arm]!r}; take the old settings, another "
         "name, or another folder with out=."
         for arm in now
-        if before.get(arm, now[arm]) != now[arm]
+        if _unnamed(before.get(arm, now[arm])) != _unnamed(now[arm])
     ]
 
 
