@@ -43,7 +43,7 @@ class Stage(NamedTuple):
 
 ALL = "plain,plain_same_time,ultralytics,tskd"
 STAGES = {
-    "11n": Stage("yolo11n.pt", "yolo11l.pt", f"{ALL},drd,ded,crd"),
+    "11n": Stage("yolo11n.pt", "yolo11l.pt", f"{ALL},ded,crd"),
     "26n": Stage("yolo26n.pt", "yolo26l.pt", ALL),
     "best": Stage("yolo11s.pt", "yolo11l.pt", "plain,tskd"),
 }

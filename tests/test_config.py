@@ -36,7 +36,7 @@ def test_the_defaults_lack_nothing_but_the_teacher():
     built = build(GOOD)
     rest = {key: value for key, value in GOOD.items() if key not in TERMS}
     assert built == Config(**rest, weights={term: DEFAULTS[term] for term in TERMS})
-    assert list(built.weights) == ["drd", "ded", "crd"] and all(weight > 0 for weight in built.weights.values())
+    assert built.weights == {"drd": 0, "ded": 4, "crd": 1}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,13 @@ def test_a_variant_brings_its_settings_unless_others_are_given():
     assert mixed.balance == "share" and mixed.weights == {"drd": 1.0, "ded": 0.5, "crd": 1.0}
     for other in ({}, {"variant": "default"}, {"variant": ["paper"]}):
         assert with_variant(other) == other
+
+
+def test_a_teacher_without_a_head_brings_drd_unless_it_is_given():
+    assert DEFAULTS["drd"] == 0
+    for teacher in ("timm:vit", ["timm:vit", "b.pt"], "[timm:vit]"):
+        assert with_variant({"teacher": teacher}) == {"teacher": teacher, "drd": 1.0}
+        assert with_variant({"teacher": teacher, "drd": 0})["drd"] == 0
 
 
 def test_all_mistakes_are_in_one_error_a_sentence_each():

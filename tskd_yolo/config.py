@@ -96,16 +96,21 @@ KEPT = {key: value for key, value in DEFAULTS.items() if key != "trust"}
 TERMS = tuple(re.findall(r"^(\w+):.*# \(float\) share ", _FILE, flags=re.MULTILINE))
 """The loss terms, in the order of their columns: the keys of that file whose comment says that they are a share."""
 
+TIMM = "timm:"
+"""What ``teacher=`` begins with where it names a model of timm's: it has no detection head."""
 
+_OF_HEADLESS: dict[str, Any] = {"drd": 1.0}
 _OF_VARIANT: dict[Any, dict[str, Any]] = {
     "paper": {"balance": "fixed", "drd": 1.0, "ded": 1.0, "crd": 1.0, "give_way": 0}
 }
 
 
 def with_variant(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a user gave, over the settings that belong to the ``variant`` among it."""
+    """What a user gave, over the settings that belong to the ``variant`` among it, or to a teacher without a head."""
     variant = given.get("variant")
-    return {**(_OF_VARIANT.get(variant, {}) if isinstance(variant, str) else {}), **given}
+    own = _OF_VARIANT.get(variant, {}) if isinstance(variant, str) else {}
+    headless = any(file.startswith(TIMM) for file in teachers(given.get("teacher")))
+    return {**(_OF_HEADLESS if headless else {}), **own, **given}
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:

@@ -50,7 +50,7 @@ def _teacher(file: Path) -> Teacher:
 
 def make(student: nn.Module, file: Path, **settings: object) -> Distiller:
     """A distiller with weights that are fixed, unless the settings say otherwise."""
-    values = config.build({**config.DEFAULTS, "balance": "fixed", "teacher": str(file), **settings})
+    values = config.build({**config.DEFAULTS, "drd": 1.0, "balance": "fixed", "teacher": str(file), **settings})
     return Distiller(student=student, teacher=deepcopy(_teacher(file)), config=values, seed=3)
 
 

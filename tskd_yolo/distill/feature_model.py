@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tskd_yolo.backbones import TimmModel, load_weights
-from tskd_yolo.config import ConfigError
+from tskd_yolo.config import TIMM, ConfigError
 from tskd_yolo.distill.features import MapHead
 from tskd_yolo.rounding import ceil_div
-
-PREFIX = "timm:"
 
 
 class FeatureModel(nn.Module):
@@ -48,7 +46,7 @@ class FeatureModel(nn.Module):
         self.yaml = {"backbone": [[-1, 1, "TimmModel", [name]]], "head": [[-1, 1, "MapHead", []]]}
         self.names: dict[int, str] = {}
         self.args: dict[str, Any] = {}
-        self.pt_path = PREFIX + name
+        self.pt_path = TIMM + name
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps, the finest first."""
@@ -61,11 +59,11 @@ class FeatureModel(nn.Module):
 
 def named(teacher: Any) -> bool:
     """Whether a value of ``teacher=`` names a timm model."""
-    return isinstance(teacher, str) and teacher.startswith(PREFIX)
+    return isinstance(teacher, str) and teacher.startswith(TIMM)
 
 
 def _parts(teacher: str) -> tuple[str, Path | None]:
-    name, _, file = teacher.removeprefix(PREFIX).partition(":")
+    name, _, file = teacher.removeprefix(TIMM).partition(":")
     return name, Path(file) if file else None
 
 
@@ -74,7 +72,7 @@ def whole_path(teacher: str | Path) -> str:
     if not named(teacher):
         return str(Path(teacher).resolve())
     name, file = _parts(str(teacher))
-    return f"{PREFIX}{name}:{file.resolve()}" if file else str(teacher)
+    return f"{TIMM}{name}:{file.resolve()}" if file else str(teacher)
 
 
 def load(teacher: str) -> FeatureModel:
@@ -93,7 +91,7 @@ def load(teacher: str) -> FeatureModel:
     except ConfigError as error:
         if file:
             raise
-        remedy = f"random ones teach nothing, so give them as teacher={PREFIX}{name}:FILE."
+        remedy = f"random ones teach nothing, so give them as teacher={TIMM}{name}:FILE."
         raise ConfigError([error.problems[0].rpartition("give a file")[0] + remedy]) from error
     model.pt_path = whole_path(teacher)
     return model.eval()
