@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(seed)
     student = _student(given.get("student", "yolo11n.yaml"), data)
     teacher = Teacher(load(Path(given["teacher"])), like=student, names=data["names"], responses=True)
-    checked = config.build({**config.DEFAULTS, "teacher": given["teacher"]})
+    checked = config.build({**config.DEFAULTS, "drd": 1.0, "teacher": given["teacher"]})
     distiller = Distiller(student=student, teacher=teacher, config=checked, seed=seed)
     args = get_cfg(overrides={"imgsz": size, "task": "detect", "mosaic": 0.0})
     dataset = build_yolo_dataset(args, data["train"], batch, data, mode="train", stride=32)

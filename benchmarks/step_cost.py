@@ -48,7 +48,7 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import autocast, unwrap_model
 
 from tskd_yolo import Trainer
-from tskd_yolo.config import TERMS
+from tskd_yolo.config import DEFAULTS, TERMS
 from tskd_yolo.data.drawn import NAMES, prepare
 from tskd_yolo.distill.features import StudentOutputs
 from tskd_yolo.losses import Response
@@ -219,7 +219,8 @@ def built(name: str, pair: str, folder: Path, options: argparse.Namespace) -> An
         trainer = DetectionTrainer(overrides={**common, "distill_model": str(checkpoint)})
     else:
         common["cuda_graphs"] = options.cuda_graphs == "True"
-        trainer = Trainer(**common, teacher=str(checkpoint), **{t: 0 for t in TERMS if name in TERMS and t != name})
+        alone = {t: (DEFAULTS[t] or 1) if t == name else 0 for t in TERMS} if name in TERMS else {}
+        trainer = Trainer(**common, teacher=str(checkpoint), **alone)
     trainer._setup_train()
     if name == "student_channels_last":
         trainer.model.to(memory_format=torch.channels_last)

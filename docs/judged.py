@@ -14,18 +14,18 @@ SHORT = {
     "plain": "plain training",
     "plain_same_time": "plain training for as long as tskd-yolo",
     "ultralytics": "Ultralytics `distill_model=`",
-    "tskd": "tskd-yolo",
+    "tskd": "tskd-yolo with DRD, `drd=1`",
+    "without_drd": "tskd-yolo without DRD, the default since",
 }
 ARMS = {
     **SHORT,
-    "without_drd": "tskd-yolo without DRD",
-    "without_ded": "tskd-yolo without DED",
-    "without_crd": "tskd-yolo without CRD",
+    "without_ded": "tskd-yolo with DRD, without DED",
+    "without_crd": "tskd-yolo with DRD, without CRD",
     "drd": "DRD alone",
     "ded": "DED alone",
     "crd": "CRD alone",
-    "hints": "tskd-yolo with plain hints in the place of DED",
-    "short": "tskd-yolo, 12 epochs instead of 20",
+    "hints": "tskd-yolo with DRD, plain hints in the place of DED",
+    "short": "tskd-yolo with DRD, 12 epochs instead of 20",
 }
 """How the arms of benchmarks/finetune.py are called."""
 GOAL, LEAST = 0.03, 0.02
@@ -49,6 +49,7 @@ def values() -> dict[str, str]:
         "judged lead": points(teacher - plain),
         "judged recovered": percent(tskd["recovered"]),
         "judged goal": _goal(gain),
+        "judged default": told(effect(arms["without_drd"]["effect"]["mAP50-95"])),
         "judged same time": told(effect(rivals["plain_same_time"])),
         "judged rival": told(effect(rivals["ultralytics"])),
         "judged hints": told(effect(rivals["hints"])),
@@ -58,8 +59,29 @@ def values() -> dict[str, str]:
         "judged lead on val": points(
             tuning["teacher"]["last"]["mAP50-95"] - tuning["arms"]["plain"]["mean"]["last"]["mAP50-95"]
         ),
+        "judged drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
+        **_from_random_weights(),
         "judged classes": class_table(arms),
         "judged misses": miss_table(arms),
+    }
+
+
+def _from_random_weights() -> dict[str, str]:
+    """The same questions of a student from random weights, on val, by its last weights."""
+    found = load("tune_random_neu_128")["comparison"]
+    arms, rivals, asked = found["arms"], found["tskd_against"], found["settings"]
+    rows = []
+    for arm in ("plain", "tskd", "without_drd", "without_ded"):
+        score = f"{arms[arm]['mean']['last']['mAP50-95']:.3f}"
+        over = "" if arm == "plain" else told(effect(arms[arm]["effect"]["mAP50-95"]))
+        rows.append([ARMS[arm], score, over, told(effect(rivals[arm])) if arm in rivals else ""])
+    head = ["from random weights", "mAP50-95", "over plain, 95 % interval", "tskd-yolo over it"]
+    return {
+        "random": table(head, rows),
+        "random setting": f"NEU-DET in three splits, val, last weights, {len(found['seeds'])} seeds; {asked['imgsz']} "
+        f"px, {asked['epochs']} epochs, on a CPU, under the same teacher",
+        "random without drd": told(effect(rivals["without_drd"])),
+        "random without ded": told(effect(rivals["without_ded"])),
     }
 
 

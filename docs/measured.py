@@ -117,7 +117,7 @@ def _recipe(found: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, found["seeds"]))
     drd = found["settings"]["drd"]
     lines = [
-        f"Reached with the earlier form of DRD at drd={drd:g}; with drd=1 it has not been run on this split.",
+        f"Reached with the earlier form of DRD at drd={drd:g}; without DRD it has not been run on this split.",
         f"mAP50 / mAP50-95 of the last weights, seeds {seeds}; teacher {teacher_name(found)}, {teacher:.3f}:",
     ]
     for arm, name in (("tskd", "tskd-yolo"), ("plain", "plain training")):

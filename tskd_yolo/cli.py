@@ -34,7 +34,7 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
       images that are in train and val, memory and time of a few real steps. Exit code 0: go, 1: with a warning, 2: no,
       3: the check itself failed
   tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
-          [arms=plain,plain_same_time,ultralytics,tskd,drd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
+          [arms=plain,plain_same_time,ultralytics,tskd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
       does it help? For detectors only. Every arm with every seed, paired with plain training; a verdict, corrected over
       the arms, its interval, and a page with all of it. arms= also takes without_drd, without_ded, without_crd,
       tskd_unlabelled, and a YAML file with arms of your own (short: {{epochs: 12}}). seeds=[0,3] names them and is part

@@ -173,7 +173,11 @@ def test_plain_same_time_follows_both_and_pairs_come_first(files, tmp_path):
         ({}, {"variant": "paper"}, {"balance": "fixed", "drd": 1, "ded": 1, "crd": 1}),
         ({}, {"variant": "paper", "drd": 3}, {"balance": "fixed", "drd": 3, "ded": 1, "crd": 1}),
         ({"ded": 7}, {"variant": "paper"}, {"balance": "fixed", "drd": 1, "ded": 7, "crd": 1}),
-        ({"variant": "paper"}, {"variant": "default"}, {k: DEFAULTS[k] for k in ("balance", "drd", "ded", "crd")}),
+        (
+            {"variant": "paper"},
+            {"variant": "default"},
+            {**{k: DEFAULTS[k] for k in ("balance", "ded", "crd")}, "drd": 1},
+        ),
         ({"variant": "paper"}, {"epochs": 3}, {"balance": "fixed", "drd": 1, "ded": 1, "crd": 1}),
     ],
 )

@@ -222,7 +222,7 @@ def test_a_teacher_of_no_common_class_is_left_as_it_is(detector):
 
 
 def distiller(detector, kind: str, student: nn.Module, names, **settings) -> Distiller:
-    values = config.build({**config.DEFAULTS, "balance": "fixed", "teacher": "t.pt", **settings})
+    values = config.build({**config.DEFAULTS, "drd": 1.0, "balance": "fixed", "teacher": "t.pt", **settings})
     frozen = Teacher(load(detector(kind, NAMES)), like=student, names=named(names))
     return Distiller(student=student, teacher=frozen, config=values, seed=3)
 

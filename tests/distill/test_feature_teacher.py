@@ -20,7 +20,7 @@ def made(student: torch.nn.Module, name: str, **settings: object) -> Distiller:
     """A distiller whose teacher is a timm model with random weights."""
     torch.manual_seed(6)
     teacher = FeatureTeacher(FeatureModel(name), like=student, classes=match({}, dict(enumerate(NAMES))))
-    values = {**config.DEFAULTS, "balance": "fixed", "teacher": f"timm:{name}", **settings}
+    values = {**config.DEFAULTS, "drd": 1.0, "balance": "fixed", "teacher": f"timm:{name}", **settings}
     return Distiller(student=student, teacher=teacher, config=config.build(values), seed=3)
 
 
@@ -99,7 +99,7 @@ def test_a_student_of_grey_images_is_taught_by_it():
 def test_a_larger_image_is_paired_by_position():
     student = make_student(STUDENT)
     teacher = made(student, "test_vit").teacher
-    values = config.build({**config.DEFAULTS, "balance": "fixed", "teacher": "timm:test_vit"})
+    values = config.build({**config.DEFAULTS, "drd": 1.0, "balance": "fixed", "teacher": "timm:test_vit"})
     distiller = Distiller(student=student, teacher=teacher, config=values, seed=3, scale=2.0)
     assert [(pair.stride, pair.teacher_stride) for pair in distiller.pairs("neck")] == [(8, 16), (16, 16)]
     batch = make_batch()
@@ -111,6 +111,6 @@ def test_a_larger_image_is_paired_by_position():
 def test_it_teaches_alone():
     student = make_student(STUDENT)
     teacher = made(student, "test_vit").teacher
-    values = config.build({**config.DEFAULTS, "teacher": "timm:test_vit"})
+    values = config.build({**config.DEFAULTS, "drd": 1.0, "teacher": "timm:test_vit"})
     with pytest.raises(ConfigError, match="timm:test_vit has no detection head and no response to average; give it al"):
         Distiller(student=student, teacher=teacher, others=[teacher], config=values, seed=3)

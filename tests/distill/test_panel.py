@@ -22,7 +22,7 @@ def together(student, files, names=NAMES, **settings) -> Distiller:
     given = {"teacher": "t.pt", "balance": "fixed", **settings}
     classes = dict(enumerate(names))
     first, *others = (Teacher(load(file), like=student, names=classes) for file in files)
-    values = config.build({**config.DEFAULTS, **given})
+    values = config.build({**config.DEFAULTS, "drd": 1.0, **given})
     return Distiller(student=student, teacher=first, config=values, seed=3, others=others)
 
 
