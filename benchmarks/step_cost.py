@@ -14,8 +14,8 @@ format), ``teacher_forward_stock_s`` as ``distill_model`` does (neither, and box
 teacher_forward; ``ratio_to_floor`` and ``ratio_to_builtin`` are ratios of medians. On a CPU our student runs in
 channels_last and the engine's does not, so the same is also told of a plain student in channels_last:
 ``student_channels_last_step_s`` and the stricter ``ratio_to_floor_channels_last``. ``our_part_s`` is what our step
-takes beyond that stricter floor, ``drd_step_s`` ... our step with one term only, ``terms_s`` all three forward and
-backward down to the student's tensors.
+takes beyond that stricter floor, ``drd_step_s`` ... our step with one term only, ``terms_s`` those on by default,
+forward and backward down to the student's tensors.
 
 Memory is that of a process which does nothing else. On CUDA it is what its allocator held at most; on a CPU the most
 that was resident during its first steps, less what was after the trainer was built, plus the teacher's weights.

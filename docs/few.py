@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from results import load, table, told
+from results import load, model_name, table, told
 
 from tskd_yolo.compare.stats import paired, points
 
@@ -41,7 +41,7 @@ def values() -> dict[str, str]:
             }
         ),
         "few setting": f"NEU-DET in three splits, test, `best.pt`, {len(seeds)} seeds; {asked['imgsz']} px, "
-        f"{rows[0]['steps']} steps, the pre-trained {_name(asked['model'])}, on a CPU",
+        f"{rows[0]['steps']} steps, the pre-trained {model_name(asked['model'])}, on a CPU",
         "few gains": ", ".join(_over(row, "unlabelled", "plain") for row in rows),
         "few pseudo": ", ".join(_over(row, "pseudo", "plain") for row in rows if "pseudo" in row["arms"]),
         "few before": ", ".join(_over(row, "unlabelled", "plain") for row in before),
@@ -51,10 +51,6 @@ def values() -> dict[str, str]:
         "few goals": "; ".join(_goal(row) for row in rows if row["share"] in GOALS),
         "few autolabel": ", ".join(_over(row, "unlabelled", "autolabel") for row in rows),
     }
-
-
-def _name(model: str) -> str:
-    return model.partition(".")[0].replace("yolo", "YOLO")
 
 
 def _table(columns: Mapping[str, Mapping[str, Any]]) -> str:

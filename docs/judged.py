@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from results import class_table, effect, load, miss_table, percent, table, told
+from results import class_table, effect, load, miss_table, model_name, percent, table, told
 
 from tskd_yolo.compare.stats import Effect, interval, points
 
@@ -43,7 +43,7 @@ def values() -> dict[str, str]:
         "judged": _table(found, ARMS, long=True),
         "judged short": _table(found, SHORT, long=False),
         "judged setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; {asked['imgsz']} "
-        f"px, {asked['epochs']} epochs, batch {asked['batch']}, the pre-trained {_name(asked['model'])}, on an "
+        f"px, {asked['epochs']} epochs, batch {asked['batch']}, the pre-trained {model_name(asked['model'])}, on an "
         f"{report['hardware'].split(' 80GB')[0]} in mixed precision, {found['jobs']} runs side by side",
         "judged gain": told(gain),
         "judged lead": points(teacher - plain),
@@ -83,10 +83,6 @@ def _from_random_weights() -> dict[str, str]:
         "random without drd": told(effect(rivals["without_drd"])),
         "random without ded": told(effect(rivals["without_ded"])),
     }
-
-
-def _name(model: str) -> str:
-    return model.partition(".")[0].replace("yolo", "YOLO")
 
 
 def _goal(gain: Effect) -> str:

@@ -16,7 +16,7 @@ import pairs
 import sizes
 import teachers
 import yaml
-from results import RESULTS, ROOT, class_table, effect, load, miss_table, percent, table, told
+from results import RESULTS, ROOT, class_table, effect, load, miss_table, model_name, percent, table, told
 
 from tskd_yolo.compare.stats import holm, interval, paired, points
 
@@ -61,7 +61,7 @@ def screening() -> dict[str, str]:
     return {
         "screening": _screening_table(found),
         "screening setting": f"NEU-DET, {asked['imgsz']} px, {asked['epochs']} epochs, batch {asked['batch']}, "
-        f"{_name(asked['model'])} from random weights, on a CPU; teacher {teacher_name(found)} (mAP50-95 "
+        f"{model_name(asked['model'])} from random weights, on a CPU; teacher {teacher_name(found)} (mAP50-95 "
         f"{teacher['mAP50-95']:.3f}); last weights, {len(found['seeds'])} seeds",
         "screening gain": f"{points(gain.mean, sign=True)} points of mAP50-95 (95 % interval {interval(gain)})",
         "screening recovered": percent(arms["tskd"]["recovered"]),
@@ -84,11 +84,7 @@ def teacher_name(found: Mapping[str, Any]) -> str:
 def _teacher(file: str) -> str:
     """``YOLO11s`` of ``neu_yolo11s_128.pt``."""
     found = re.search(r"yolo\w+?[nsmlx](?=[_.-])", file)
-    return _name(found[0] if found else file)
-
-
-def _name(model: str) -> str:
-    return model.removesuffix(".yaml").removesuffix(".pt").replace("yolo", "YOLO")
+    return model_name(found[0] if found else file)
 
 
 def _screening_table(found: Mapping[str, Any]) -> str:

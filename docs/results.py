@@ -55,6 +55,11 @@ def miss_table(arms: Mapping[str, Any]) -> str:
     return table(["false alarms per image", "plain misses", "tskd-yolo misses", "fewer"], rows)
 
 
+def model_name(file: str) -> str:
+    """``YOLO11n`` of ``yolo11n.pt``, of ``yolo11n.yaml`` and of either with a hash behind it."""
+    return file.partition(".")[0].replace("yolo", "YOLO")
+
+
 def percent(share: float) -> str:
     """A share in per cent."""
     return f"{100 * share:.0f} %"

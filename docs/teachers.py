@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from results import load, table
+from results import load, model_name, table
 
 from tskd_yolo.compare.stats import points
 
@@ -33,7 +33,7 @@ def values() -> dict[str, str]:
     return {
         "teachers": _table(arms, trained),
         "teachers setting": f"NEU-DET in three splits, val, {asked['imgsz']} px, {asked['epochs']} epochs, batch "
-        f"{asked['batch']}, the pre-trained {asked['model'].split('.')[0].replace('yolo', 'YOLO')}, on a CPU",
+        f"{asked['batch']}, the pre-trained {model_name(asked['model'])}, on a CPU",
         "teachers verdict": f"{open_} of the {len(corrected)} corrected intervals hold 0",
         "teachers alone": _gain(arms["tskd"], arms["plain"], "last"),
         "teachers two": _gain(arms["two"], arms["tskd"], "last"),

@@ -152,7 +152,8 @@ def settings(folder: Path, data: Path, **more: Any) -> dict[str, Any]:
         project=str(folder), name="run", exist_ok=True, warmup_epochs=0, optimizer="AdamW", lr0=0.002, seed=3,
         amp=DEVICE == "cpu",  # with float16 on CUDA the first ten steps only look for the scale of the loss
     )  # fmt: skip
-    terms = {"drd": 1} if "teacher" in more else {}  # all of them are tested, that which is off by default too
+    # All terms are tested, that which is off by default too; a teacher without a head brings it.
+    terms = {} if str(more.get("teacher", "timm:")).startswith("timm:") else {"drd": 1}
     return {**base, **terms, **more}
 
 

@@ -101,8 +101,8 @@ class Folder:
         before = begun(self.out)
         asked = json.loads(json.dumps(self.settings._asdict()))
         if before is not None:
-            known = {**before["settings"], "teacher": _hashes(before["settings"])}
-            if other := [key for key in asked if known.get(key) != {**asked, "teacher": _hashes(asked)}[key]]:
+            known, new = ({**each, "teacher": _hashes(each)} for each in (before["settings"], asked))
+            if other := [key for key in new if known.get(key) != new[key]]:
                 words = " and ".join(other)
                 raise ConfigError(
                     [f"out: {self.out} was begun with another {words}; give the same, or another folder."]
