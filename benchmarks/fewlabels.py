@@ -46,7 +46,7 @@ LABELLED = 16
 EPOCHS = 20
 """A list of labelled images is repeated until an epoch is about so many of the steps: then best.pt is chosen as often
 from few images as from many, and validation does not take the time."""
-SETTINGS = {"model": "yolo11n.pt", "imgsz": 128, "batch": LABELLED, "device": "cpu", "drd": 1}
+SETTINGS = {"model": "yolo11n.pt", "imgsz": 128, "batch": LABELLED, "device": "cpu", "drd": 1, "ded": 4}
 """Those that were judged; since then DRD is off by default."""
 FILES = {"test": ("fewlabels_", JUDGING_SEEDS[:3]), "val": ("tune_fewlabels_", TUNING_SEEDS[:2])}
 """By split how its result is called, and its seeds."""

@@ -28,8 +28,6 @@ LEAD = 0.03
 """By how much of mAP50-95 a teacher must be ahead of the plain student."""
 OWN_ARMS = Path(__file__).with_name("arms.yaml")
 SETTINGS = {"data": "neu3.yaml", "model": "yolo11n.pt", "epochs": 20, "imgsz": 128, "batch": 32, "device": "cpu"}
-CANDIDATE = {"drd": 1, "ded": 4, "crd": 1}
-"""What is asked about by default: all terms, so that each can be left out."""
 
 
 class Purpose(NamedTuple):
@@ -45,7 +43,7 @@ PURPOSES = {
     "test": Purpose(
         "finetune_",
         JUDGING_SEEDS,
-        f"plain,plain_same_time,ultralytics,tskd,without_drd,without_ded,without_crd,drd,ded,crd,{OWN_ARMS}",
+        f"plain,plain_same_time,ultralytics,tskd,without_ded,without_crd,{OWN_ARMS}",
     ),
 }
 
@@ -57,7 +55,7 @@ def main(arguments: list[str]) -> int:
         sys.exit(f"split: must be val (tuning) or test (judging), got {split!r}.")
     name = purpose.prefix + str(given.pop("name", "neu_128")).removeprefix(purpose.prefix)
     runs, out = Path(given.pop("runs", f"runs/{name}")).resolve(), Path(given.pop("out", "benchmarks/results"))
-    settings = {**SETTINGS, **CANDIDATE, "seeds": purpose.seeds, "arms": purpose.arms, "split": split, **given}
+    settings = {**SETTINGS, "seeds": purpose.seeds, "arms": purpose.arms, "split": split, **given}
     refuse_seeds(settings["seeds"], of=split)
     if split == "test" and (out / f"{name}.json").exists() and not (runs / "compare.json").exists():
         sys.exit(f"{name}.json is there: a candidate is judged once; go on in its own runs=, or give another name=.")

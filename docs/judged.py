@@ -1,4 +1,4 @@
-"""What distillation gives a pre-trained student on images and seeds that chose nothing: ``finetune_neu_128.json``."""
+"""What distillation gives a pre-trained student on images that chose nothing: ``finetune_first_neu_128.json``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ SHORT = {
     "plain": "plain training",
     "plain_same_time": "plain training for as long as tskd-yolo",
     "ultralytics": "Ultralytics `distill_model=`",
-    "tskd": "tskd-yolo with DRD, `drd=1`",
-    "without_drd": "tskd-yolo without DRD, the default since",
+    "tskd": "tskd-yolo, `drd=1 ded=4`",
+    "without_drd": "tskd-yolo, `ded=4`",
 }
 ARMS = {
     **SHORT,
-    "without_ded": "tskd-yolo with DRD, without DED",
-    "without_crd": "tskd-yolo with DRD, without CRD",
+    "without_ded": "tskd-yolo, `drd=1 ded=4`, without DED",
+    "without_crd": "tskd-yolo, `drd=1 ded=4`, without CRD",
     "drd": "DRD alone",
     "ded": "DED alone",
     "crd": "CRD alone",
-    "hints": "tskd-yolo with DRD, plain hints in the place of DED",
-    "short": "tskd-yolo with DRD, 12 epochs instead of 20",
+    "hints": "tskd-yolo, `drd=1 ded=4`, plain hints in the place of DED",
+    "short": "tskd-yolo, `drd=1 ded=4`, 12 epochs instead of 20",
 }
 """How the arms of benchmarks/finetune.py are called."""
 GOAL, LEAST = 0.03, 0.02
@@ -34,7 +34,7 @@ GOAL, LEAST = 0.03, 0.02
 
 def values() -> dict[str, str]:
     """Tables of Markdown, their setting, and what the pages tell of them."""
-    report, tuning = load("finetune_neu_128"), load("tune_others_neu_128")["comparison"]  # the same pair on val
+    report, tuning = load("finetune_first_neu_128"), load("tune_others_neu_128")["comparison"]  # the same pair on val
     found = report["comparison"]
     arms, asked, rivals = found["arms"], found["settings"], found["tskd_against"]
     plain, tskd = arms["plain"]["mean"]["best"]["mAP50-95"], arms["tskd"]

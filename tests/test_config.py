@@ -36,7 +36,7 @@ def test_the_defaults_lack_nothing_but_the_teacher():
     built = build(GOOD)
     rest = {key: value for key, value in GOOD.items() if key not in TERMS}
     assert built == Config(**rest, weights={term: DEFAULTS[term] for term in TERMS})
-    assert built.weights == {"drd": 0, "ded": 4, "crd": 1}
+    assert built.weights == {"drd": 0, "ded": 0.1, "crd": 1}
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,23 @@ def test_a_teacher_without_a_head_brings_drd_unless_it_is_given():
     for teacher in ("timm:vit", ["timm:vit", "b.pt"], "[timm:vit]"):
         assert with_variant({"teacher": teacher}) == {"teacher": teacher, "drd": 1.0}
         assert with_variant({"teacher": teacher, "drd": 0})["drd"] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "ded"),
+    [
+        ({}, None),
+        ({"model": "yolo11n.pt"}, None),
+        ({"model": Path("a/best.pt"), "pretrained": True}, None),
+        ({"model": "yolo11n.yaml", "pretrained": "yolo11n.pt"}, None),
+        ({"model": "yolo11n.yaml"}, 4.0),
+        ({"model": Path("a/mine.yml"), "pretrained": True}, 4.0),
+        ({"model": "yolo11n.yaml", "ded": 0.5}, 0.5),
+        ({"model": "yolo11n.yaml", "variant": "paper"}, 1.0),
+    ],
+)
+def test_a_student_from_random_weights_brings_more_of_ded(given, ded):
+    assert with_variant(given).get("ded") == ded and DEFAULTS["ded"] == 0.1
 
 
 def test_all_mistakes_are_in_one_error_a_sentence_each():

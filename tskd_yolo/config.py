@@ -100,17 +100,31 @@ TIMM = "timm:"
 """What ``teacher=`` begins with where it names a model of timm's: it has no detection head."""
 
 _OF_HEADLESS: dict[str, Any] = {"drd": 1.0}
+_OF_RANDOM: dict[str, Any] = {"ded": 4.0}
 _OF_VARIANT: dict[Any, dict[str, Any]] = {
     "paper": {"balance": "fixed", "drd": 1.0, "ded": 1.0, "crd": 1.0, "give_way": 0}
 }
 
 
 def with_variant(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a user gave, over the settings that belong to the ``variant`` among it, or to a teacher without a head."""
+    """What a user gave, over the settings that belong to the ``variant`` among it, to a teacher without a head, or to a
+    student that starts from random weights.
+    """
     variant = given.get("variant")
     own = _OF_VARIANT.get(variant, {}) if isinstance(variant, str) else {}
     headless = any(file.startswith(TIMM) for file in teachers(given.get("teacher")))
-    return {**(_OF_HEADLESS if headless else {}), **own, **given}
+    random = from_random(given.get("model"), given.get("pretrained"))
+    return {**(_OF_HEADLESS if headless else {}), **(_OF_RANDOM if random else {}), **own, **given}
+
+
+def from_random(model: Any, pretrained: Any) -> bool:
+    """Whether a student starts from random weights, by Ultralytics' ``model=`` and ``pretrained=``.
+
+    A YAML says what a network is made of; weights come from a checkpoint, or with ``pretrained=FILE``. With a backbone
+    of timm's the other layers start from random weights.
+    """
+    named = isinstance(pretrained, (str, Path)) and bool(str(pretrained))
+    return str(model or "").endswith((".yaml", ".yml")) and not named
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:

@@ -176,7 +176,7 @@ def test_plain_same_time_follows_both_and_pairs_come_first(files, tmp_path):
         (
             {"variant": "paper"},
             {"variant": "default"},
-            {**{k: DEFAULTS[k] for k in ("balance", "ded", "crd")}, "drd": 1},
+            {**{k: DEFAULTS[k] for k in ("balance", "crd")}, "drd": 1, "ded": 4},  # a student from random weights
         ),
         ({"variant": "paper"}, {"epochs": 3}, {"balance": "fixed", "drd": 1, "ded": 1, "crd": 1}),
     ],

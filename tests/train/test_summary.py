@@ -10,6 +10,7 @@ import pytest
 import torch
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from tests.distill.helpers import make, make_student
 from tskd_yolo import ConfigError, hashing
 from tskd_yolo.distill.distiller import Pair
 from tskd_yolo.findings import Finding
@@ -22,6 +23,22 @@ SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4, "classes": [{"AP50
 def test_a_pair_shows_how_many_channels_are_compared():
     pairs = [Pair(8, 8, 64, 64), Pair(16, 16, 64, 128, 2)]
     assert summary._pairs(pairs) == "stride 8: 64 -> 64   stride 16: 64 -> 64 of 128"
+
+
+@pytest.mark.parametrize(
+    ("start", "row"),
+    [
+        ({"model": "yolo11n.pt"}, "pre-trained weights of the student, for which ded is 0.1 unless given"),
+        ({"model": "yolo11n.yaml"}, "random weights of the student, for which ded is 4 unless given"),
+        ({"model": "last.pt", "resume": True}, None),
+        ({"model": "yolo11n.pt", "balance": "fixed"}, None),
+    ],
+)
+def test_the_block_says_where_the_student_starts(detector, start, row):
+    distiller = make(make_student(), detector("yolo11s.yaml"), balance=start.get("balance", "share"))
+    args = SimpleNamespace(**{"pretrained": True, "resume": None, **start})
+    rows = [line for line in summary._settings(distiller, distiller.config, args) if line.startswith("start")]
+    assert rows == ([f"start     {row}"] if row else [])
 
 
 def test_a_score_is_measured_once_and_then_remembered(tmp_path, monkeypatch, caplog):

@@ -17,6 +17,8 @@ class Arguments(Protocol):
     """
 
     model: Any
+    pretrained: Any
+    resume: Any
     task: str
     imgsz: int
     seed: int

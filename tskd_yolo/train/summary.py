@@ -13,7 +13,7 @@ from torch import nn
 from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from tskd_yolo.config import Config, ConfigError
+from tskd_yolo.config import DEFAULTS, Config, ConfigError, from_random, with_variant
 from tskd_yolo.data.labels import Split, asked
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import Pair
@@ -75,7 +75,7 @@ def log_summary(
     rows = [
         *_networks(distiller.teachers, student, args=args, size=size, taught=taught, known=known),
         *_maps(distiller),
-        *_settings(distiller, config),
+        *_settings(distiller, config, args),
         *exceptions,
     ]
     LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
@@ -271,12 +271,18 @@ def _compared(pair: Pair) -> str:
     return f"{pair.compared} of {pair.teacher}" if pair.compared < pair.teacher else str(pair.teacher)
 
 
-def _settings(distiller: Distiller, config: Config) -> list[str]:
-    """Terms with their weights, and the size of what is trained besides the student."""
+def _settings(distiller: Distiller, config: Config, args: Arguments) -> list[str]:
+    """Terms with their weights, what follows from where the student starts, and the size of what is trained besides."""
     terms = "   ".join(f"{term} {weight:g}" if weight else f"{term} off" for term, weight in config.weights.items())
+    rows = [f"terms     {terms}   (balance={config.balance} variant={config.variant})"]
+    if "ded" in distiller.on and config.balance == "share" and not args.resume:
+        start = {"model": args.model, "pretrained": args.pretrained}
+        usual = {**DEFAULTS, **with_variant(start)}["ded"]
+        kind = "random" if from_random(**start) else "pre-trained"
+        rows.append(f"start     {kind} weights of the student, for which ded is {usual:g} unless given")
     count = sum(parameter.numel() for parameter in distiller.learned.parameters())
     trained = f"{count:,} parameters, trained with the student and not part of it" if count else "none"
-    return [f"terms     {terms}   (balance={config.balance} variant={config.variant})", f"adapters  {trained}"]
+    return [*rows, f"adapters  {trained}"]
 
 
 def _exceptions(distiller: Distiller) -> list[str]:
