@@ -264,6 +264,10 @@ PARTS = {
 }
 
 
+EARLY = 7
+"""So many layers of a YOLO11 end in the map of stride 16."""
+
+
 def parts() -> dict[str, str]:
     """The gradient of each part of each term at weight 1."""
     found = load("pulls_start")["parts"]
@@ -273,7 +277,17 @@ def parts() -> dict[str, str]:
         for part, name in PARTS.items()
     ]
     head = ["part, at weight 1", "gradient norm", "÷ detection loss", "cosine with it"]
-    return {"parts": table(head, [["detection loss", f"{whole:.3f}", "", ""], *rows])}
+    strong, light = (_in_weights(load(f"pulls_weights_{name}")["layers"]) for name in ("strong", "light"))
+    return {
+        "parts": table(head, [["detection loss", f"{whole:.3f}", "", ""], *rows]),
+        "weights strong": f"{min(strong):.0f} to {max(strong):.0f} times",
+        "weights light": f"{min(light):.1f} to {max(light):.1f} times",
+    }
+
+
+def _in_weights(layers: Mapping[str, Sequence[float]]) -> list[float]:
+    """Norm with the terms over that of plain training, of each layer up to the map of stride 16."""
+    return [ours / plain for ours, plain in zip(layers["tskd"][:EARLY], layers["plain"][:EARLY], strict=True)]
 
 
 def _signed(value: float) -> str:
