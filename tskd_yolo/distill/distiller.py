@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tskd_yolo.config import TERMS, Config, ConfigError
+from tskd_yolo.distill.agreement import Agreement
 from tskd_yolo.distill.balance import Fixed, Meter, Share
 from tskd_yolo.distill.features import Capture, HeadReader, StudentOutputs, TeacherOutputs, channels, evaluating
 from tskd_yolo.distill.lead import Lead, gone
@@ -86,6 +88,8 @@ class Distiller:
         """Of terms that have a weight, but that this student and this teacher have none of, why."""
         self.terms = self._available(variant.terms(self.panel))
         self._responses = any(isinstance(term, HeadTerm) for term in self.terms)
+        self.agreement = Agreement() if config.give_way and self._responses else None
+        """Whether the teacher's answers still ask for what the labels ask for, where terms may give way."""
         self.untaught = self.match.untaught if self._responses else []
         """Branches of the student's head whose responses nobody teaches."""
         self.panel.listen(self._responses)
@@ -143,8 +147,7 @@ class Distiller:
 
     def pairs(self, name: str) -> Sequence[Pair]:
         """The maps of a source that terms compare; none where no term that is on reads it."""
-        source = self.source(name)
-        return source.pairs if source is not None else ()
+        return source.pairs if (source := self.source(name)) is not None else ()
 
     def source(self, name: str) -> MapSource | None:
         """The source of this name, if a term that is on reads it."""
@@ -243,9 +246,9 @@ class Distiller:
         return self.common_factor * self.balance(name, self.meter.gradients.get(name), count)
 
     @property
-    def common_factor(self) -> float:
-        """What all terms are multiplied by: by the schedule, and by how far the teacher is ahead."""
-        return self.factor * (1.0 if self.lead is None else self.lead.factor)
+    def common_factor(self) -> float | Tensor:
+        """What all terms are multiplied by: by the schedule, the teacher's lead and what its answers are worth."""
+        return math.prod((each.factor for each in (self.lead, self.agreement) if each), start=self.factor)
 
     def _measure(self, detection: Tensor, losses: Losses) -> None:
         for term in self.terms:
@@ -253,14 +256,16 @@ class Distiller:
         self.meter.measure(detection=detection, terms=losses.values, features=losses.measured)
         for term in self.terms:
             term.guard.counting = True
+        if self.agreement is not None and (answers := _answers(self.terms)) in losses.values:
+            self.agreement.see(self.meter.gradients[answers].cosine)
 
     # Across runs ------------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""
         learned = {k: v.detach().cpu().clone() for k, v in self.learned.state_dict().items()}
-        past = {"on": list(self.on), "meter": self.meter.state(), "lead": self.lead and self.lead.state()}
-        return {"learned": learned, **past}
+        past = {name: each and each.state() for name, each in (("lead", self.lead), ("agreement", self.agreement))}
+        return {"learned": learned, "on": list(self.on), "meter": self.meter.state(), **past}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from :meth:`state`.
@@ -271,6 +276,8 @@ class Distiller:
         self.learned.load_state_dict(state["learned"])
         self.on = {key: weight for key, weight in self.on.items() if key in state["on"]}
         self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
+        if self.agreement is not None and state.get("agreement"):  # not of runs of earlier versions
+            self.agreement.restore(state["agreement"])
         self.past_lead = state["lead"]
         if self.lead is not None and self.past_lead is not None:
             self.lead.restore(self.past_lead)
@@ -278,6 +285,11 @@ class Distiller:
 
 def _sources(terms: Sequence[Term]) -> list[MapSource]:
     return list({term.source.name: term.source for term in terms if term.source is not None}.values())
+
+
+def _answers(terms: Sequence[Term]) -> str:
+    """The name of the responses that teach the neck; empty where there are none."""
+    return next((term.name for term in terms if isinstance(term, HeadTerm) and term.shown), "")
 
 
 def _fit(distiller: Distiller, student: StudentOutputs, teacher: TeacherOutputs) -> None:

@@ -86,7 +86,7 @@ class Monitor:
         if self.distiller.config.balance != "share":
             return {}
         shown = [t for t in self.distiller.active if t.shown and t.name in self.distiller.meter.gradients]
-        asked = {term: self.distiller.common_factor * self.distiller.on[term.key] for term in shown}
+        asked = {term: float(self.distiller.common_factor) * self.distiller.on[term.key] for term in shown}
         return {t.key: (self.share(t), share) for t, share in asked.items() if self.share(t) < share / 10}
 
     def clipped(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 from ultralytics.utils import LOGGER, colorstr
 
 from tskd_yolo.config import Config
+from tskd_yolo.distill.agreement import HALF
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.lead import Lead, best
 from tskd_yolo.distill.terms import HeadTerm, Term
@@ -48,6 +49,16 @@ class GivingWayMixin(Engine):
         processes.broadcast([together])
         lead.values = together.cpu()
         weigh_classes(self.distiller.terms, lead, self.device)
+
+    def _settle_agreement(self, distiller: Distiller, progress: float) -> None:
+        """Before a step, after so many epochs."""
+        if distiller.agreement is not None:
+            distiller.agreement.settled = progress >= HALF * self.epochs
+
+    def _tell_agreement(self, distiller: Distiller) -> None:
+        """After an epoch: what the terms have come to count."""
+        if FIRST and distiller.agreement is not None and (news := distiller.agreement.news()):
+            LOGGER.info(f"{colorstr('tskd-yolo:')} {news}.")
 
     def validate(self) -> Any:
         """The engine's."""

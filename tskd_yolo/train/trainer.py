@@ -218,6 +218,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
             return
         checks.report_epoch(self.distiller.monitor, self._processes)
         self._tell_others(self.distiller)
+        self._tell_agreement(self.distiller)
         if FIRST:  # validation, where there is one, makes the metrics anew
             self.metrics.update(self.distiller.monitor.columns())
         if self._first_epoch_checked or gone(self.distiller.lead):  # a run may go on in which nothing is taught
@@ -238,6 +239,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         if prepare.in_channels_last(self.args, self.device):  # once for both networks
             batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
         self.distiller.factor = schedule(progress, epochs=self.epochs, ramp=self.config.ramp, fade=self.config.fade)
+        self._settle_agreement(self.distiller, progress)
         teacher_images = batch["img"]
         if self.config.teacher_imgsz:
             batch = prepare.reduced_batch(batch, self.args.imgsz)

@@ -1,0 +1,69 @@
+"""Whether the teacher's answers still ask for what the labels ask for, and how much the terms count for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FAINT = 0.2
+"""Cosine below which nothing is concluded: a network that knows nothing agrees with nobody at first."""
+FULL, POWER = 0.6, 5
+"""Part of the largest cosine up to which the terms count in full, and how fast they count less below it."""
+HALF = 0.5
+"""Part of the epochs after which the factor stays as it is."""
+TOLD = 0.25
+"""By how much the factor has changed when that is said again."""
+
+
+class Agreement:
+    """What the terms count, by what the teacher's answers are worth beside the labels in the first half of a run.
+
+        factor = min(1, (r / 0.6)^5),    r = cos(g_CRD, g_detection) / its largest value in this run
+
+    ``g_CRD`` and ``g_detection`` are the gradients of CRD and of the detection loss where CRD's share is measured. A
+    teacher that knows more than its student asks for what the labels ask for. When the student has learned what this
+    teacher knows the two part, and what is left of the terms holds it there. That shows on the training images, before
+    the validation set shows a lead, and at every share. Late in a run it shows of every teacher, while the terms still
+    are of use: so the factor stays as it is after half of the epochs. Du et al., Adapting Auxiliary Losses Using
+    Gradient Similarity (arXiv 1812.02224, 2018), weigh any auxiliary loss by such a cosine; the rest is ours.
+    """
+
+    def __init__(self) -> None:
+        self.cosine: Tensor | None = None
+        self.most: Tensor | None = None
+        self.factor: Tensor | float = 1.0
+        """From 0 to 1; a tensor where it was measured, for which nothing waits."""
+        self.settled = False
+        """Whether the run is past its first half."""
+        self._told = 1.0
+
+    def see(self, cosine: Tensor) -> None:
+        """Takes a running mean of the cosine, ``()``, after each measurement."""
+        if self.settled:
+            return
+        self.cosine, self.most = cosine, cosine if self.most is None else torch.maximum(self.most, cosine)
+        part = (cosine / self.most.clamp(min=FAINT) / FULL).clamp(0, 1) ** POWER
+        self.factor = torch.where(self.most < FAINT, torch.ones_like(part), part)
+
+    def news(self) -> str | None:
+        """A sentence on what has changed since the last one; None where next to nothing has. Waits for the device."""
+        factor = float(self.factor)
+        if abs(factor - self._told) < TOLD or self.cosine is None or self.most is None:
+            return None
+        self._told = factor
+        said = f"the gradient of the teacher's answers has a cosine of {float(self.cosine):.2f} with that of the labels"
+        return f"{said}, and had {float(self.most):.2f}: the terms count {factor:.2f} of what they were set to"
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: plain numbers."""
+        seen = None if self.cosine is None or self.most is None else [float(self.cosine), float(self.most)]
+        return {"seen": seen, "factor": float(self.factor), "told": self._told}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from :meth:`state`."""
+        if state["seen"] is not None:  # on the CPU: a scalar there may meet one of any device
+            self.cosine, self.most = torch.tensor(state["seen"])
+        self.factor, self._told = state["factor"], state["told"]
