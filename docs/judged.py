@@ -61,6 +61,7 @@ def values() -> dict[str, str]:
         ),
         "judged drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
         **_from_random_weights(),
+        **_under_a_weak_teacher(),
         "judged classes": class_table(arms),
         "judged misses": miss_table(arms),
     }
@@ -82,6 +83,17 @@ def _from_random_weights() -> dict[str, str]:
         f"px, {asked['epochs']} epochs, on a CPU, under the same teacher",
         "random without drd": told(effect(rivals["without_drd"])),
         "random without ded": told(effect(rivals["without_ded"])),
+    }
+
+
+def _under_a_weak_teacher() -> dict[str, str]:
+    """What a teacher that is behind did with the first share of DED, on val, by last weights."""
+    found = load("tune_weak_first_neu_128")["comparison"]
+    plain = found["arms"]["plain"]["mean"]["last"]["mAP50-95"]
+    return {
+        "weak first": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
+        "weak behind": points(plain - found["teacher"]["last"]["mAP50-95"]),
+        "weak seeds": f"{len(found['seeds'])} seeds",
     }
 
 
