@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.helpers import logged, rows, settings
 from tskd_yolo import Trainer
+from tskd_yolo.distill.agreement import Agreement
 from tskd_yolo.train import giving_way
 
 
@@ -28,6 +30,28 @@ def test_terms_give_way_and_that_is_said(tmp_path, data, detector, no_end, monke
     assert line.endswith("count 0.50 of what they were set to, and not in patches.")
     shares = [row["share/drd(neck)"] for row in rows(tmp_path)]
     assert shares[0] == pytest.approx(1, rel=0.01) and shares[1] < 0.9 * shares[0]
+
+
+@pytest.mark.slow
+def test_terms_give_way_where_answers_and_labels_part(tmp_path, data, detector, no_end, monkeypatch):
+    settled = []
+
+    def see(agreement, cosine):
+        settled.append(agreement.settled)
+        agreement.cosine, agreement.most, agreement.factor = map(torch.tensor, (0.1, 0.4, 0.1))
+
+    monkeypatch.setattr(Agreement, "see", see)
+    teacher = str(detector("yolo11n.yaml"))
+    with logged() as lines:
+        Trainer(**settings(tmp_path, data, teacher=teacher, epochs=4, balance="share", drd=1, ded=4, crd=1)).train()
+    assert settled == [False, True], "measured in the first and in the fifth of eight steps"
+    (line,) = [line for line in lines if "of what they were set to" in line]
+    assert line.endswith(
+        "a cosine of 0.10 with that of the labels, and had 0.40: the terms count 0.10 of what they were set to."
+    )
+    for row in rows(tmp_path):
+        shares = [row[f"share/{where}"] for where in ("drd(neck)", "ded(stride16)", "crd(neck)")]
+        assert shares == pytest.approx([0.1, 0.4, 0.1], rel=0.01)
 
 
 @pytest.mark.slow

@@ -22,9 +22,9 @@ MIXINS = DistillationMixin, ResumableMixin, GivingWayMixin, BackboneMixin, Unlab
 
 OWN = {
     "_use_whole_paths", "_processes", "_agree_on_folder", "_learned", "_open_cache", "_begin_epoch", "_end_epoch",
-    "_image_size", "_watch_lead", "_agree_on_lead", "_workers", "_new_flow", "_find_others",
-    "_labelled_views", "_see_others", "_confidence", "_doubt_others", "_tell_others",
-    "_begin_missing", "_tell_missing", "_count_step",
+    "_image_size", "_watch_lead", "_agree_on_lead", "_settle_agreement", "_tell_agreement",
+    "_workers", "_new_flow", "_find_others", "_labelled_views", "_see_others", "_confidence",
+    "_doubt_others", "_tell_others", "_begin_missing", "_tell_missing", "_count_step",
 }  # fmt: skip
 """What the mixins have besides the engine's hook points."""
 
