@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from common import machine, public
 from torch import Tensor
 from ultralytics import YOLO
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import get_cfg, smart_value
 from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> None:
     torch.manual_seed(seed)
     student = _student(given.get("student", "yolo11n.yaml"), data)
     teacher = Teacher(load(Path(given["teacher"])), like=student, names=data["names"], responses=True)
-    weights = {term: float(given.get(term, weight)) for term, weight in WEIGHTS.items()}
+    weights = {term: smart_value(given[term]) if term in given else weight for term, weight in WEIGHTS.items()}
     checked = config.build({**config.DEFAULTS, **weights, "teacher": given["teacher"]})
     distiller = Distiller(student=student, teacher=teacher, config=checked, seed=seed)
     args = get_cfg(overrides={"imgsz": size, "task": "detect", "mosaic": 0.0})
@@ -186,4 +186,7 @@ def _gradient(value: Tensor, inputs: list[Tensor]) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except config.ConfigError as error:
+        sys.exit(str(error))

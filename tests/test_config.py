@@ -181,6 +181,8 @@ def test_a_teacher_without_a_head_brings_drd_unless_it_is_given():
         ({"model": "yolo11n.yaml", "pretrained": "yolo11n.pt"}, None),
         ({"model": "yolo11n.yaml"}, 4.0),
         ({"model": Path("a/mine.yml"), "pretrained": True}, 4.0),
+        ({"model": "yolo11n.pt", "pretrained": False}, 4.0),
+        ({"model": "timm-resnet18.yaml", "pretrained": "resnet18.safetensors"}, 4.0),  # the backbone's alone
         ({"model": "yolo11n.yaml", "ded": 0.5}, 0.5),
         ({"model": "yolo11n.yaml", "variant": "paper"}, 1.0),
     ],

@@ -120,11 +120,12 @@ def with_variant(given: Mapping[str, Any]) -> dict[str, Any]:
 def from_random(model: Any, pretrained: Any) -> bool:
     """Whether a student starts from random weights, by Ultralytics' ``model=`` and ``pretrained=``.
 
-    A YAML says what a network is made of; weights come from a checkpoint, or with ``pretrained=FILE``. With a backbone
-    of timm's the other layers start from random weights.
+    A ``.pt`` that ``pretrained=`` names is read in any case, and with ``pretrained=False`` no other is. A YAML brings
+    no weights; a backbone of timm's has its own, and what comes after it has none.
     """
-    named = isinstance(pretrained, (str, Path)) and bool(str(pretrained))
-    return str(model or "").endswith((".yaml", ".yml")) and not named
+    if isinstance(pretrained, (str, Path)) and Path(pretrained).suffix.lower() == ".pt":
+        return False
+    return pretrained is False or str(model or "").endswith((".yaml", ".yml"))
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:

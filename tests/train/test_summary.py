@@ -28,8 +28,8 @@ def test_a_pair_shows_how_many_channels_are_compared():
 @pytest.mark.parametrize(
     ("start", "row"),
     [
-        ({"model": "yolo11n.pt"}, "pre-trained weights of the student, for which ded is 0.1 unless given"),
-        ({"model": "yolo11n.yaml"}, "random weights of the student, for which ded is 4 unless given"),
+        ({"model": "yolo11n.pt"}, "a pre-trained student, for which ded is 0.1 unless given"),
+        ({"model": "yolo11n.yaml"}, "a new student, for which ded is 4 unless given"),
         ({"model": "last.pt", "resume": True}, None),
         ({"model": "yolo11n.pt", "balance": "fixed"}, None),
     ],

@@ -44,7 +44,8 @@ class Agreement:
         """Takes a running mean of the cosine, ``()``, after each measurement."""
         if self.settled:
             return
-        self.cosine, self.most = cosine, cosine if self.most is None else torch.maximum(self.most, cosine)
+        before = cosine if self.most is None else self.most.to(cosine.device)  # of a resumed run on the CPU at first
+        self.cosine, self.most = cosine, torch.maximum(before, cosine)
         part = (cosine / self.most.clamp(min=FAINT) / FULL).clamp(0, 1) ** POWER
         self.factor = torch.where(self.most < FAINT, torch.ones_like(part), part)
 
@@ -64,6 +65,6 @@ class Agreement:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from :meth:`state`."""
-        if state["seen"] is not None:  # on the CPU: a scalar there may meet one of any device
+        if state["seen"] is not None:
             self.cosine, self.most = torch.tensor(state["seen"])
         self.factor, self._told = state["factor"], state["told"]

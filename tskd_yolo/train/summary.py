@@ -278,8 +278,8 @@ def _settings(distiller: Distiller, config: Config, args: Arguments) -> list[str
     if "ded" in distiller.on and config.balance == "share" and not args.resume:
         start = {"model": args.model, "pretrained": args.pretrained}
         usual = {**DEFAULTS, **with_variant(start)}["ded"]
-        kind = "random" if from_random(**start) else "pre-trained"
-        rows.append(f"start     {kind} weights of the student, for which ded is {usual:g} unless given")
+        kind = "new" if from_random(**start) else "pre-trained"  # of a new one timm's backbone may have weights
+        rows.append(f"start     a {kind} student, for which ded is {usual:g} unless given")
     count = sum(parameter.numel() for parameter in distiller.learned.parameters())
     trained = f"{count:,} parameters, trained with the student and not part of it" if count else "none"
     return [*rows, f"adapters  {trained}"]
