@@ -33,9 +33,24 @@ def test_terms_count_less_where_answers_and_labels_part(cosines, factor):
 
 def test_after_half_of_a_run_the_factor_stays():
     agreement = after(0.4, 0.16)
-    agreement.settled = True
+    agreement.settle()
     agreement.see(torch.tensor(0.4))
-    assert float(agreement.factor) == pytest.approx((0.4 / 0.6) ** 5)
+    assert float(agreement.factor) == pytest.approx((0.4 / 0.6) ** 5) and not agreement.gone
+
+
+def test_what_counts_next_to_nothing_then_is_gone():
+    agreement = after(0.4, 0.16)
+    assert agreement.news() is not None
+    agreement.see(torch.tensor(0.08))
+    assert float(agreement.factor) > 0 and not agreement.gone
+    agreement.settle()
+    assert agreement.factor == 0 and agreement.gone
+    news = agreement.news()
+    assert news is not None and news.endswith("the terms have given way") and agreement.news() is None
+    again = Agreement()
+    again.restore(agreement.state())
+    again.settle()
+    assert again.gone and again.news() is None
 
 
 def test_what_changes_is_said_once():

@@ -55,6 +55,25 @@ def test_terms_give_way_where_answers_and_labels_part(tmp_path, data, detector, 
 
 
 @pytest.mark.slow
+def test_where_nothing_is_left_at_half_the_teacher_rests(tmp_path, data, detector, no_end, monkeypatch):
+    asked: list[int] = []
+    cosines = [torch.tensor(0.1), torch.tensor(0.4)]
+    monkeypatch.setattr(
+        Agreement, "see", lambda a, _: vars(a).update(cosine=cosines[0], most=cosines[1], factor=torch.tensor(0.009))
+    )
+    trainer = Trainer(**settings(tmp_path, data, teacher=str(detector("yolo11n.yaml")), epochs=4, balance="share"))
+    trainer.add_callback("on_train_start", lambda t: watch(t.distiller, lambda: asked.append(t.epoch)))
+    with logged() as lines:
+        trainer.train()
+    assert {*asked} == {0, 1}
+    assert [line.rpartition(": ")[2] for line in lines if "had 0.40" in line] == [
+        "the terms count 0.01 of what they were set to.",
+        "the terms have given way.",
+    ]
+    assert [row["train/crd_loss"] > 0 for row in rows(tmp_path)] == [True, True, False, False]
+
+
+@pytest.mark.slow
 def test_where_all_have_given_way_the_teacher_rests(tmp_path, data, detector, no_end, monkeypatch):
     monkeypatch.setattr(giving_way, "best", lambda taught, known, count: [0.2] * count)
     monkeypatch.setattr(giving_way.summary, "class_scores", lambda _: [{"AP50-95": 0.3}] * 6)

@@ -14,6 +14,8 @@ FULL, POWER = 0.6, 5
 """Part of the largest cosine up to which the terms count in full, and how fast they count less below it."""
 HALF = 0.5
 """Part of the epochs after which the factor stays as it is."""
+NOTHING = 0.01
+"""Factor below which, from then on, the terms do not count at all."""
 TOLD = 0.25
 """By how much the factor has changed when that is said again."""
 
@@ -27,8 +29,9 @@ class Agreement:
     teacher that knows more than its student asks for what the labels ask for. When the student has learned what this
     teacher knows the two part, and what is left of the terms holds it there. That shows on the training images, before
     the validation set shows a lead, and at every share. Late in a run it shows of every teacher, while the terms still
-    are of use: so the factor stays as it is after half of the epochs. Du et al., Adapting Auxiliary Losses Using
-    Gradient Similarity (arXiv 1812.02224, 2018), weigh any auxiliary loss by such a cosine; the rest is ours.
+    are of use: so the factor stays as it is after half of the epochs, or is 0 where it is next to nothing. Du et al.,
+    Adapting Auxiliary Losses Using Gradient Similarity (arXiv 1812.02224, 2018), weigh any auxiliary loss by such a
+    cosine; the rest is ours.
     """
 
     def __init__(self) -> None:
@@ -37,7 +40,7 @@ class Agreement:
         self.factor: Tensor | float = 1.0
         """From 0 to 1; a tensor where it was measured, for which nothing waits."""
         self.settled = False
-        """Whether the run is past its first half."""
+        """Whether the run is past its first half, see :meth:`settle`."""
         self._told = 1.0
 
     def see(self, cosine: Tensor) -> None:
@@ -49,14 +52,27 @@ class Agreement:
         part = (cosine / self.most.clamp(min=FAINT) / FULL).clamp(0, 1) ** POWER
         self.factor = torch.where(self.most < FAINT, torch.ones_like(part), part)
 
+    def settle(self) -> None:
+        """Leaves the factor as it is, once half of the epochs are over. Waits for the device, at the first call."""
+        if not self.settled:
+            factor = float(self.factor)
+            self.settled, self.factor = True, factor if factor >= NOTHING else 0.0
+
+    @property
+    def gone(self) -> bool:
+        """Whether all terms have given way for good."""
+        return self.settled and not self.factor
+
     def news(self) -> str | None:
         """A sentence on what has changed since the last one; None where next to nothing has. Waits for the device."""
         factor = float(self.factor)
-        if abs(factor - self._told) < TOLD or self.cosine is None or self.most is None:
+        changed = abs(factor - self._told) >= TOLD or (self.gone and self._told > 0)
+        if not changed or self.cosine is None or self.most is None:
             return None
         self._told = factor
         said = f"the gradient of the teacher's answers has a cosine of {float(self.cosine):.2f} with that of the labels"
-        return f"{said}, and had {float(self.most):.2f}: the terms count {factor:.2f} of what they were set to"
+        said += f", and had {float(self.most):.2f}: the terms "
+        return said + ("have given way" if self.gone else f"count {factor:.2f} of what they were set to")
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain numbers."""

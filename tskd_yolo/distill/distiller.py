@@ -15,7 +15,7 @@ from tskd_yolo.config import TERMS, Config, ConfigError
 from tskd_yolo.distill.agreement import Agreement
 from tskd_yolo.distill.balance import Fixed, Meter, Share
 from tskd_yolo.distill.features import Capture, HeadReader, StudentOutputs, TeacherOutputs, channels, evaluating
-from tskd_yolo.distill.lead import Lead, gone
+from tskd_yolo.distill.lead import Lead
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
 from tskd_yolo.distill.panel import Panel
@@ -196,7 +196,7 @@ class Distiller:
         self.detach()
         teacher, outputs = None, partial(self.teacher_outputs, size=(images.shape[2], images.shape[3]))
         shown = images if teacher_images is None else teacher_images
-        terms = [] if gone(self.lead) and not (self.seer and self.seer.pseudo) else self.active
+        terms = [] if resting(self) and not (self.seer and self.seer.pseudo) else self.active
         if (asked := terms or (self.seer and self.seer.pseudo)) and self.cache is not None and batch is not None:
             teacher = self.cache(shown, batch, outputs)
         elif asked:
@@ -248,7 +248,7 @@ class Distiller:
     @property
     def common_factor(self) -> float | Tensor:
         """What all terms are multiplied by: by the schedule, the teacher's lead and what its answers are worth."""
-        return math.prod((each.factor for each in (self.lead, self.agreement) if each), start=self.factor)
+        return math.prod((each.factor for each in _watched(self)), start=self.factor)
 
     def _measure(self, detection: Tensor, losses: Losses) -> None:
         for term in self.terms:
@@ -285,6 +285,16 @@ class Distiller:
 
 def _sources(terms: Sequence[Term]) -> list[MapSource]:
     return list({term.source.name: term.source for term in terms if term.source is not None}.values())
+
+
+def resting(distiller: Distiller) -> bool:
+    """Whether all terms have given way."""
+    return any(each.gone for each in _watched(distiller))
+
+
+def _watched(distiller: Distiller) -> list[Lead | Agreement]:
+    """By what its terms give way."""
+    return [each for each in (distiller.lead, distiller.agreement) if each is not None]
 
 
 def _answers(terms: Sequence[Term]) -> str:

@@ -45,6 +45,11 @@ class Lead:
         return float(self.values[0])
 
     @property
+    def gone(self) -> bool:
+        """Whether all terms have given way, until the student falls behind again."""
+        return self.factor == 0
+
+    @property
     def classes(self) -> Tensor | None:
         """How much each class counts beside the others, ``(classes,)``; None where all count alike."""
         relative = self.values[1:]
@@ -75,7 +80,7 @@ class Lead:
         self._told, self._silent = self.factor, silent
         ours, theirs = (float(scores[self._known()].mean()) for scores in (self._student(), self.teacher))
         said = f"the student has reached an mAP50-95 of {ours:.3f} where its teacher has {theirs:.3f}: "
-        if self.factor == 0:
+        if self.gone:
             return said + "the terms have given way"
         if self.factor > 1 - TOLD and not silent:
             return said + "the terms count in full"
@@ -105,11 +110,6 @@ class Lead:
 
 def _tensor(scores: Sequence[float | None]) -> Tensor:
     return torch.tensor([float("nan") if score is None else score for score in scores])
-
-
-def gone(lead: Lead | None) -> bool:
-    """Whether all terms have given way."""
-    return lead is not None and lead.factor == 0
 
 
 def best(taught: Sequence[Mapping[str, Any]], known: Sequence[Sequence[int]], count: int) -> list[float | None]:

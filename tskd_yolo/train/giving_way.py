@@ -52,8 +52,8 @@ class GivingWayMixin(Engine):
 
     def _settle_agreement(self, distiller: Distiller, progress: float) -> None:
         """Before a step, after so many epochs."""
-        if distiller.agreement is not None:
-            distiller.agreement.settled = progress >= HALF * self.epochs
+        if distiller.agreement is not None and progress >= HALF * self.epochs:
+            distiller.agreement.settle()
 
     def _tell_agreement(self, distiller: Distiller) -> None:
         """After an epoch: what the terms have come to count."""

@@ -19,8 +19,7 @@ from tskd_yolo import compat, config, settings_files
 from tskd_yolo.data.views import Passes, Views, of_views
 from tskd_yolo.distill import cache
 from tskd_yolo.distill.balance import schedule
-from tskd_yolo.distill.distiller import Distiller, Trial
-from tskd_yolo.distill.lead import gone
+from tskd_yolo.distill.distiller import Distiller, Trial, resting
 from tskd_yolo.rng import undisturbed
 from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary, tasks
 from tskd_yolo.train.backbone import BackboneMixin
@@ -221,7 +220,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         self._tell_agreement(self.distiller)
         if FIRST:  # validation, where there is one, makes the metrics anew
             self.metrics.update(self.distiller.monitor.columns())
-        if self._first_epoch_checked or gone(self.distiller.lead):  # a run may go on in which nothing is taught
+        if self._first_epoch_checked or resting(self.distiller):  # a run may go on in which nothing is taught
             return
         if self._steps > 1:  # warm-up takes the first step at a rate of 0
             checks.check_first_epoch(self.distiller.monitor, self._processes)
