@@ -105,11 +105,12 @@ def measure(pair: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: built(name, pair, Path(folder), options) for name in STEPS}
         found = timed(calls(trainers, fixed_batch(options)), options)
+        terms = list(trainers["distill"].distiller.on)
     if not options.no_memory:
         del trainers
         found.update(memory(pair, options))
     graphs = {} if options.device == "cpu" else {"cuda_graphs": options.cuda_graphs == "True"}
-    return {"pair": pair, **graphs, **found, "settings": settings(options)}
+    return {"pair": pair, "terms": terms, **graphs, **found, "settings": settings(options)}
 
 
 def sweep(pair: str, options: argparse.Namespace) -> list[dict[str, Any]]:

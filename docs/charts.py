@@ -37,7 +37,7 @@ NAMES, JUDGED = ({arm: name.replace("`", "") for arm, name in names.items()} for
 
 def files() -> dict[str, str]:
     """Every chart, by its file's name."""
-    found, asked = load("screening_neu_128")["comparison"], load("finetune_first_neu_128")["comparison"]
+    found, asked = load("screening_neu_128")["comparison"], load("finetune_neu_128")["comparison"]
     three = {arm: name for arm, name in NAMES.items() if arm != "tskd"} | {"tskd": JUDGED["tskd"]}
     return {
         "judged-curves.svg": curves(asked, three),

@@ -1,4 +1,5 @@
-"""What distillation gives a pre-trained student on images that chose nothing: ``finetune_first_neu_128.json``."""
+"""What distillation gives a pre-trained student on test: ``finetune_neu_128.json``, and what the candidate before gave,
+``finetune_first_neu_128.json``."""
 
 from __future__ import annotations
 
@@ -10,15 +11,26 @@ from results import class_table, effect, load, miss_table, model_name, percent, 
 from tskd_yolo.compare.stats import Effect, interval, points
 
 METRICS = "mAP50", "mAP50-95"
-SHORT = {
+PLAIN = {
     "plain": "plain training",
     "plain_same_time": "plain training for as long as tskd-yolo",
     "ultralytics": "Ultralytics `distill_model=`",
+}
+SHORT = {**PLAIN, "tskd": "tskd-yolo", "short": "tskd-yolo, 12 epochs instead of 20"}
+ARMS = {
+    **PLAIN,
+    "tskd": "tskd-yolo",
+    "without_ded": "tskd-yolo without DED",
+    "without_crd": "tskd-yolo without CRD",
+    "hints": "tskd-yolo, plain hints in the place of DED",
+    "strong": "tskd-yolo, `ded=4`",
+    "short": "tskd-yolo, 12 epochs instead of 20",
+}
+"""How the arms of benchmarks/finetune.py are called."""
+FIRST = {
+    **PLAIN,
     "tskd": "tskd-yolo, `drd=1 ded=4`",
     "without_drd": "tskd-yolo, `ded=4`",
-}
-ARMS = {
-    **SHORT,
     "without_ded": "tskd-yolo, `drd=1 ded=4`, without DED",
     "without_crd": "tskd-yolo, `drd=1 ded=4`, without CRD",
     "drd": "DRD alone",
@@ -27,18 +39,18 @@ ARMS = {
     "hints": "tskd-yolo, `drd=1 ded=4`, plain hints in the place of DED",
     "short": "tskd-yolo, `drd=1 ded=4`, 12 epochs instead of 20",
 }
-"""How the arms of benchmarks/finetune.py are called."""
+"""How those of the first candidate are called."""
 GOAL, LEAST = 0.03, 0.02
 """What PROTOCOL.md asks of tskd over plain training in mAP50-95, and what it calls the least that is worth anything."""
 
 
 def values() -> dict[str, str]:
     """Tables of Markdown, their setting, and what the pages tell of them."""
-    report, tuning = load("finetune_first_neu_128"), load("tune_others_neu_128")["comparison"]  # the same pair on val
+    report, tuning = load("finetune_neu_128"), load("tune_others_neu_128")["comparison"]  # the same pair on val
     found = report["comparison"]
     arms, asked, rivals = found["arms"], found["settings"], found["tskd_against"]
     plain, tskd = arms["plain"]["mean"]["best"]["mAP50-95"], arms["tskd"]
-    teacher, gain = found["teacher"]["last"]["mAP50-95"], effect(arms["tskd"]["effect"]["mAP50-95"])
+    teacher, gain = found["teacher"]["last"]["mAP50-95"], effect(tskd["effect"]["mAP50-95"])
     return {
         "judged": _table(found, ARMS, long=True),
         "judged short": _table(found, SHORT, long=False),
@@ -49,21 +61,37 @@ def values() -> dict[str, str]:
         "judged lead": points(teacher - plain),
         "judged recovered": percent(tskd["recovered"]),
         "judged goal": _goal(gain),
-        "judged default": told(effect(arms["without_drd"]["effect"]["mAP50-95"])),
         "judged same time": told(effect(rivals["plain_same_time"])),
         "judged rival": told(effect(rivals["ultralytics"])),
+        "judged rival corrected": interval(_corrected(rivals["ultralytics"])),
         "judged hints": told(effect(rivals["hints"])),
-        **{f"judged without {term}": told(effect(rivals[f"without_{term}"])) for term in ("drd", "ded", "crd")},
-        "judged time": f"{tskd['time']['of_plain']:.2f}",
+        "judged strong": told(effect(rivals["strong"])),
+        **{f"judged without {term}": told(effect(rivals[f"without_{term}"])) for term in ("ded", "crd")},
+        "judged 12 epochs": told(effect(arms["short"]["effect"]["mAP50-95"])),
+        "judged 12 epochs time": f"{arms['short']['time']['of_plain']:.2f}",
         "judged on val": told(effect(tuning["arms"]["tskd"]["effect"]["mAP50-95"])),
         "judged lead on val": points(
             tuning["teacher"]["last"]["mAP50-95"] - tuning["arms"]["plain"]["mean"]["last"]["mAP50-95"]
         ),
-        "judged drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
+        **_of_the_first_candidate(),
         **_from_random_weights(),
         **_under_a_weak_teacher(),
         "judged classes": class_table(arms),
         "judged misses": miss_table(arms),
+    }
+
+
+def _of_the_first_candidate() -> dict[str, str]:
+    found = load("finetune_first_neu_128")["comparison"]
+    arms, rivals = found["arms"], found["tskd_against"]
+    return {
+        "first": _table(found, FIRST, long=True),
+        "first gain": told(effect(arms["tskd"]["effect"]["mAP50-95"])),
+        "first drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
+        "first rival": told(effect(rivals["ultralytics"])),
+        "first rival corrected": interval(_corrected(rivals["ultralytics"])),
+        "first hints": told(effect(rivals["hints"])),
+        **{f"first without {term}": told(effect(rivals[f"without_{term}"])) for term in ("drd", "ded", "crd")},
     }
 
 
@@ -75,7 +103,7 @@ def _from_random_weights() -> dict[str, str]:
     for arm in ("plain", "tskd", "without_drd", "without_ded"):
         score = f"{arms[arm]['mean']['last']['mAP50-95']:.3f}"
         over = "" if arm == "plain" else told(effect(arms[arm]["effect"]["mAP50-95"]))
-        rows.append([ARMS[arm], score, over, told(effect(rivals[arm])) if arm in rivals else ""])
+        rows.append([FIRST[arm], score, over, told(effect(rivals[arm])) if arm in rivals else ""])
     head = ["from random weights", "mAP50-95", "over plain, 95 % interval", "tskd-yolo over it"]
     return {
         "random": table(head, rows),
@@ -123,5 +151,10 @@ def _row(found: Mapping[str, Any], arm: str, long: bool) -> Sequence[str]:
     if arm == "plain":
         return [figures, *[""] * (3 if long else 2), time]
     gain = row["effect"]["mAP50-95"]
-    corrected = [interval(Effect(gain["mean"], gain["corrected"]["low"], gain["corrected"]["high"], gain["seeds"]))]
-    return [figures, told(effect(gain)), *(corrected if long else []), gain["verdict"], time]
+    corrected = [interval(_corrected(gain))] if long else []
+    return [figures, told(effect(gain)), *corrected, gain["verdict"], time]
+
+
+def _corrected(row: Mapping[str, Any]) -> Effect:
+    """A difference with the interval that is corrected over all of its table."""
+    return Effect(row["mean"], row["corrected"]["low"], row["corrected"]["high"], row["seeds"])

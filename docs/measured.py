@@ -231,14 +231,15 @@ def _memory_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _gpu_table(rows: Sequence[Mapping[str, Any]]) -> str:
     times = "student_step_s", "teacher_forward_s", "distill_step_s", "builtin_step_s"
     ratios = "ratio_to_floor_channels_last", "ratio_to_builtin", "ratio_to_memory_floor", "ratio_to_builtin_memory"
-    head = ["student ← teacher", "`cuda_graphs`", "plain step", "teacher", "tskd-yolo", "`distill_model=`"]
+    head = ["student ← teacher", "terms", "`cuda_graphs`", "plain step", "teacher", "tskd-yolo", "`distill_model=`"]
     head += ["time ÷ floor", "÷ `distill_model=`", "memory ÷ floor", "÷ `distill_model=`"]
     body = [
-        [pair_name(row["pair"]), str(row["cuda_graphs"]), *(f"{1000 * row[key]:.0f} ms" for key in times)]
+        [pair_name(row["pair"]), ", ".join(row["terms"]).upper(), str(row["cuda_graphs"])]
+        + [f"{1000 * row[key]:.0f} ms" for key in times]
         + [f"{row[key]:.2f}" for key in ratios]
         for row in rows
     ]
-    return table(head, body, words=2)
+    return table(head, body, words=3)
 
 
 def _sweep(what: str, title: str) -> str:
