@@ -12,6 +12,7 @@ from measured import ARMS, pair_name, teacher_name
 from results import effect, load
 
 from tskd_yolo.compare.charts import DASHES, Bar, Series, bars, lines
+from tskd_yolo.compare.timing import mean_over_minutes
 
 STYLE = """
 svg { background: var(--page); --page: #fff; --text: #1b1f24; --soft: #4d5560; --line: #c9ced6;
@@ -42,6 +43,7 @@ def files() -> dict[str, str]:
     return {
         "judged-curves.svg": curves(asked, three),
         "judged-gain.svg": gain(asked, JUDGED),
+        "cached-minutes.svg": minutes(load("finetune_cached_neu_128")["comparison"], judged.CACHED),
         "screening-curves.svg": curves(found, NAMES, teacher_name(found)),
         "screening-gain.svg": gain(found, NAMES),
         "screening-classes.svg": classes(found),
@@ -58,6 +60,20 @@ def curves(found: Mapping[str, Any], names: Mapping[str, str], teacher: str = ""
         series.append(Series(f"teacher, {teacher}", 3, [((epochs[0], epochs[-1]), (top, top))]))
     label = "mAP50-95 on the validation images over epochs: thin lines are seeds, thick ones their mean"
     return finished(lines(label, series, x_label="epoch", y_label="mAP50-95"), [(s.name, s.style) for s in series])
+
+
+def minutes(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """mAP50-95 over the minutes of training, the mean of the seeds."""
+    means = [mean_over_minutes(found["curves"][arm], found["clock"]) for arm in names]
+    series = [Series(name, i, [mean]) for i, (name, mean) in enumerate(zip(names.values(), means, strict=True))]
+    chart = lines(
+        "mAP50-95 on the validation images over minutes of training",
+        series,
+        x_label="minutes of training",
+        y_label="mAP50-95",
+        whole_x=False,
+    )
+    return finished(chart, [(s.name, s.style) for s in series])
 
 
 def _runs(found: Mapping[str, Any], arm: str, column: str) -> list[tuple[Sequence[float], Sequence[float]]]:

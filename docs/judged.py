@@ -40,6 +40,21 @@ FIRST = {
     "short": "tskd-yolo, `drd=1 ded=4`, 12 epochs instead of 20",
 }
 """How those of the first candidate are called."""
+WEAK = {
+    "plain": "plain training",
+    "tskd": "tskd-yolo",
+    "quarter": "with a quarter of the shares, `ded=0.025 crd=0.25`",
+    "four": "with four times the shares, `ded=0.4 crd=4`",
+    "strong": "with DED's share of a student from random weights, `ded=4`",
+}
+"""How the arms of benchmarks/weak.yaml are called."""
+CACHED = {
+    "plain": "plain training",
+    "filled": "tskd-yolo, the run that fills the cache",
+    "read": "tskd-yolo, a later run",
+    "read_short": "tskd-yolo, a later run of 12 epochs",
+}
+"""How those of benchmarks/cached.yaml are called."""
 GOAL, LEAST = 0.03, 0.02
 """What PROTOCOL.md asks of tskd over plain training in mAP50-95, and what it calls the least that is worth anything."""
 
@@ -76,6 +91,7 @@ def values() -> dict[str, str]:
         **_of_the_first_candidate(),
         **_from_random_weights(),
         **_under_a_weak_teacher(),
+        **_out_of_the_cache(),
         "judged classes": class_table(arms),
         "judged misses": miss_table(arms),
     }
@@ -115,14 +131,51 @@ def _from_random_weights() -> dict[str, str]:
 
 
 def _under_a_weak_teacher() -> dict[str, str]:
-    """What a teacher that is behind did with the first share of DED, on val, by last weights."""
-    found = load("tune_weak_first_neu_128")["comparison"]
-    plain = found["arms"]["plain"]["mean"]["last"]["mAP50-95"]
+    """What a teacher that is behind does, and did with the first share of DED, on val, by last weights."""
+    before, found = (load(f"tune_weak_{name}neu_128")["comparison"] for name in ("first_", ""))
+    arms, last = found["arms"], "last"
+    plain = arms["plain"]["mean"][last]["mAP50-95"]
+    rows = [
+        [name, f"{arms[arm]['mean'][last]['mAP50-95']:.3f}"]
+        + (["", ""] if arm == "plain" else [told(effect(arms[arm]["effect"]["mAP50-95"])), _verdict(arms[arm])])
+        for arm, name in WEAK.items()
+    ]
+    rows.append(["teacher", f"{found['teacher']['last']['mAP50-95']:.3f}", "", ""])
     return {
-        "weak first": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
+        "weak": table(["under a teacher that is behind", "mAP50-95", "over plain, 95 % interval", "verdict"], rows),
+        "weak setting": f"NEU-DET in three splits, val, last weights, {len(found['seeds'])} seeds; "
+        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU",
+        "weak first": told(effect(before["arms"]["tskd"]["effect"]["mAP50-95"])),
         "weak behind": points(plain - found["teacher"]["last"]["mAP50-95"]),
-        "weak seeds": f"{len(found['seeds'])} seeds",
     }
+
+
+def _verdict(arm: Mapping[str, Any]) -> str:
+    return str(arm["effect"]["mAP50-95"]["verdict"])
+
+
+def _out_of_the_cache() -> dict[str, str]:
+    """How soon a student is where plain training ends, on test, when its teacher's outputs are kept."""
+    found = load("finetune_cached_neu_128")["comparison"]
+    arms, rows = found["arms"], []
+    soon = {arm: _soon(arms[arm]["time"]["to_plain"]) for arm in CACHED}
+    for arm, name in CACHED.items():
+        row = arms[arm]
+        over = "" if arm == "plain" else told(effect(row["effect"]["mAP50-95"]))
+        score, time = f"{row['mean']['best']['mAP50-95']:.3f}", f"{row['time']['of_plain']:.2f}"
+        rows.append([name, score, over, time, soon[arm]])
+    head = ["", "mAP50-95", "over plain, 95 % interval", "time ÷ plain", "time to plain's accuracy ÷ plain's time"]
+    return {
+        "cached": table(head, rows),
+        "cached setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; "
+        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU, by the processor's clock",
+        **{f"cached {arm}": when for arm, when in soon.items()},
+    }
+
+
+def _soon(time: Mapping[str, Any]) -> str:
+    """The mean over the seeds, or in how many of them plain training's accuracy was reached at all."""
+    return f"{time['mean']:.2f}" if time["mean"] is not None else f"in {time['reached']} of {len(time['seeds'])} seeds"
 
 
 def _goal(gain: Effect) -> str:
