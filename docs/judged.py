@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from results import class_table, effect, load, miss_table, model_name, percent, table, told
 
-from tskd_yolo.compare.stats import Effect, interval, points
+from tskd_yolo.compare.stats import Effect, interval, paired, points
 
 METRICS = "mAP50", "mAP50-95"
 PLAIN = {
@@ -55,6 +56,18 @@ CACHED = {
     "read_short": "tskd-yolo, a later run of 12 epochs",
 }
 """How those of benchmarks/cached.yaml are called."""
+WAY = {
+    "plain": "plain training",
+    "ultralytics": "Ultralytics `distill_model=`",
+    "without_drd": "itself without DRD",
+    "without_ded": "itself without DED",
+    "without_crd": "itself without CRD",
+    "hints": "itself with plain hints in the place of DED",
+    "strong": "itself with `ded=4`",
+}
+"""Arms that tskd is held against on the way, where a comparison has them."""
+STRETCH = 5
+"""Epochs over which a curve is averaged there: single epochs swing."""
 GOAL, LEAST = 0.03, 0.02
 """What PROTOCOL.md asks of tskd over plain training in mAP50-95, and what it calls the least that is worth anything."""
 
@@ -82,6 +95,7 @@ def values() -> dict[str, str]:
         "judged hints": told(effect(rivals["hints"])),
         "judged strong": told(effect(rivals["strong"])),
         **{f"judged without {term}": told(effect(rivals[f"without_{term}"])) for term in ("ded", "crd")},
+        "judged way": _way(found),
         "judged 12 epochs": told(effect(arms["short"]["effect"]["mAP50-95"])),
         "judged 12 epochs time": f"{arms['short']['time']['of_plain']:.2f}",
         "judged on val": told(effect(tuning["arms"]["tskd"]["effect"]["mAP50-95"])),
@@ -102,11 +116,29 @@ def _of_the_first_candidate() -> dict[str, str]:
     arms, rivals = found["arms"], found["tskd_against"]
     return {
         "first": _table(found, FIRST, long=True),
+        "first way": _way(found),
         "first drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
         "first rival corrected": interval(_corrected(rivals["ultralytics"])),
         "first hints": told(effect(rivals["hints"])),
         **{f"first without {term}": told(effect(rivals[f"without_{term}"])) for term in ("drd", "ded", "crd")},
     }
+
+
+def _way(found: Mapping[str, Any]) -> str:
+    """How far tskd is ahead on the validation images after each stretch of the run, in points of mAP50-95."""
+    starts = range(0, found["settings"]["epochs"], STRETCH)
+    ours = [_stretch(found, "tskd", start) for start in starts]
+    rows = []
+    for arm in (arm for arm in WAY if arm in found["arms"]):
+        gains = [paired(mine, _stretch(found, arm, start)) for start, mine in zip(starts, ours, strict=True)]
+        rows.append([WAY[arm], *(told(gain) for gain in gains if gain is not None)])
+    return table(["ahead of", *(f"epochs {start + 1} to {start + STRETCH}" for start in starts)], rows)
+
+
+def _stretch(found: Mapping[str, Any], arm: str, start: int) -> dict[int, float]:
+    """The mean of a run's curve over a stretch, for each seed."""
+    curves = found["curves"][arm].items()
+    return {int(seed): fmean(run["metrics/mAP50-95(B)"][start : start + STRETCH]) for seed, run in curves}
 
 
 def _from_random_weights() -> dict[str, str]:
