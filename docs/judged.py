@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from results import class_table, effect, load, miss_table, model_name, percent, table, told
 
@@ -105,6 +105,7 @@ def values() -> dict[str, str]:
         **_of_the_first_candidate(),
         **_from_random_weights(),
         **_under_a_weak_teacher(),
+        **_under_itself(),
         **_out_of_the_cache(),
         "judged classes": class_table(arms),
         "judged misses": miss_table(arms),
@@ -182,6 +183,22 @@ def _under_a_weak_teacher() -> dict[str, str]:
 
 def _verdict(arm: Mapping[str, Any]) -> str:
     return str(arm["effect"]["mAP50-95"]["verdict"])
+
+
+def _under_itself() -> dict[str, str]:
+    """What a student gains under an earlier run of its own, on test, by its best and by its last weights."""
+    found = load("finetune_self_neu_128")["comparison"]
+    plain, tskd = found["arms"]["plain"], found["arms"]["tskd"]
+    by_last = [{row["seed"]: row["last"]["mAP50-95"] for row in arm["rows"]} for arm in (tskd, plain)]
+    teacher, alone, taught = found["teacher"]["last"], plain["mean"]["best"], tskd["mean"]["best"]
+    return {
+        "self setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; "
+        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU",
+        "self gain": told(effect(tskd["effect"]["mAP50-95"])),
+        "self gain of last": told(cast(Effect, paired(*by_last))),
+        "self scores": ", ".join(f"{row['mAP50-95']:.3f}" for row in (alone, taught, teacher)),
+        "self lead": points(teacher["mAP50-95"] - alone["mAP50-95"]),
+    }
 
 
 def _out_of_the_cache() -> dict[str, str]:
