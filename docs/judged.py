@@ -28,6 +28,8 @@ ARMS = {
     "short": "tskd-yolo, 12 epochs instead of 20",
 }
 """How the arms of benchmarks/finetune.py are called."""
+BRIEF = {arm: ARMS[arm] for arm in ("plain", "ultralytics", "tskd", "without_ded", "hints")}
+"""Those that were asked in a schedule of six epochs."""
 FIRST = {
     **PLAIN,
     "tskd": "tskd-yolo, `drd=1 ded=4`",
@@ -66,8 +68,6 @@ WAY = {
     "strong": "itself with `ded=4`",
 }
 """Arms that tskd is held against on the way, where a comparison has them."""
-STRETCH = 5
-"""Epochs over which a curve is averaged there: single epochs swing."""
 GOAL, LEAST = 0.03, 0.02
 """What PROTOCOL.md asks of tskd over plain training in mAP50-95, and what it calls the least that is worth anything."""
 
@@ -104,6 +104,7 @@ def values() -> dict[str, str]:
         ),
         **_of_the_first_candidate(),
         **_from_random_weights(),
+        **_in_a_brief_schedule(),
         **_under_a_weak_teacher(),
         **_under_itself(),
         **_out_of_the_cache(),
@@ -125,39 +126,59 @@ def _of_the_first_candidate() -> dict[str, str]:
     }
 
 
-def _way(found: Mapping[str, Any]) -> str:
-    """How far tskd is ahead on the validation images after each stretch of the run, in points of mAP50-95."""
-    starts = range(0, found["settings"]["epochs"], STRETCH)
-    ours = [_stretch(found, "tskd", start) for start in starts]
+def _way(found: Mapping[str, Any], stretch: int = 5) -> str:
+    """How far tskd is ahead on the validation images, averaged over stretches of epochs, in points of mAP50-95."""
+    spans = [(start, start + stretch) for start in range(0, found["settings"]["epochs"], stretch)]
     rows = []
     for arm in (arm for arm in WAY if arm in found["arms"]):
-        gains = [paired(mine, _stretch(found, arm, start)) for start, mine in zip(starts, ours, strict=True)]
+        gains = [paired(_over(found, "tskd", *span), _over(found, arm, *span)) for span in spans]
         rows.append([WAY[arm], *(told(gain) for gain in gains if gain is not None)])
-    return table(["ahead of", *(f"epochs {start + 1} to {start + STRETCH}" for start in starts)], rows)
+    return table(["ahead of", *(f"epochs {start + 1} to {end}" for start, end in spans)], rows)
 
 
-def _stretch(found: Mapping[str, Any], arm: str, start: int) -> dict[int, float]:
+def _over(found: Mapping[str, Any], arm: str, start: int, end: int) -> dict[int, float]:
     """The mean of a run's curve over a stretch, for each seed."""
     curves = found["curves"][arm].items()
-    return {int(seed): fmean(run["metrics/mAP50-95(B)"][start : start + STRETCH]) for seed, run in curves}
+    return {int(seed): fmean(run["metrics/mAP50-95(B)"][start:end]) for seed, run in curves}
 
 
 def _from_random_weights() -> dict[str, str]:
-    """The same questions of a student from random weights, on val, by its last weights."""
-    found = load("tune_random_neu_128")["comparison"]
-    arms, rivals, asked = found["arms"], found["tskd_against"], found["settings"]
-    rows = []
-    for arm in ("plain", "tskd", "without_drd", "without_ded"):
+    """The same questions of a student from random weights, on val, by its last weights: as it is now, and with DRD."""
+    found, before = (load(f"tune_random_{name}neu_128")["comparison"] for name in ("", "first_"))
+    rivals = found["tskd_against"]
+    return {
+        "random": _random_table(found, ARMS),
+        "random first": _random_table(before, FIRST),
+        "random setting": f"NEU-DET in three splits, val, last weights, {len(found['seeds'])} seeds; "
+        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU, under the same teacher",
+        "random first seeds": str(len(before["seeds"])),
+        "random without drd": told(effect(before["tskd_against"]["without_drd"])),
+        "random without ded": told(effect(rivals["without_ded"])),
+        "random way": _way(found),
+    }
+
+
+def _random_table(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    arms, rivals, rows = found["arms"], found["tskd_against"], []
+    for arm in (arm for arm in names if arm in arms):
         score = f"{arms[arm]['mean']['last']['mAP50-95']:.3f}"
         over = "" if arm == "plain" else told(effect(arms[arm]["effect"]["mAP50-95"]))
-        rows.append([FIRST[arm], score, over, told(effect(rivals[arm])) if arm in rivals else ""])
-    head = ["from random weights", "mAP50-95", "over plain, 95 % interval", "tskd-yolo over it"]
+        rows.append([names[arm], score, over, told(effect(rivals[arm])) if arm in rivals else ""])
+    return table(["from random weights", "mAP50-95", "over plain, 95 % interval", "tskd-yolo over it"], rows)
+
+
+def _in_a_brief_schedule() -> dict[str, str]:
+    """Three tenths of the schedule, on test."""
+    found = load("finetune_brief_neu_128")["comparison"]
+    rivals, asked = found["tskd_against"], found["settings"]
     return {
-        "random": table(head, rows),
-        "random setting": f"NEU-DET in three splits, val, last weights, {len(found['seeds'])} seeds; {asked['imgsz']} "
-        f"px, {asked['epochs']} epochs, on a CPU, under the same teacher",
-        "random without drd": told(effect(rivals["without_drd"])),
-        "random without ded": told(effect(rivals["without_ded"])),
+        "brief": _table(found, BRIEF, long=True),
+        "brief setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; {asked['imgsz']} px, "
+        f"{asked['epochs']} epochs, the last {asked['close_mosaic']} without mosaic, on a CPU",
+        "brief way": _way(found, stretch=2),
+        "brief gain": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
+        **{f"brief {arm}": told(effect(row)) for arm, row in rivals.items()},
+        **{f"brief {arm} corrected": interval(_corrected(row)) for arm, row in rivals.items()},
     }
 
 
