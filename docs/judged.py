@@ -68,6 +68,7 @@ WAY = {
     "strong": "itself with `ded=4`",
 }
 """Arms that tskd is held against on the way, where a comparison has them."""
+VAL, TEST = "val, last weights", "test, `best.pt`"
 GOAL, LEAST = 0.03, 0.02
 """What PROTOCOL.md asks of tskd over plain training in mAP50-95, and what it calls the least that is worth anything."""
 
@@ -118,7 +119,6 @@ def _of_the_first_candidate() -> dict[str, str]:
     arms, rivals = found["arms"], found["tskd_against"]
     return {
         "first": _table(found, FIRST, long=True),
-        "first way": _way(found),
         "first drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
         "first rival corrected": interval(_corrected(rivals["ultralytics"])),
         "first hints": told(effect(rivals["hints"])),
@@ -131,8 +131,7 @@ def _way(found: Mapping[str, Any], stretch: int = 5) -> str:
     spans = [(start, start + stretch) for start in range(0, found["settings"]["epochs"], stretch)]
     rows = []
     for arm in (arm for arm in WAY if arm in found["arms"]):
-        gains = [paired(_over(found, "tskd", *span), _over(found, arm, *span)) for span in spans]
-        rows.append([WAY[arm], *(told(gain) for gain in gains if gain is not None)])
+        rows.append([WAY[arm], *(_ahead(_over(found, "tskd", *span), _over(found, arm, *span)) for span in spans)])
     return table(["ahead of", *(f"epochs {start + 1} to {end}" for start, end in spans)], rows)
 
 
@@ -142,6 +141,19 @@ def _over(found: Mapping[str, Any], arm: str, start: int, end: int) -> dict[int,
     return {int(seed): fmean(run["metrics/mAP50-95(B)"][start:end]) for seed, run in curves}
 
 
+def _ahead(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    return told(cast(Effect, paired(ours, theirs)))  # None only where no seed has both
+
+
+def _setting(found: Mapping[str, Any], judged: str) -> str:
+    """Where a comparison on a CPU was made, and what it was judged by."""
+    asked = found["settings"]
+    return (
+        f"NEU-DET in three splits, {judged}, {len(found['seeds'])} seeds; {asked['imgsz']} px, {asked['epochs']} epochs"
+        ", on a CPU"
+    )
+
+
 def _from_random_weights() -> dict[str, str]:
     """The same questions of a student from random weights, on val, by its last weights: as it is now, and with DRD."""
     found, before = (load(f"tune_random_{name}neu_128")["comparison"] for name in ("", "first_"))
@@ -149,8 +161,7 @@ def _from_random_weights() -> dict[str, str]:
     return {
         "random": _random_table(found, ARMS),
         "random first": _random_table(before, FIRST),
-        "random setting": f"NEU-DET in three splits, val, last weights, {len(found['seeds'])} seeds; "
-        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU, under the same teacher",
+        "random setting": f"{_setting(found, VAL)}, under the same teacher",
         "random first seeds": str(len(before["seeds"])),
         "random without drd": told(effect(before["tskd_against"]["without_drd"])),
         "random without ded": told(effect(rivals["without_ded"])),
@@ -170,12 +181,12 @@ def _random_table(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
 def _in_a_brief_schedule() -> dict[str, str]:
     """Three tenths of the schedule, on test."""
     found = load("finetune_brief_neu_128")["comparison"]
-    rivals, asked = found["tskd_against"], found["settings"]
+    rivals = found["tskd_against"]
     return {
         "brief": _table(found, BRIEF, long=True),
-        "brief setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; {asked['imgsz']} px, "
-        f"{asked['epochs']} epochs, the last {asked['close_mosaic']} without mosaic, on a CPU",
+        "brief setting": f"{_setting(found, TEST)}, the last {found['settings']['close_mosaic']} epochs without mosaic",
         "brief way": _way(found, stretch=2),
+        "brief time": f"{found['arms']['tskd']['time']['of_plain']:.2f}",
         "brief gain": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
         **{f"brief {arm}": told(effect(row)) for arm, row in rivals.items()},
         **{f"brief {arm} corrected": interval(_corrected(row)) for arm, row in rivals.items()},
@@ -195,8 +206,7 @@ def _under_a_weak_teacher() -> dict[str, str]:
     rows.append(["teacher", f"{found['teacher']['last']['mAP50-95']:.3f}", "", ""])
     return {
         "weak": table(["under a teacher that is behind", "mAP50-95", "over plain, 95 % interval", "verdict"], rows),
-        "weak setting": f"NEU-DET in three splits, val, last weights, {len(found['seeds'])} seeds; "
-        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU",
+        "weak setting": _setting(found, VAL),
         "weak first": told(effect(before["arms"]["tskd"]["effect"]["mAP50-95"])),
         "weak behind": points(plain - found["teacher"]["last"]["mAP50-95"]),
     }
@@ -213,10 +223,9 @@ def _under_itself() -> dict[str, str]:
     by_last = [{row["seed"]: row["last"]["mAP50-95"] for row in arm["rows"]} for arm in (tskd, plain)]
     teacher, alone, taught = found["teacher"]["last"], plain["mean"]["best"], tskd["mean"]["best"]
     return {
-        "self setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; "
-        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU",
+        "self setting": _setting(found, TEST),
         "self gain": told(effect(tskd["effect"]["mAP50-95"])),
-        "self gain of last": told(cast(Effect, paired(*by_last))),
+        "self gain of last": _ahead(*by_last),
         "self scores": ", ".join(f"{row['mAP50-95']:.3f}" for row in (alone, taught, teacher)),
         "self lead": points(teacher["mAP50-95"] - alone["mAP50-95"]),
     }
@@ -235,8 +244,7 @@ def _out_of_the_cache() -> dict[str, str]:
     head = ["", "mAP50-95", "over plain, 95 % interval", "time ÷ plain", "time to plain's accuracy ÷ plain's time"]
     return {
         "cached": table(head, rows),
-        "cached setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; "
-        f"{found['settings']['imgsz']} px, {found['settings']['epochs']} epochs, on a CPU, by the processor's clock",
+        "cached setting": f"{_setting(found, TEST)}, by the processor's clock",
         **{f"cached {arm}": when for arm, when in soon.items() if arm != "plain"},
     }
 
