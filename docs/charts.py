@@ -39,9 +39,8 @@ NAMES, JUDGED = ({arm: name.replace("`", "") for arm, name in names.items()} for
 def files() -> dict[str, str]:
     """Every chart, by its file's name."""
     found, asked = load("screening_neu_128")["comparison"], load("finetune_neu_128")["comparison"]
-    three = {arm: name for arm, name in NAMES.items() if arm != "tskd"} | {"tskd": JUDGED["tskd"]}
     return {
-        "judged-curves.svg": curves(asked, three),
+        "judged-curves.svg": curves(asked, NAMES),
         "judged-gain.svg": gain(asked, JUDGED),
         "cached-minutes.svg": minutes(load("finetune_cached_neu_128")["comparison"], judged.CACHED),
         "screening-curves.svg": curves(found, NAMES, teacher_name(found)),
@@ -110,8 +109,8 @@ def classes(found: Mapping[str, Any]) -> str:
 
 def cosines(found: Mapping[str, Any]) -> str:
     """Whether each term works with the detection loss or against it, over the epochs."""
-    terms = ("drd", "ded", "crd")
-    series = [Series(term.upper(), i + 1, _runs(found, "tskd", f"cosine/{term}")) for i, term in enumerate(terms)]
+    columns = {"DED": "cosine/ded(stride16)", "CRD": "cosine/crd(neck)"}
+    series = [Series(term, i, _runs(found, "tskd", column)) for i, (term, column) in enumerate(columns.items(), 1)]
     label = "Cosine of each term's gradient with the detection loss's over epochs"
     return finished(lines(label, series, x_label="epoch", y_label="cosine"), [(s.name, s.style) for s in series])
 

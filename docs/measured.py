@@ -24,9 +24,9 @@ METRICS = "mAP50", "mAP50-95"
 ARMS = {
     "plain": "plain training",
     "ultralytics": "Ultralytics `distill_model=`",
-    "tskd": "tskd-yolo, earlier DRD",
+    "tskd": "tskd-yolo",
 }
-"""How the arms of the screening are called; its ``tskd`` ran at ``drd=0.05``, before DRD compared relations."""
+"""How the arms of the screening are called."""
 
 
 def values() -> dict[str, str]:
@@ -56,7 +56,6 @@ def screening() -> dict[str, str]:
     arms, teacher = found["arms"], found["teacher"]["last"]
     gain, rival = effect(arms["tskd"]["effect"]["mAP50-95"]), effect(found["tskd_against"]["ultralytics"])
     alarms = {arm: next(m for m in arms[arm]["effect_on_misses"] if m["false_alarms"] == 1) for arm in arms}
-    seconds = {arm: sum(row["seconds"] for row in arms[arm]["rows"]) for arm in arms}
     asked = found["settings"]
     return {
         "screening": _screening_table(found),
@@ -68,7 +67,10 @@ def screening() -> dict[str, str]:
         "screening rival": f"{points(rival.mean)} points ({interval(rival)})",
         "screening misses": f"{percent(alarms['tskd']['miss'])} of the defects are missed instead of "
         f"{percent(alarms['plain']['miss'])}",
-        "screening time": f"{seconds['tskd'] / seconds['plain']:.1f} times as long as plain training",
+        "screening time": f"{arms['tskd']['time']['of_plain']:.1f} times as long as plain training",
+        "screening first": told(
+            effect(load("screening_first_neu_128")["comparison"]["arms"]["tskd"]["effect"]["mAP50-95"])
+        ),
         "screening latency": _latency(found),
         "screening classes": class_table(arms),
         "screening misses table": miss_table(arms),
@@ -111,9 +113,7 @@ def _recipe(found: Mapping[str, Any]) -> str:
     """The header of cfg/neu.yaml."""
     teacher = found["teacher"]["last"]["mAP50-95"]
     seeds = ", ".join(map(str, found["seeds"]))
-    drd = found["settings"]["drd"]
     lines = [
-        f"Reached with the earlier form of DRD at drd={drd:g}; without DRD it has not been run on this split.",
         f"mAP50 / mAP50-95 of the last weights, seeds {seeds}; teacher {teacher_name(found)}, {teacher:.3f}:",
     ]
     for arm, name in (("tskd", "tskd-yolo"), ("plain", "plain training")):
@@ -128,7 +128,7 @@ def _recipe(found: Mapping[str, Any]) -> str:
 
 def cache() -> dict[str, str]:
     """Training out of the teacher's cache against live distillation, in mAP and in time."""
-    kept, live = (_by_seed(load(name), "tskd") for name in ("screening_neu_128_cache", "screening_neu_128"))
+    kept, live = (_by_seed(load(name), "tskd") for name in ("screening_neu_128_cache", "screening_first_neu_128"))
     found, cost = paired(kept, live), load("cache_cost_cpu")
     assert found is not None
     ratio = {arm: f"{told['ratio']['wall']:.2f}" for arm, told in cost["epoch"].items()}
