@@ -126,11 +126,12 @@ def sweep(pair: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             cases[value] = case
             for name, call in calls(trainers, fixed_batch(case)).items():
                 table[f"{value}:{name}"] = call
-        seconds = clocked(table, options)
+        seconds, on = clocked(table, options), list(trainers["distill"].distiller.on)
     rows = []
     for value, case in cases.items():
         own = {name.split(":")[1]: t for name, t in seconds.items() if name.startswith(f"{value}:")}
-        rows.append({"pair": pair, "sweep": options.sweep, "value": value, **figures(own), "settings": settings(case)})
+        found = {"terms": on, **figures(own), "settings": settings(case)}
+        rows.append({"pair": pair, "sweep": options.sweep, "value": value, **found})
     if options.sweep == "boxes" and {10, 500} <= set(values):
         few, many = (rows[values.index(count)] for count in (10, 500))
         ratios = {
