@@ -135,7 +135,7 @@ def sweep(pair: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     if options.sweep == "boxes" and {10, 500} <= set(values):
         few, many = (rows[values.index(count)] for count in (10, 500))
         ratios = {
-            f"ratio_500_to_10:{k}": round(many[k] / few[k], 4) for k in few if k.startswith(("our_part", "terms"))
+            f"ratio_500_to_10:{k}": round(many[k] / few[k], 4) for k in few if k.startswith(("our_part", "terms_"))
         }
         rows.append({"pair": pair, "sweep": "boxes", **ratios})
     return rows
