@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
-from results import class_table, effect, load, miss_table, model_name, percent, table, told
+from results import class_table, effect, load, miss_table, model_name, percent, setting, table, told
 
 from tskd_yolo.compare.stats import Effect, interval, paired, points
 
@@ -145,15 +145,6 @@ def _ahead(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
     return told(cast(Effect, paired(ours, theirs)))  # None only where no seed has both
 
 
-def _setting(found: Mapping[str, Any], judged: str) -> str:
-    """Where a comparison on a CPU was made, and what it was judged by."""
-    asked = found["settings"]
-    return (
-        f"NEU-DET in three splits, {judged}, {len(found['seeds'])} seeds; {asked['imgsz']} px, {asked['epochs']} epochs"
-        ", on a CPU"
-    )
-
-
 def _from_random_weights() -> dict[str, str]:
     """The same questions of a student from random weights, on val, by its last weights: as it is now, and with DRD."""
     found, before = (load(f"tune_random_{name}neu_128")["comparison"] for name in ("", "first_"))
@@ -161,7 +152,7 @@ def _from_random_weights() -> dict[str, str]:
     return {
         "random": _random_table(found, ARMS),
         "random first": _random_table(before, FIRST),
-        "random setting": f"{_setting(found, VAL)}, under the same teacher",
+        "random setting": f"{setting(found, VAL)}, under the same teacher",
         "random first seeds": str(len(before["seeds"])),
         "random without drd": told(effect(before["tskd_against"]["without_drd"])),
         "random without ded": told(effect(rivals["without_ded"])),
@@ -184,7 +175,7 @@ def _in_a_brief_schedule() -> dict[str, str]:
     rivals = found["tskd_against"]
     return {
         "brief": _table(found, BRIEF, long=True),
-        "brief setting": f"{_setting(found, TEST)}, the last {found['settings']['close_mosaic']} epochs without mosaic",
+        "brief setting": f"{setting(found, TEST)}, the last {found['settings']['close_mosaic']} epochs without mosaic",
         "brief way": _way(found, stretch=2),
         "brief time": f"{found['arms']['tskd']['time']['of_plain']:.2f}",
         "brief gain": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
@@ -206,7 +197,7 @@ def _under_a_weak_teacher() -> dict[str, str]:
     rows.append(["teacher", f"{found['teacher']['last']['mAP50-95']:.3f}", "", ""])
     return {
         "weak": table(["under a teacher that is behind", "mAP50-95", "over plain, 95 % interval", "verdict"], rows),
-        "weak setting": _setting(found, VAL),
+        "weak setting": setting(found, VAL),
         "weak first": told(effect(before["arms"]["tskd"]["effect"]["mAP50-95"])),
         "weak behind": points(plain - found["teacher"]["last"]["mAP50-95"]),
     }
@@ -223,7 +214,7 @@ def _under_itself() -> dict[str, str]:
     by_last = [{row["seed"]: row["last"]["mAP50-95"] for row in arm["rows"]} for arm in (tskd, plain)]
     teacher, alone, taught = found["teacher"]["last"], plain["mean"]["best"], tskd["mean"]["best"]
     return {
-        "self setting": _setting(found, TEST),
+        "self setting": setting(found, TEST),
         "self gain": told(effect(tskd["effect"]["mAP50-95"])),
         "self gain of last": _ahead(*by_last),
         "self scores": ", ".join(f"{row['mAP50-95']:.3f}" for row in (alone, taught, teacher)),
@@ -244,7 +235,7 @@ def _out_of_the_cache() -> dict[str, str]:
     head = ["", "mAP50-95", "over plain, 95 % interval", "time ÷ plain", "time to plain's accuracy ÷ plain's time"]
     return {
         "cached": table(head, rows),
-        "cached setting": f"{_setting(found, TEST)}, by the processor's clock",
+        "cached setting": f"{setting(found, TEST)}, by the processor's clock",
         **{f"cached {arm}": when for arm, when in soon.items() if arm != "plain"},
     }
 

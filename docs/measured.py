@@ -249,13 +249,15 @@ def _sweep(what: str, title: str) -> str:
         + [f"{row[key]:.2f}" for key in ("ratio_to_floor", "ratio_to_builtin")]
         for row in rows
     ]
-    return table([title, "three terms", "tskd-yolo step", "÷ floor", "÷ `distill_model=`"], body, words=0)
+    return table([title, "terms", "tskd-yolo step", "÷ floor", "÷ `distill_model=`"], body, words=0)
 
 
 PARTS = {
-    "foreground": "DED, foreground",
-    "background": "DED, background",
-    "structure": "DED, structure",
+    "stages.detection": "detection loss, on the backbone's stages",
+    "stages.foreground": "DED, foreground",
+    "stages.background": "DED, background",
+    "stages.structure": "DED, structure",
+    "detection": "detection loss, on the neck",
     "pixel": "DRD, pixels",
     "instance": "DRD, instances",
     "cross_class": "CRD, classes, cross response",
@@ -263,6 +265,7 @@ PARTS = {
     "own_class": "CRD, classes, the student's own",
     "own_box": "CRD, boxes, the student's own",
 }
+"""Each place has the detection loss first, and then the parts that are held against it there."""
 
 
 EARLY = 7
@@ -271,16 +274,18 @@ EARLY = 7
 
 def parts() -> dict[str, str]:
     """The gradient of each part of each term at weight 1."""
-    found = load("pulls_start")["parts"]
-    whole = found["detection"]["norm"]
-    rows = [
-        [name, f"{found[part]['norm']:.3f}", f"{found[part]['norm'] / whole:.2f}", _signed(found[part]["cosine"])]
-        for part, name in PARTS.items()
-    ]
+    found, rows = load("gradients_start")["parts"], []
+    for part, name in PARTS.items():
+        norm = found[part]["norm"]
+        if part.endswith("detection"):
+            whole, against = norm, ["", ""]
+        else:
+            against = [f"{norm / whole:.2f}", _signed(found[part]["cosine"])]
+        rows.append([name, f"{norm:.3f}", *against])
     head = ["part, at weight 1", "gradient norm", "÷ detection loss", "cosine with it"]
     strong, light = (_in_weights(load(f"pulls_weights_{name}")["layers"]) for name in ("strong", "light"))
     return {
-        "parts": table(head, [["detection loss", f"{whole:.3f}", "", ""], *rows]),
+        "parts": table(head, rows),
         "weights strong": f"{min(strong):.0f} to {max(strong):.0f} times",
         "weights light": f"{min(light):.1f} to {max(light):.1f} times",
     }

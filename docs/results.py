@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from tskd_yolo.compare.stats import Effect, interval, points
@@ -33,6 +34,28 @@ def effect(row: Mapping[str, Any]) -> Effect:
 def told(gain: Effect) -> str:
     """Points with their interval."""
     return f"{points(gain.mean, sign=True)} ({interval(gain)})"
+
+
+def setting(found: Mapping[str, Any], judged: str, data: str = "NEU-DET in three splits") -> str:
+    """Where a comparison on a CPU was made, and what it was judged by."""
+    asked, seeds = found["settings"], len(found["seeds"])
+    return f"{data}, {judged}, {seeds} seeds; {asked['imgsz']} px, {asked['epochs']} epochs, on a CPU"
+
+
+def by_seed(found: Mapping[str, Any], arm: str) -> dict[int, Mapping[str, Any]]:
+    """The runs of an arm."""
+    return {row["seed"]: row for row in found["arms"][arm]["rows"]}
+
+
+def last_and_best(rows: Mapping[int, Any]) -> str:
+    """mAP50-95 of last weights and of the best epoch, means over the seeds."""
+    return " / ".join(f"{mean(row[w]['mAP50-95'] for row in rows.values()):.3f}" for w in ("last", "best"))
+
+
+def gains(taught: Mapping[int, Any], plain: Mapping[int, Any], weights: str) -> str:
+    """Points of mAP50-95, the mean and those of the seeds, where seeds are too few for an interval."""
+    found = [taught[seed][weights]["mAP50-95"] - plain[seed][weights]["mAP50-95"] for seed in plain]
+    return f"{points(mean(found), sign=True)} ({', '.join(points(gain, sign=True) for gain in found)})"
 
 
 def class_table(arms: Mapping[str, Any]) -> str:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from results import load, model_name, table
-
-from tskd_yolo.compare.stats import points
+from results import by_seed, gains, last_and_best, load, model_name, table
 
 ARMS = {
     "tskd": ("a YOLO11n", ["n128"]),
@@ -27,7 +25,7 @@ def values() -> dict[str, str]:
     """A table of Markdown, the setting of its runs, and what the guides tell of them."""
     found = load("tune_pairs_neu_128")["comparison"]
     trained = load("teachers")
-    asked, arms = found["settings"], {arm: _rows(found, arm) for arm in found["arms"]}
+    asked, arms = found["settings"], {arm: by_seed(found, arm) for arm in found["arms"]}
     corrected = [found["arms"][arm]["effect"]["mAP50-95"]["corrected"] for arm in ARMS]
     open_ = sum(told["low"] < 0 < told["high"] for told in corrected)
     return {
@@ -35,22 +33,22 @@ def values() -> dict[str, str]:
         "teachers setting": f"NEU-DET in three splits, val, {asked['imgsz']} px, {asked['epochs']} epochs, batch "
         f"{asked['batch']}, the pre-trained {model_name(asked['model'])}, on a CPU",
         "teachers verdict": f"{open_} of the {len(corrected)} corrected intervals hold 0",
-        "teachers alone": _gain(arms["tskd"], arms["plain"], "last"),
-        "teachers two": _gain(arms["two"], arms["tskd"], "last"),
+        "teachers alone": gains(arms["tskd"], arms["plain"], "last"),
+        "teachers two": gains(arms["two"], arms["tskd"], "last"),
         "teachers averaged": _averaged(trained, "soup4"),
-        "teachers larger": _gain(arms["sees_more"], arms["sees_alike"], "last"),
+        "teachers larger": gains(arms["sees_more"], arms["sees_alike"], "last"),
     }
 
 
 def _table(arms: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
     plain = arms["plain"]
     head = ["taught by", "teacher", "student", *(f"{weights}, over plain" for weights in ("last", "best")), "time"]
-    rows = [["nobody", "", _figures(plain), "", "", "1.00"]]
+    rows = [["nobody", "", last_and_best(plain), "", "", "1.00"]]
     for arm, (name, teachers) in ARMS.items():
         taught = arms[arm]
-        gains = [_gain(taught, plain, weights) for weights in ("last", "best")]
+        differences = [gains(taught, plain, weights) for weights in ("last", "best")]
         scores = ", ".join(_score(trained[each]) for each in teachers)
-        rows.append([name, scores, _figures(taught), *gains, _time(taught, plain)])
+        rows.append([name, scores, last_and_best(taught), *differences, _time(taught, plain)])
     return table(head, rows)
 
 
@@ -65,22 +63,8 @@ def _averaged(trained: Mapping[str, Any], name: str) -> str:
     return f"{', '.join(first)} and {last}; their mean has {_score(trained[name])}"
 
 
-def _rows(found: Mapping[str, Any], arm: str) -> dict[int, Mapping[str, Any]]:
-    return {row["seed"]: row for row in found["arms"][arm]["rows"]}
-
-
-def _figures(rows: Mapping[int, Any]) -> str:
-    """Last weights and best epoch, means over the seeds."""
-    return " / ".join(f"{mean(row[w]['mAP50-95'] for row in rows.values()):.3f}" for w in ("last", "best"))
-
-
 def _time(taught: Mapping[int, Any], plain: Mapping[int, Any]) -> str:
     """Processor time beside plain training, of runs that nothing interrupted."""
     whole = [seed for seed in plain if not taught[seed]["resumed"] and not plain[seed]["resumed"]]
     ratios = [taught[seed]["process_seconds"] / plain[seed]["process_seconds"] for seed in whole]
     return f"{mean(ratios):.2f}" if ratios else ""
-
-
-def _gain(taught: Mapping[int, Any], plain: Mapping[int, Any], weights: str) -> str:
-    gains = [taught[seed][weights]["mAP50-95"] - plain[seed][weights]["mAP50-95"] for seed in plain]
-    return f"{points(mean(gains), sign=True)} ({', '.join(points(gain, sign=True) for gain in gains)})"
