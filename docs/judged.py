@@ -209,14 +209,16 @@ def _verdict(arm: Mapping[str, Any]) -> str:
 
 def _under_itself() -> dict[str, str]:
     """What a student gains under an earlier run of its own, on test, by its best and by its last weights."""
-    found = load("finetune_self_neu_128")["comparison"]
-    plain, tskd = found["arms"]["plain"], found["arms"]["tskd"]
-    by_last = [{row["seed"]: row["last"]["mAP50-95"] for row in arm["rows"]} for arm in (tskd, plain)]
+    found, ahead = (load(f"finetune_{name}_neu_128")["comparison"] for name in ("self", "cached"))
+    plain, tskd, better = found["arms"]["plain"], found["arms"]["tskd"], ahead["arms"]["filled"]
+    by_last = [{row["seed"]: row["last"]["mAP50-95"] for row in arm["rows"]} for arm in (tskd, plain, better)]
     teacher, alone, taught = found["teacher"]["last"], plain["mean"]["best"], tskd["mean"]["best"]
     return {
         "self setting": setting(found, TEST),
         "self gain": told(effect(tskd["effect"]["mAP50-95"])),
-        "self gain of last": _ahead(*by_last),
+        "self gain of last": _ahead(*by_last[:2]),
+        "self better teacher": told(effect(better["effect"]["mAP50-95"])),
+        "self better teacher last": _ahead(by_last[2], by_last[1]),
         "self scores": ", ".join(f"{row['mAP50-95']:.3f}" for row in (alone, taught, teacher)),
         "self lead": points(teacher["mAP50-95"] - alone["mAP50-95"]),
     }
