@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import elsewhere
 import few
 import judged
 import pairs
@@ -42,6 +43,7 @@ def values() -> dict[str, str]:
         **teachers.values(),
         **few.values(),
         **judged.values(),
+        **elsewhere.values(),
         "pairs": pairs.text(),
         "backbones": sizes.text(),
     }
