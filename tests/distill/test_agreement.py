@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.distill.helpers import make, make_batch, make_student, step
-from tskd_yolo.distill.agreement import Agreement
+from tskd_yolo.distill.agreement import Agreement, watched
 
 
 def after(*cosines: float) -> Agreement:
@@ -31,7 +31,15 @@ def test_terms_count_less_where_answers_and_labels_part(cosines, factor):
     assert float(after(*cosines).factor) == pytest.approx(factor, rel=1e-5)
 
 
-def test_after_half_of_a_run_the_factor_stays():
+@pytest.mark.parametrize(
+    ("epochs", "images", "beginning"),
+    [(4, 1200, 2), (20, 1200, 10), (60, 1200, 10), (100, 6000, 2.5), (100, 120_000, 0.125), (300, 0, 10)],
+)
+def test_the_beginning_of_a_run(epochs, images, beginning):
+    assert watched(epochs, images) == beginning
+
+
+def test_after_the_beginning_the_factor_stays():
     agreement = after(0.4, 0.16)
     agreement.settle()
     agreement.see(torch.tensor(0.4))

@@ -12,8 +12,8 @@ FAINT = 0.2
 """Cosine below which nothing is concluded: a network that knows nothing agrees with nobody at first."""
 FULL, POWER = 0.6, 5
 """Part of the largest cosine up to which the terms count in full, and how fast they count less below it."""
-HALF = 0.5
-"""Part of the epochs after which the factor stays as it is."""
+HALF, EPOCHS, IMAGES = 0.5, 10, 15_000
+"""Part of the epochs, epochs, and training images seen after which the factor stays as it is, see :func:`watched`."""
 NOTHING = 0.01
 """Factor below which, from then on, the terms do not count at all."""
 TOLD = 0.25
@@ -21,7 +21,7 @@ TOLD = 0.25
 
 
 class Agreement:
-    """What the terms count, by what the teacher's answers are worth beside the labels in the first half of a run.
+    """What the terms count, by what the teacher's answers are worth beside the labels at the beginning of a run.
 
         factor = min(1, (r / 0.6)^5),    r = cos(g_CRD, g_detection) / its largest value in this run
 
@@ -40,7 +40,7 @@ class Agreement:
         self.factor: Tensor | float = 1.0
         """From 0 to 1; a tensor where it was measured, for which nothing waits."""
         self.settled = False
-        """Whether the run is past its first half, see :meth:`settle`."""
+        """Whether the run is past its beginning, see :meth:`settle`."""
         self._told = 1.0
 
     def see(self, cosine: Tensor) -> None:
@@ -53,7 +53,7 @@ class Agreement:
         self.factor = torch.where(self.most < FAINT, torch.ones_like(part), part)
 
     def settle(self) -> None:
-        """Leaves the factor as it is, once half of the epochs are over. Waits for the device, at the first call."""
+        """Leaves the factor as it is, once the beginning is over. Waits for the device, at the first call."""
         if not self.settled:
             factor = float(self.factor)
             self.settled, self.factor = True, factor if factor >= NOTHING else 0.0
@@ -84,3 +84,16 @@ class Agreement:
         if state["seen"] is not None:
             self.cosine, self.most = torch.tensor(state["seen"])
         self.factor, self._told = state["factor"], state["told"]
+
+
+def watched(epochs: int, images: int) -> float:
+    """So many epochs are the beginning of a run, in which a cosine that falls says something about the teacher.
+
+    Half of the run, ten epochs or 15,000 images, whichever is over first. Under a teacher that is ahead the cosine had
+    fallen as far after 17 epochs of 1,200 images as under one that is behind after eight.
+
+    Args:
+        epochs: Of the run.
+        images: Of an epoch.
+    """
+    return min(HALF * epochs, EPOCHS, IMAGES / max(images, 1))

@@ -9,7 +9,7 @@ import torch
 from ultralytics.utils import LOGGER, colorstr
 
 from tskd_yolo.config import Config
-from tskd_yolo.distill.agreement import HALF
+from tskd_yolo.distill.agreement import watched
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.lead import Lead, best
 from tskd_yolo.distill.terms import HeadTerm, Term
@@ -52,7 +52,8 @@ class GivingWayMixin(Engine):
 
     def _settle_agreement(self, distiller: Distiller, progress: float) -> None:
         """Before a step, after so many epochs."""
-        if distiller.agreement is not None and progress >= HALF * self.epochs:
+        images = len(self.train_loader) * self.batch_size
+        if distiller.agreement is not None and progress >= watched(self.epochs, images):
             distiller.agreement.settle()
 
     def _tell_agreement(self, distiller: Distiller) -> None:
