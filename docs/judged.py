@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, cast
 
-from results import class_table, effect, load, miss_table, model_name, percent, setting, table, told
+from results import METRICS, class_table, effect, load, miss_table, model_name, percent, scores, setting, table, told
 
 from tskd_yolo.compare.stats import Effect, interval, paired, points
 
-METRICS = "mAP50", "mAP50-95"
 PLAIN = {
     "plain": "plain training",
     "plain_same_time": "plain training for as long as tskd-yolo",
@@ -262,13 +261,13 @@ def _table(found: Mapping[str, Any], names: Mapping[str, str], *, long: bool) ->
     head += ["corrected interval"] if long else []
     head += ["verdict", "time ÷ plain"]
     rows = [[name, *_row(found, arm, long)] for arm, name in names.items()]
-    teacher = " / ".join(f"{found['teacher']['last'][key]:.3f}" for key in METRICS)
+    teacher = scores(found["teacher"]["last"])
     return table(head, [*rows, ["teacher", teacher, *[""] * (len(head) - 2)]])
 
 
 def _row(found: Mapping[str, Any], arm: str, long: bool) -> Sequence[str]:
     row = found["arms"][arm]
-    figures = " / ".join(f"{row['mean']['best'][key]:.3f}" for key in METRICS)
+    figures = scores(row["mean"]["best"])
     time = f"{row['time']['of_plain']:.2f}"
     if arm == "plain":
         return [figures, *[""] * (3 if long else 2), time]

@@ -17,11 +17,23 @@ import pairs
 import sizes
 import teachers
 import yaml
-from results import RESULTS, ROOT, class_table, effect, load, miss_table, model_name, percent, table, told
+from results import (
+    METRICS,
+    RESULTS,
+    ROOT,
+    class_table,
+    effect,
+    load,
+    miss_table,
+    model_name,
+    percent,
+    scores,
+    table,
+    told,
+)
 
 from tskd_yolo.compare.stats import holm, interval, paired, points
 
-METRICS = "mAP50", "mAP50-95"
 ARMS = {
     "plain": "plain training",
     "ultralytics": "Ultralytics `distill_model=`",
@@ -97,10 +109,10 @@ def _screening_table(found: Mapping[str, Any]) -> str:
     verdicts = holm(gains)
     rows = []
     for arm, name in ARMS.items():
-        figures = [" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in found["arms"][arm]["rows"]]
+        figures = [scores(row["last"]) for row in found["arms"][arm]["rows"]]
         over = ["", ""] if arm == "plain" else [told(gains[arm]), verdicts[arm].verdict]
         rows.append([name, *figures, *over])
-    teacher = " / ".join(f"{found['teacher']['last'][key]:.3f}" for key in METRICS)
+    teacher = scores(found["teacher"]["last"])
     rows.append([f"teacher, {teacher_name(found)}", teacher, *[""] * (len(head) - 2)])
     return table([f"{' / '.join(METRICS)}", *head[1:]], rows)
 
@@ -120,7 +132,7 @@ def _recipe(found: Mapping[str, Any]) -> str:
     ]
     for arm, name in (("tskd", "tskd-yolo"), ("plain", "plain training")):
         rows = found["arms"][arm]["rows"]
-        figures = "   ".join(" / ".join(f"{row['last'][key]:.3f}" for key in METRICS) for row in rows)
+        figures = "   ".join(scores(row["last"]) for row in rows)
         lines.append(f"  {name:<16}{figures}")
     return "\n".join(f"# {line}" for line in lines)
 

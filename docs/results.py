@@ -12,6 +12,7 @@ from tskd_yolo.compare.stats import Effect, interval, points
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+METRICS = "mAP50", "mAP50-95"
 
 
 def load(name: str) -> Any:
@@ -34,6 +35,11 @@ def effect(row: Mapping[str, Any]) -> Effect:
 def told(gain: Effect) -> str:
     """Points with their interval."""
     return f"{points(gain.mean, sign=True)} ({interval(gain)})"
+
+
+def scores(row: Mapping[str, Any]) -> str:
+    """Both metrics, as a table has them."""
+    return " / ".join(f"{row[key]:.3f}" for key in METRICS)
 
 
 def setting(found: Mapping[str, Any], judged: str, data: str = "NEU-DET in three splits") -> str:

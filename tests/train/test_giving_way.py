@@ -54,6 +54,20 @@ def test_terms_give_way_where_answers_and_labels_part(tmp_path, data, detector, 
         assert shares == pytest.approx([0.1, 0.4, 0.1], rel=0.01)
 
 
+@pytest.mark.parametrize(("batches", "beginning"), [(10, 10), (3000, 0.15625)])
+def test_the_beginning_is_counted_in_images_too(batches, beginning):
+    class Run(giving_way.GivingWayMixin):
+        pass
+
+    run, agreement = object.__new__(Run), Agreement()
+    run.train_loader, run.batch_size, run.epochs = [None] * batches, 32, 100
+    distiller = type("D", (), {"agreement": agreement})()
+    run._settle_agreement(distiller, beginning - 0.01)
+    assert not agreement.settled
+    run._settle_agreement(distiller, beginning)
+    assert agreement.settled
+
+
 @pytest.mark.slow
 def test_where_nothing_is_left_at_half_the_teacher_rests(tmp_path, data, detector, no_end, monkeypatch):
     asked: list[int] = []

@@ -89,8 +89,8 @@ class Agreement:
 def watched(epochs: int, images: int) -> float:
     """So many epochs are the beginning of a run, in which a cosine that falls says something about the teacher.
 
-    Half of the run, ten epochs or 15,000 images, whichever is over first. Under a teacher that is ahead the cosine had
-    fallen as far after 17 epochs of 1,200 images as under one that is behind after eight.
+    Half of the run, ten epochs or 15,000 images, whichever is over first. Later the cosine falls as far under a teacher
+    that is ahead, see ``benchmarks/LOG.md``.
 
     Args:
         epochs: Of the run.
