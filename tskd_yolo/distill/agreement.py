@@ -29,9 +29,9 @@ class Agreement:
     teacher that knows more than its student asks for what the labels ask for. When the student has learned what this
     teacher knows the two part, and what is left of the terms holds it there. That shows on the training images, before
     the validation set shows a lead, and at every share. Late in a run it shows of every teacher, while the terms still
-    are of use: so the factor stays as it is after half of the epochs, or is 0 where it is next to nothing. Du et al.,
-    Adapting Auxiliary Losses Using Gradient Similarity (arXiv 1812.02224, 2018), weigh any auxiliary loss by such a
-    cosine; the rest is ours.
+    are of use: so after the beginning of a run (:func:`watched`) the factor stays as it is, or is 0 where it is next to
+    nothing. Du et al., Adapting Auxiliary Losses Using Gradient Similarity (arXiv 1812.02224, 2018), weigh any
+    auxiliary loss by such a cosine; the rest is ours.
     """
 
     def __init__(self) -> None:
