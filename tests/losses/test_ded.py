@@ -39,14 +39,14 @@ def test_the_loss_is_the_sum_of_its_unequal_parts():
 def reference_terms(student: torch.Tensor, teacher: torch.Tensor, where: Masks) -> dict[str, float]:
     """The formula of the docstring, cell by cell."""
     s, t = reference.standardize(student), reference.standardize(teacher)
-    found = {}
+    found, roots = {}, [math.sqrt(float(mask.sum())) for mask in where]
     for name, mask in zip(("foreground", "background"), where):
         total = 0.0
         for n in range(len(t)):
             for y in range(t.shape[2]):
                 for x in range(t.shape[3]):
                     total += float(mask[n, y, x] * ((s[n, :, y, x] - t[n, :, y, x]) ** 2).mean())
-        found[name] = total / float(mask.sum())
+        found[name] = 2 * math.sqrt(float(mask.sum())) / sum(roots) * total / float(mask.sum())
     return found
 
 
@@ -111,9 +111,24 @@ def mean_loss(repeats: int = 3, count: int = 12, **shape: int) -> dict[str, floa
 @pytest.mark.parametrize("shape", [dict(c=64), dict(h=40, w=40), dict(n=8), dict(count=40)], ids=str)
 def test_unrelated_features_give_one_value_at_any_size(shape):
     base, other = mean_loss(), mean_loss(**shape)
-    for part in PARTS:
-        assert other[part] == pytest.approx(base[part], rel=0.1)
-    assert base["background"] == pytest.approx(2, rel=0.05)
+    for found in (base, other):
+        assert found["foreground"] + found["background"] == pytest.approx(4, rel=0.05)
+    assert other["structure"] == pytest.approx(base["structure"], rel=0.1)
+
+
+@pytest.mark.parametrize("side", [12.0, 30.0, 70.0])
+def test_both_regions_pull_alike_whatever_their_area(side):
+    """Boxes of 2, 14 and 77 % of the image: norms of their gradients on the standardised map, which ten times apart in
+    area would be three times apart.
+    """
+    corners = torch.tensor([[4.0, 4.0, 4 + side, 4 + side]])
+    where = covered(Boxes(corners, torch.tensor([0]), 1, (80, 80)), 40, 40)
+    maps = pair(n=1, c=32, h=40, w=40)
+    student = standardize(maps["student"])
+    student = student._replace(cells=student.cells.requires_grad_())
+    terms = DED().terms(student=student, teacher=maps["teacher"], masks=where)
+    norms = [torch.autograd.grad(terms[part], student.cells, retain_graph=True)[0].norm() for part in PARTS[:2]]
+    assert float(norms[0] / norms[1]) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("factor", [1e-2, 300.0])

@@ -1,7 +1,7 @@
 """DED: decoupled expert distillation.
 
 A scratch that covers 1 % of an image drowns in the error of the other 99 %. So foreground and background are compared
-apart, and a structural term keeps the texture of the maps.
+apart, each pulls at the student as much as the other, and a structural term keeps the texture of the maps.
 
 Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
 Computers in Industry 166 (2025) 104252; SSIM after Wang et al., IEEE Transactions on Image Processing 13(4), 2004.
@@ -29,13 +29,17 @@ class DED(nn.Module):
     """Feature error on foreground and on background, and the structural prior, of one map.
 
         e     = mean_C (s(S) - s(T))^2                                     (N, H, W)
-        loss  = sum(M_fg e) / sum(M_fg) + sum(M_bg e) / sum(M_bg) + (1 - SSIM(s(S), s(T))) / 2
+        A     = sum(M),    w = 2 sqrt(A) / (sqrt(A_fg) + sqrt(A_bg))       of a region
+        loss  = w_fg sum(M_fg e) / A_fg + w_bg sum(M_bg e) / A_bg + (1 - SSIM(s(S), s(T))) / 2
 
     with ``s`` the standardisation of every channel and SSIM without its luminance factor, on at most 16 evenly spaced
     channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
-    without cells gives 0, with a gradient of 0. The paper's attention is left out
-    (:class:`tskd_yolo.losses.paper.PaperDED` has it): it puts the gradient on few cells and channels, and a step's
-    length is then spent on them.
+    without cells gives 0, with a gradient of 0.
+
+    The gradient of a mean over A cells has a norm of about 1 / sqrt(A). So by ``w`` both regions have the same norm. In
+    a plain sum of the two means small defects would have nearly all of it, on few cells, and a step's length would be
+    spent on them; in one mean over all cells they would have next to nothing. For the same reason the paper's attention
+    is left out (:class:`tskd_yolo.losses.paper.PaperDED` has it).
 
     Shapes:
         student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); output ``()``,
@@ -58,13 +62,9 @@ class DED(nn.Module):
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``, with masks ``(N, H, W)``."""
         student, teacher = standardize_pair(student, teacher)
-        error = difference_error(student=student, teacher=teacher)
+        foreground, background = balanced_means(difference_error(student=student, teacher=teacher), masks)
         similarity = ssim(student.some(CHANNELS), teacher.some(CHANNELS), luminance=False, step=WINDOW_STEP)
-        return {
-            "foreground": weighted_mean(error, masks.foreground),
-            "background": weighted_mean(error, masks.background),
-            "structure": (1 - similarity) / 2,
-        }
+        return {"foreground": foreground, "background": background, "structure": (1 - similarity) / 2}
 
 
 def difference_error(*, student: Map, teacher: Map) -> Tensor:
@@ -131,6 +131,12 @@ def _band(size: int, like: Tensor) -> Tensor:
     return (-distance.square() / (2 * _SIGMA**2)).exp() * (distance <= _WINDOW // 2) / norm
 
 
-def weighted_mean(error: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of ``error``; 0 where nothing has weight."""
-    return (error * weight).sum() / all_reduce_mean(weight.sum()).clamp(min=1e-9)
+def balanced_means(error: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+    """Means of ``error``, ``(N, H, W)``, over foreground and background, weighted so that both pull alike, see
+    :class:`DED`; 0 where a region has no cells.
+    """
+    areas = all_reduce_mean(torch.stack([mask.sum() for mask in masks]))
+    roots = areas.sqrt()
+    weights = 2 * roots / (roots.sum() * areas).clamp(min=1e-9)
+    foreground, background = (torch.stack([(error * mask).sum() for mask in masks]) * weights).unbind()
+    return foreground, background
