@@ -22,7 +22,9 @@ def test_the_weights_shown_are_those_of_ded(files):
     teacher, names = str(files / "teacher.pt"), dict(enumerate(NAMES))
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     heat = DEDWeights(teacher, 64, "default", names)(image, [[0, 0, 0, 0.25, 0.5], [1, 0.5, 0.5, 0.5, 0.5]])
-    assert [(h.stride, round(h.strongest, 3)) for h in heat] == [(stride, 4) for stride in (4, 8, 16)]  # an eighth
+    root, rest = (1 / 8) ** 0.5, (7 / 8) ** 0.5  # of the areas of foreground and background
+    expected = round(1 / root / (root + rest), 3)
+    assert [(h.stride, round(h.strongest, 3)) for h in heat] == [(stride, expected) for stride in (4, 8, 16)]
     heat = DEDWeights(teacher, 64, "default", names)(image, [])
     assert [h.strongest for h in heat] == [1, 1, 1]
     heat = DEDWeights(teacher, 64, "paper", names)(image, [])

@@ -17,6 +17,7 @@ from ultralytics.data.utils import check_det_dataset
 from tskd_yolo.distill import teacher as teachers
 from tskd_yolo.distill.matching import SPATIAL_STEPS
 from tskd_yolo.losses.boxes import Boxes, covered
+from tskd_yolo.losses.ded import region_weights
 from tskd_yolo.losses.paper import spatial_attention
 from tskd_yolo.rounding import ceil_div
 
@@ -140,8 +141,8 @@ def jpeg(image: Any) -> str:
 class DEDWeights:
     """What DED weighs on an image, on every map that it compares, 1 on average.
 
-    By default foreground and background, each as much as the other and every cell of it alike; in the paper's form the
-    teacher's spatial attention.
+    By default foreground and background, by areas as :class:`tskd_yolo.losses.ded.DED` has them, here of one image; in
+    the paper's form the teacher's spatial attention.
     """
 
     def __init__(self, file: str, imgsz: int, variant: str, names: dict[int, str]) -> None:
@@ -173,9 +174,10 @@ class DEDWeights:
         boxes = Boxes(corners, torch.zeros(len(corners)), 1, (height, width))
         found = {}
         for stride, step in SPATIAL_STEPS.items():
-            areas = covered(boxes, ceil_div(height, stride), ceil_div(width, stride), step)
-            shares = torch.stack([region[0] / region.sum() for region in areas if region.sum() > 0])
-            found[stride] = shares.mean(dim=0) * shares[0].numel()
+            regions = covered(boxes, ceil_div(height, stride), ceil_div(width, stride), step)
+            foreground, background = region_weights(regions)
+            weights = foreground * regions.foreground[0] + background * regions.background[0]
+            found[stride] = weights / weights.mean()
         return image, found
 
 

@@ -62,7 +62,9 @@ class DED(nn.Module):
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``, with masks ``(N, H, W)``."""
         student, teacher = standardize_pair(student, teacher)
-        foreground, background = balanced_means(difference_error(student=student, teacher=teacher), masks)
+        error = difference_error(student=student, teacher=teacher)
+        sums = torch.stack([(error * mask).sum() for mask in masks])
+        foreground, background = (sums * region_weights(masks)).unbind()
         similarity = ssim(student.some(CHANNELS), teacher.some(CHANNELS), luminance=False, step=WINDOW_STEP)
         return {"foreground": foreground, "background": background, "structure": (1 - similarity) / 2}
 
@@ -131,12 +133,11 @@ def _band(size: int, like: Tensor) -> Tensor:
     return (-distance.square() / (2 * _SIGMA**2)).exp() * (distance <= _WINDOW // 2) / norm
 
 
-def balanced_means(error: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    """Means of ``error``, ``(N, H, W)``, over foreground and background, weighted so that both pull alike, see
-    :class:`DED`; 0 where a region has no cells.
+def region_weights(masks: Masks) -> Tensor:
+    """What a cell of the foreground and one of the background weighs, ``w / A`` of :class:`DED`, ``(2,)``.
+
+    A region without cells has any finite weight.
     """
     areas = all_reduce_mean(torch.stack([mask.sum() for mask in masks]))
     roots = areas.sqrt()
-    weights = 2 * roots / (roots.sum() * areas).clamp(min=1e-9)
-    foreground, background = (torch.stack([(error * mask).sum() for mask in masks]) * weights).unbind()
-    return foreground, background
+    return 2 * roots / (roots.sum() * areas).clamp(min=1e-9)
