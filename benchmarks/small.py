@@ -2,9 +2,9 @@
 their teacher.
 
     python benchmarks/small.py out=datasets/small
-    python benchmarks/teachers.py name=small data=datasets/small/many/data.yaml model=yolo11n.pt epochs=30
+    python benchmarks/teachers.py name=small data=datasets/small/many/data.yaml model=yolo11n.pt epochs=30 bf16=True
     python benchmarks/finetune.py split=val name=small_drawn_128 data=datasets/small/few/data.yaml seeds=3 \
-        arms=plain,tskd,without_ded,benchmarks/arms.yaml teacher=runs/teachers/small/weights/best.pt
+        arms=plain,tskd,without_ded,benchmarks/brief.yaml teacher=runs/teachers/small/weights/best.pt
 
 Sides of a defect are four tenths of what ``tskd_yolo.data.drawn`` draws, so that its area is about a sixth; all else is
 the same. Both sets have the same validation images; the training images of ``few`` are the first of ``many``.

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from statistics import mean
-from typing import Any
-
 from results import METRICS, by_seed, effect, gains, last_and_best, load, model_name, scores, setting, table, told
-
-from tskd_yolo.compare.stats import Effect, paired
 
 STUDENTS = "yolo26n", "yolov8n"
 SMALL = {
@@ -58,27 +52,15 @@ def _longer() -> dict[str, str]:
 def _small() -> dict[str, str]:
     """Drawn steel with small defects, on val, by last weights, and what DED adds there."""
     found = load("tune_small_drawn_128")["comparison"]
-    runs = {arm: list(by_seed(found, arm).values()) for arm in SMALL}
     rows = []
     for arm, words in SMALL.items():
-        over = "" if arm == "plain" else told(_gain(runs[arm], runs["plain"], "last"))
-        rows.append([words, scores(_mean(runs[arm], "last")), over])
+        row = found["arms"][arm]
+        over = "" if arm == "plain" else told(effect(row["effect"]["mAP50-95"]))
+        rows.append([words, scores(row["mean"]["last"]), over])
     head = [" / ".join(METRICS), "val", "mAP50-95 over plain, 95 % interval"]
     teacher = [["teacher", scores(found["teacher"]["last"]), ""]]
     return {
         "small": table(head, [*rows, *teacher]),
         "small setting": setting(found, "val, last weights", "drawn steel with small defects"),
-        **{f"small over {arm}": told(_gain(runs["tskd"], runs[arm], "last")) for arm in ("without_ded", "hints")},
+        **{f"small over {arm}": told(effect(rival)) for arm, rival in found["tskd_against"].items()},
     }
-
-
-def _gain(treated: Iterable[Mapping[str, Any]], plain: Iterable[Mapping[str, Any]], weights: str) -> Effect:
-    """The paired difference in mAP50-95 of runs that have their seeds in common."""
-    found = paired(*({row["seed"]: row[weights]["mAP50-95"] for row in rows} for rows in (treated, plain)))
-    if found is None:
-        raise ValueError("the runs have no seed in common")
-    return found
-
-
-def _mean(rows: Iterable[Mapping[str, Any]], weights: str) -> dict[str, float]:
-    return {key: mean(row[weights][key] for row in rows) for key in METRICS}

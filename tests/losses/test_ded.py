@@ -113,7 +113,8 @@ def test_unrelated_features_give_one_value_at_any_size(shape):
     base, other = mean_loss(), mean_loss(**shape)
     for found in (base, other):
         assert found["foreground"] + found["background"] == pytest.approx(4, rel=0.05)
-    assert other["structure"] == pytest.approx(base["structure"], rel=0.1)
+    for part in PARTS if {"c", "h"} & set(shape) else PARTS[2:]:  # more boxes in an image are more foreground
+        assert other[part] == pytest.approx(base[part], rel=0.1)
 
 
 @pytest.mark.parametrize("side", [12.0, 30.0, 70.0])

@@ -37,9 +37,9 @@ class DED(nn.Module):
     without cells gives 0, with a gradient of 0.
 
     The gradient of a mean over A cells has a norm of about 1 / sqrt(A). So by ``w`` both regions have the same norm. In
-    a plain sum of the two means small defects would have nearly all of it, on few cells, and a step's length would be
-    spent on them; in one mean over all cells they would have next to nothing. For the same reason the paper's attention
-    is left out (:class:`tskd_yolo.losses.paper.PaperDED` has it).
+    a plain sum of the two means small defects would have most of it, on few cells, and a step's length would be spent
+    on them; in one mean over all cells they would have next to nothing. For the same reason the paper's attention is
+    left out (:class:`tskd_yolo.losses.paper.PaperDED` has it).
 
     Shapes:
         student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); output ``()``,
@@ -134,9 +134,8 @@ def _band(size: int, like: Tensor) -> Tensor:
 
 
 def region_weights(masks: Masks) -> Tensor:
-    """What a cell of the foreground and one of the background weighs, ``w / A`` of :class:`DED`, ``(2,)``.
-
-    A region without cells has any finite weight.
+    """What a cell of the foreground and one of the background weighs, ``w / A`` of :class:`DED`, ``(2,)``; 0 where a
+    region has no cells.
     """
     areas = all_reduce_mean(torch.stack([mask.sum() for mask in masks]))
     roots = areas.sqrt()
