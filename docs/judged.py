@@ -27,6 +27,8 @@ ARMS = {
     "short": "tskd-yolo, 12 epochs instead of 20",
 }
 """How the arms of benchmarks/finetune.py are called."""
+THIRD = {arm: ARMS[arm] for arm in ("plain", "tskd", "hints")}
+"""Those that were asked when DED's regions pulled alike."""
 BRIEF = {arm: ARMS[arm] for arm in ("plain", "ultralytics", "tskd", "without_ded", "hints")}
 """Those that were asked in a schedule of six epochs."""
 FIRST = {
@@ -106,6 +108,7 @@ def values() -> dict[str, str]:
         **_from_random_weights(),
         **_in_a_brief_schedule(),
         **_under_a_weak_teacher(),
+        **_third(),
         **_under_itself(),
         **_out_of_the_cache(),
         "judged classes": class_table(arms),
@@ -204,6 +207,19 @@ def _under_a_weak_teacher() -> dict[str, str]:
 
 def _verdict(arm: Mapping[str, Any]) -> str:
     return str(arm["effect"]["mAP50-95"]["verdict"])
+
+
+def _third() -> dict[str, str]:
+    """The third candidate, whose regions of DED pull alike, on test."""
+    found = load("finetune_third_neu_128")["comparison"]
+    tskd = found["arms"]["tskd"]
+    return {
+        "third": _table(found, THIRD, long=True),
+        "third setting": setting(found, TEST),
+        "third gain": told(effect(tskd["effect"]["mAP50-95"])),
+        "third gain of last": told(effect(tskd["effects"]["last"]["mAP50-95"])),
+        "third hints": told(effect(found["tskd_against"]["hints"])),
+    }
 
 
 def _under_itself() -> dict[str, str]:
