@@ -249,11 +249,13 @@ def test_few_labels_are_the_first_by_hash_and_epochs_alike(load, tmp_path, monke
 def test_small_defects_are_four_tenths_as_wide_and_high(load, tmp_path):
     names = load("small.py", name="small")
     settings = names["main"].__globals__
-    settings["IMAGES"], settings["VAL"] = {"few": 8, "many": 24}, 2
+    settings["IMAGES"], settings["VAL"], settings["TEST"] = {"few": 8, "many": 24}, 2, 3
     names["main"]([f"out={tmp_path / 'small'}"])
     rows = [line.split() for file in (tmp_path / "small" / "many").rglob("labels/*/*.txt") for line in file.open()]
     assert len(rows) > 10 and all(max(map(float, row[3:])) < 0.4 for row in rows)
     few, many = ([*sorted((tmp_path / "small" / kind / "images" / "train").iterdir())] for kind in ("few", "many"))
     assert [a.read_bytes() for a in few] == [b.read_bytes() for b in many[:8]]
+    judged = [*(tmp_path / "small" / "few" / "images" / "test").iterdir()]
+    assert len({file.read_bytes() for file in (*judged, *many)}) == 3 + 24
     with pytest.raises(SystemExit, match="size: unknown; give out=FOLDER"):
         names["main"](["size=3"])

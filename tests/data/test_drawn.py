@@ -93,6 +93,18 @@ def test_validation_images_do_not_depend_on_training_images(tmp_path):
     assert not set(tree(tmp_path / "b/images/train").values()) & set(tree(tmp_path / "b/images/val").values())
 
 
+def test_test_images_change_no_other(tmp_path):
+    prepare(tmp_path / "a", train=2, val=3)
+    prepare(tmp_path / "b", train=2, val=3, test=4)
+
+    asked, others = tree(tmp_path / "b/images/test"), tree(tmp_path / "b/images")
+    assert len(set(asked.values())) == 4 and len({*others.values()}) == 2 + 3 + 4
+    assert tree(tmp_path / "a/images/train") == tree(tmp_path / "b/images/train")
+    assert tree(tmp_path / "a/images/val") == tree(tmp_path / "b/images/val")
+    assert "test: images/test" in (tmp_path / "b/data.yaml").read_text()
+    assert "test:" not in (tmp_path / "a/data.yaml").read_text()
+
+
 def test_labels_are_the_boxes_as_shares_of_the_image(tmp_path):
     prepare(tmp_path / "a", train=4, val=1, size=64, seed=5)
 

@@ -59,7 +59,7 @@ def draw(seed: int | Sequence[int], size: int = 128) -> tuple[NDArray[np.uint8],
     return _photograph(canvas, rng), objects
 
 
-def prepare(out: Path, train: int = 800, val: int = 80, size: int = 128, seed: int = 0) -> None:
+def prepare(out: Path, train: int = 800, val: int = 80, size: int = 128, seed: int = 0, test: int = 0) -> None:
     """Writes a data set of drawn images for Ultralytics.
 
     The set is built beside ``out`` and moved there at the end; one made by an earlier run is replaced.
@@ -70,11 +70,12 @@ def prepare(out: Path, train: int = 800, val: int = 80, size: int = 128, seed: i
         val: Number of validation images; they do not change with ``train``.
         size: Width and height of the images in pixels.
         seed: Another seed, other images.
+        test: Number of test images, which change neither of the others; without any there is no such split.
 
     Raises:
         FileExistsError: If ``out`` is there and was not made by this project.
     """
-    counts = {"train": train, "val": val}
+    counts = {"train": train, "val": val, **({"test": test} if test else {})}
     with data_set_folder(out, names=NAMES, splits=list(counts)) as folder:
         for part, (split, count) in enumerate(counts.items()):
             for number in range(count):
