@@ -74,7 +74,7 @@ def test_judging_is_on_test_with_other_seeds_and_all_arms(finetune, tmp_path, ca
     assert (asked["split"], asked["seeds"]) == ("test", [10, 11, 12, 13, 14])
     arms = asked["arms"].split(",")
     assert arms[:-1] == ["plain", "plain_same_time", "ultralytics", "tskd", "without_ded", "without_crd"]
-    assert yaml.safe_load(Path(arms[-1]).read_text()).keys() == {"short", "hints", "strong"}
+    assert yaml.safe_load(Path(arms[-1]).read_text()).keys() == {"short", "hints"}
     assert (tmp_path / "results" / "finetune_neu_128.json").exists()
     assert "+2.0 points of mAP50-95 ahead of plain on test: below 3.0, so the protocol says" in capsys.readouterr().out
 
