@@ -1,10 +1,31 @@
-"""The same question elsewhere: other students, longer runs, small defects."""
+"""The same question elsewhere: other students, longer runs, larger images, small defects."""
 
 from __future__ import annotations
 
-from results import METRICS, by_seed, effect, gains, last_and_best, load, model_name, scores, setting, table, told
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
 
-STUDENTS = "yolo26n", "yolov8n"
+from results import (
+    METRICS,
+    by_seed,
+    effect,
+    gains,
+    last_and_best,
+    load,
+    model_name,
+    scores,
+    setting,
+    table,
+    told,
+)
+
+from tskd_yolo.compare.stats import holm, paired
+
+STUDENTS = {"yolo26n": ("", "more_"), "yolov8n": ("",)}
+"""And the files of their seeds, one for each look."""
+PAIR = "plain", "tskd"
+DRAWN = "drawn steel with small defects"
 SMALL = {
     "plain": "plain training",
     "tskd": "tskd-yolo",
@@ -15,37 +36,52 @@ SMALL = {
 
 def values() -> dict[str, str]:
     """Tables of Markdown, their settings, and the figures that the text tells."""
-    return {**_students(), **_longer(), **_small()}
+    return {**_students(), **_further("long", "tune_long_neu_128"), **_small()}
 
 
 def _students() -> dict[str, str]:
-    """A table of Markdown of other students under the same teacher, on test, by ``best.pt``, and its setting."""
-    found = [load(f"finetune_{name}_neu_128")["comparison"] for name in STUDENTS]
-    head = ["student", *(f"{who}, {' / '.join(METRICS)}" for who in ("plain", "tskd-yolo"))]
+    """A table of Markdown of other students under the same teacher, on test, by ``best.pt``, and its setting.
+
+    Two looks, after three seeds and after five, so the verdict on the second is corrected for being one of two.
+    """
+    looks = [
+        [load(f"finetune_{name}_{part}neu_128")["comparison"] for part in files] for name, files in STUDENTS.items()
+    ]
+    head = ["student", "seeds", *(f"{who}, {' / '.join(METRICS)}" for who in ("plain", "tskd-yolo"))]
     head += ["mAP50-95 over plain, 95 % interval", "verdict", "time ÷ plain"]
     rows = []
-    for each in found:
-        arms = each["arms"]
-        gain = arms["tskd"]["effect"]["mAP50-95"]
-        figures = [scores(arms[arm]["mean"]["best"]) for arm in ("plain", "tskd")]
-        time = f"{arms['tskd']['time']['of_plain']:.2f}"
-        rows.append([model_name(each["settings"]["model"]), *figures, told(effect(gain)), gain["verdict"], time])
+    for found in looks:
+        name = model_name(found[0]["settings"]["model"])
+        rows += [[name, *_look(*found[: number + 1])] for number in range(len(found))]
+    first, more = looks[0]
     return {
         "students": table(head, rows),
-        "students setting": setting(found[0], "test, `best.pt`"),
-        "students teacher": f"{found[0]['teacher']['last']['mAP50-95']:.3f}",
+        "students setting": setting(first, "test, `best.pt`", seeds="3 seeds, then 5"),
+        "students teacher": f"{first['teacher']['last']['mAP50-95']:.3f}",
+        "students later teacher": f"{more['teacher']['last']['mAP50-95']:.3f}",
     }
 
 
-def _longer() -> dict[str, str]:
-    """A run of three times as many epochs, on val, with two seeds: too few for an interval that says anything."""
-    found = load("tune_long_neu_128")["comparison"]
-    plain, tskd = (by_seed(found, arm) for arm in ("plain", "tskd"))
+def _look(*found: Mapping[str, Any]) -> list[str]:
+    """A row of what several files of the same question have, from its number of seeds on."""
+    plain, tskd = ({seed: row for each in found for seed, row in by_seed(each, arm).items()} for arm in PAIR)
+    means = [{key: fmean(row["best"][key] for row in arm.values()) for key in METRICS} for arm in (plain, tskd)]
+    gain = paired(*({seed: row["best"]["mAP50-95"] for seed, row in arm.items()} for arm in (tskd, plain)))
+    assert gain is not None, "every seed has both"
+    time = [sum(row["process_seconds"] for row in arm.values()) for arm in (tskd, plain)]
+    verdict = holm({"": gain}, of=2)[""].verdict
+    return [str(gain.seeds), *map(scores, means), told(gain), verdict, f"{time[0] / time[1]:.2f}"]
+
+
+def _further(key: str, name: str) -> dict[str, str]:
+    """Longer runs or larger images, on val, with two seeds: too few for an interval that says anything."""
+    found = load(name)["comparison"]
+    plain, tskd = (by_seed(found, arm) for arm in PAIR)
     return {
-        "long plain": last_and_best(plain),
-        "long tskd": last_and_best(tskd),
-        "long teacher": f"{found['teacher']['last']['mAP50-95']:.3f}",
-        **{f"long gain of {weights}": gains(tskd, plain, weights) for weights in ("last", "best")},
+        f"{key} plain": last_and_best(plain),
+        f"{key} tskd": last_and_best(tskd),
+        f"{key} teacher": f"{found['teacher']['last']['mAP50-95']:.3f}",
+        **{f"{key} gain of {weights}": gains(tskd, plain, weights) for weights in ("last", "best")},
     }
 
 
@@ -61,6 +97,6 @@ def _small() -> dict[str, str]:
     teacher = [["teacher", scores(found["teacher"]["last"]), ""]]
     return {
         "small": table(head, [*rows, *teacher]),
-        "small setting": setting(found, "val, last weights", "drawn steel with small defects"),
+        "small setting": setting(found, "val, last weights", DRAWN),
         **{f"small over {arm}": told(effect(rival)) for arm, rival in found["tskd_against"].items()},
     }

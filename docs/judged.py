@@ -1,13 +1,25 @@
-"""What distillation gives a pre-trained student on test: ``finetune_neu_128.json``, and what the candidate before gave,
-``finetune_first_neu_128.json``."""
+"""What distillation gives a pre-trained student on test: ``finetune_neu_128.json``, and what the candidates before it
+gave, ``finetune_first_neu_128.json`` and ``finetune_second_neu_128.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, cast
 
-from results import METRICS, class_table, effect, load, miss_table, model_name, percent, scores, setting, table, told
+from results import (
+    arms_table,
+    class_table,
+    corrected,
+    effect,
+    load,
+    miss_table,
+    model_name,
+    percent,
+    setting,
+    table,
+    told,
+)
 
 from tskd_yolo.compare.stats import Effect, interval, paired, points
 
@@ -23,12 +35,11 @@ ARMS = {
     "without_ded": "tskd-yolo without DED",
     "without_crd": "tskd-yolo without CRD",
     "hints": "tskd-yolo, plain hints in the place of DED",
-    "strong": "tskd-yolo, `ded=4`",
     "short": "tskd-yolo, 12 epochs instead of 20",
 }
 """How the arms of benchmarks/finetune.py are called."""
-THIRD = {arm: ARMS[arm] for arm in ("plain", "tskd", "hints")}
-"""Those that were asked when DED's regions pulled alike."""
+SECOND = {**ARMS, "strong": "tskd-yolo, `ded=4`"}
+"""Those of the second candidate."""
 BRIEF = {arm: ARMS[arm] for arm in ("plain", "ultralytics", "tskd", "without_ded", "hints")}
 """Those that were asked in a schedule of six epochs."""
 FIRST = {
@@ -76,39 +87,37 @@ GOAL, LEAST = 0.03, 0.02
 
 def values() -> dict[str, str]:
     """Tables of Markdown, their setting, and what the pages tell of them."""
-    report, tuning = load("finetune_neu_128"), load("tune_others_neu_128")["comparison"]  # the same pair on val
-    found = report["comparison"]
+    found, on_val = (load(f"{name}_neu_128")["comparison"] for name in ("finetune", "tune_others"))  # the same pair
     arms, asked, rivals = found["arms"], found["settings"], found["tskd_against"]
     plain, tskd = arms["plain"]["mean"]["best"]["mAP50-95"], arms["tskd"]
     teacher, gain = found["teacher"]["last"]["mAP50-95"], effect(tskd["effect"]["mAP50-95"])
     return {
-        "judged": _table(found, ARMS, long=True),
-        "judged short": _table(found, SHORT, long=False),
-        "judged setting": f"NEU-DET in three splits, test, `best.pt`, {len(found['seeds'])} seeds; {asked['imgsz']} "
-        f"px, {asked['epochs']} epochs, batch {asked['batch']}, the pre-trained {model_name(asked['model'])}, on an "
-        f"{report['hardware'].split(' 80GB')[0]} in mixed precision, {found['jobs']} runs side by side",
+        "judged": arms_table(found, ARMS, long=True),
+        "judged short": arms_table(found, SHORT, long=False),
+        "judged setting": f"{setting(found, TEST)}, batch {asked['batch']}, "
+        f"the pre-trained {model_name(asked['model'])}",
         "judged gain": told(gain),
+        "judged gain of last": told(effect(tskd["effects"]["last"]["mAP50-95"])),
         "judged lead": points(teacher - plain),
         "judged recovered": percent(tskd["recovered"]),
         "judged goal": _goal(gain),
         "judged same time": told(effect(rivals["plain_same_time"])),
         "judged rival": told(effect(rivals["ultralytics"])),
-        "judged rival corrected": interval(_corrected(rivals["ultralytics"])),
+        "judged rival corrected": interval(corrected(rivals["ultralytics"])),
         "judged hints": told(effect(rivals["hints"])),
-        "judged strong": told(effect(rivals["strong"])),
         **{f"judged without {term}": told(effect(rivals[f"without_{term}"])) for term in ("ded", "crd")},
         "judged way": _way(found),
         "judged 12 epochs": told(effect(arms["short"]["effect"]["mAP50-95"])),
         "judged 12 epochs time": f"{arms['short']['time']['of_plain']:.2f}",
-        "judged on val": told(effect(tuning["arms"]["tskd"]["effect"]["mAP50-95"])),
+        "judged on val": told(effect(on_val["arms"]["tskd"]["effect"]["mAP50-95"])),
         "judged lead on val": points(
-            tuning["teacher"]["last"]["mAP50-95"] - tuning["arms"]["plain"]["mean"]["last"]["mAP50-95"]
+            on_val["teacher"]["last"]["mAP50-95"] - on_val["arms"]["plain"]["mean"]["last"]["mAP50-95"]
         ),
         **_of_the_first_candidate(),
+        **_of_the_second_candidate(),
         **_from_random_weights(),
         **_in_a_brief_schedule(),
         **_under_a_weak_teacher(),
-        **_third(),
         **_under_itself(),
         **_out_of_the_cache(),
         "judged classes": class_table(arms),
@@ -120,11 +129,25 @@ def _of_the_first_candidate() -> dict[str, str]:
     found = load("finetune_first_neu_128")["comparison"]
     arms, rivals = found["arms"], found["tskd_against"]
     return {
-        "first": _table(found, FIRST, long=True),
+        "first": arms_table(found, FIRST, long=True),
         "first drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
-        "first rival corrected": interval(_corrected(rivals["ultralytics"])),
+        "first rival corrected": interval(corrected(rivals["ultralytics"])),
         "first hints": told(effect(rivals["hints"])),
         **{f"first without {term}": told(effect(rivals[f"without_{term}"])) for term in ("drd", "ded", "crd")},
+    }
+
+
+def _of_the_second_candidate() -> dict[str, str]:
+    report = load("finetune_second_neu_128")
+    found = report["comparison"]
+    arms, rivals, names = found["arms"], found["tskd_against"], ("ultralytics", "without_ded", "without_crd", "hints")
+    device = f"on an {report['hardware'].split(' 80GB')[0]} in mixed precision, {found['jobs']} runs side by side"
+    return {
+        "second": arms_table(found, SECOND, long=True),
+        "second device": device,
+        "second gain": told(effect(arms["tskd"]["effect"]["mAP50-95"])),
+        "second rival corrected": interval(corrected(rivals["ultralytics"])),
+        **{f"second {arm}": told(effect(rivals[arm])) for arm in (*names, "strong")},
     }
 
 
@@ -176,13 +199,13 @@ def _in_a_brief_schedule() -> dict[str, str]:
     found = load("finetune_brief_neu_128")["comparison"]
     rivals = found["tskd_against"]
     return {
-        "brief": _table(found, BRIEF, long=True),
+        "brief": arms_table(found, BRIEF, long=True),
         "brief setting": f"{setting(found, TEST)}, the last {found['settings']['close_mosaic']} epochs without mosaic",
         "brief way": _way(found, stretch=2),
         "brief time": f"{found['arms']['tskd']['time']['of_plain']:.2f}",
         "brief gain": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
         **{f"brief {arm}": told(effect(row)) for arm, row in rivals.items()},
-        **{f"brief {arm} corrected": interval(_corrected(row)) for arm, row in rivals.items()},
+        **{f"brief {arm} corrected": interval(corrected(row)) for arm, row in rivals.items()},
     }
 
 
@@ -207,19 +230,6 @@ def _under_a_weak_teacher() -> dict[str, str]:
 
 def _verdict(arm: Mapping[str, Any]) -> str:
     return str(arm["effect"]["mAP50-95"]["verdict"])
-
-
-def _third() -> dict[str, str]:
-    """The third candidate, whose regions of DED pull alike, on test."""
-    found = load("finetune_third_neu_128")["comparison"]
-    tskd = found["arms"]["tskd"]
-    return {
-        "third": _table(found, THIRD, long=True),
-        "third setting": setting(found, TEST),
-        "third gain": told(effect(tskd["effect"]["mAP50-95"])),
-        "third gain of last": told(effect(tskd["effects"]["last"]["mAP50-95"])),
-        "third hints": told(effect(found["tskd_against"]["hints"])),
-    }
 
 
 def _under_itself() -> dict[str, str]:
@@ -270,28 +280,3 @@ def _goal(gain: Effect) -> str:
         f"the goal of {points(GOAL, sign=True)} is missed by {points(GOAL - gain.mean)}, the least that is worth "
         f"anything, {points(LEAST, sign=True)}, is {least}"
     )
-
-
-def _table(found: Mapping[str, Any], names: Mapping[str, str], *, long: bool) -> str:
-    head = [" / ".join(METRICS), "test", "mAP50-95 over plain, 95 % interval"]
-    head += ["corrected interval"] if long else []
-    head += ["verdict", "time ÷ plain"]
-    rows = [[name, *_row(found, arm, long)] for arm, name in names.items()]
-    teacher = scores(found["teacher"]["last"])
-    return table(head, [*rows, ["teacher", teacher, *[""] * (len(head) - 2)]])
-
-
-def _row(found: Mapping[str, Any], arm: str, long: bool) -> Sequence[str]:
-    row = found["arms"][arm]
-    figures = scores(row["mean"]["best"])
-    time = f"{row['time']['of_plain']:.2f}"
-    if arm == "plain":
-        return [figures, *[""] * (3 if long else 2), time]
-    gain = row["effect"]["mAP50-95"]
-    corrected = [interval(_corrected(gain))] if long else []
-    return [figures, told(effect(gain)), *corrected, gain["verdict"], time]
-
-
-def _corrected(row: Mapping[str, Any]) -> Effect:
-    """A difference with the interval that is corrected over all of its table."""
-    return Effect(row["mean"], row["corrected"]["low"], row["corrected"]["high"], row["seeds"])

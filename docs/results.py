@@ -42,10 +42,12 @@ def scores(row: Mapping[str, Any]) -> str:
     return " / ".join(f"{row[key]:.3f}" for key in METRICS)
 
 
-def setting(found: Mapping[str, Any], judged: str, data: str = "NEU-DET in three splits") -> str:
+def setting(
+    found: Mapping[str, Any], judged: str, data: str = "NEU-DET in three splits", seeds: str | None = None
+) -> str:
     """Where a comparison on a CPU was made, and what it was judged by."""
-    asked, seeds = found["settings"], len(found["seeds"])
-    return f"{data}, {judged}, {seeds} seeds; {asked['imgsz']} px, {asked['epochs']} epochs, on a CPU"
+    asked, seeds = found["settings"], seeds or f"{len(found['seeds'])} seeds"
+    return f"{data}, {judged}, {seeds}; {asked['imgsz']} px, {asked['epochs']} epochs, on a CPU"
 
 
 def by_seed(found: Mapping[str, Any], arm: str) -> dict[int, Mapping[str, Any]]:
@@ -62,6 +64,32 @@ def gains(taught: Mapping[int, Any], plain: Mapping[int, Any], weights: str) -> 
     """Points of mAP50-95, the mean and those of the seeds, where seeds are too few for an interval."""
     found = [taught[seed][weights]["mAP50-95"] - plain[seed][weights]["mAP50-95"] for seed in plain]
     return f"{points(mean(found), sign=True)} ({', '.join(points(gain, sign=True) for gain in found)})"
+
+
+def arms_table(found: Mapping[str, Any], names: Mapping[str, str], *, long: bool) -> str:
+    """Arms judged on test by ``best.pt``, with the teacher below them; ``long`` with the corrected interval."""
+    head = [" / ".join(METRICS), "test", "mAP50-95 over plain, 95 % interval"]
+    head += ["corrected interval"] if long else []
+    head += ["verdict", "time ÷ plain"]
+    rows = [[name, *_row(found, arm, long)] for arm, name in names.items()]
+    teacher = scores(found["teacher"]["last"])
+    return table(head, [*rows, ["teacher", teacher, *[""] * (len(head) - 2)]])
+
+
+def _row(found: Mapping[str, Any], arm: str, long: bool) -> Sequence[str]:
+    row = found["arms"][arm]
+    figures = scores(row["mean"]["best"])
+    time = f"{row['time']['of_plain']:.2f}"
+    if arm == "plain":
+        return [figures, *[""] * (3 if long else 2), time]
+    gain = row["effect"]["mAP50-95"]
+    held = [interval(corrected(gain))] if long else []
+    return [figures, told(effect(gain)), *held, gain["verdict"], time]
+
+
+def corrected(row: Mapping[str, Any]) -> Effect:
+    """A difference with the interval that is corrected over all of its table."""
+    return Effect(row["mean"], row["corrected"]["low"], row["corrected"]["high"], row["seeds"])
 
 
 def class_table(arms: Mapping[str, Any]) -> str:
