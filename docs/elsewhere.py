@@ -8,7 +8,9 @@ from typing import Any
 
 from results import (
     METRICS,
+    arms_table,
     by_seed,
+    corrected,
     effect,
     gains,
     last_and_best,
@@ -20,7 +22,7 @@ from results import (
     told,
 )
 
-from tskd_yolo.compare.stats import holm, paired
+from tskd_yolo.compare.stats import holm, interval, paired
 
 STUDENTS = {"yolo26n": ("", "more_"), "yolov8n": ("",)}
 """And the files of their seeds, one for each look."""
@@ -36,7 +38,7 @@ SMALL = {
 
 def values() -> dict[str, str]:
     """Tables of Markdown, their settings, and the figures that the text tells."""
-    return {**_students(), **_further("long", "tune_long_neu_128"), **_small()}
+    return {**_students(), **_further("long", "tune_long_neu_128"), **_small(), **_small_on_test()}
 
 
 def _students() -> dict[str, str]:
@@ -99,4 +101,17 @@ def _small() -> dict[str, str]:
         "small": table(head, [*rows, *teacher]),
         "small setting": setting(found, "val, last weights", DRAWN),
         **{f"small over {arm}": told(effect(rival)) for arm, rival in found["tskd_against"].items()},
+    }
+
+
+def _small_on_test() -> dict[str, str]:
+    """The same on images that were drawn to judge, by ``best.pt``."""
+    found = load("finetune_small_drawn_128")["comparison"]
+    rivals = found["tskd_against"]
+    return {
+        "small judged": arms_table(found, SMALL, long=True),
+        "small judged setting": setting(found, "test, `best.pt`", DRAWN),
+        "small judged gain": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
+        **{f"small judged over {arm}": told(effect(rival)) for arm, rival in rivals.items()},
+        **{f"small judged over {arm} corrected": interval(corrected(rival)) for arm, rival in rivals.items()},
     }
