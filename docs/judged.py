@@ -89,8 +89,8 @@ def values() -> dict[str, str]:
     """Tables of Markdown, their setting, and what the pages tell of them."""
     found, on_val = (load(f"{name}_neu_128")["comparison"] for name in ("finetune", "tune_others"))  # the same pair
     arms, asked, rivals = found["arms"], found["settings"], found["tskd_against"]
-    plain, tskd = arms["plain"]["mean"]["best"]["mAP50-95"], arms["tskd"]
-    teacher, gain = found["teacher"]["last"]["mAP50-95"], effect(tskd["effect"]["mAP50-95"])
+    tskd = arms["tskd"]
+    gain = effect(tskd["effect"]["mAP50-95"])
     return {
         "judged": arms_table(found, ARMS, long=True),
         "judged short": arms_table(found, SHORT, long=False),
@@ -98,21 +98,21 @@ def values() -> dict[str, str]:
         f"the pre-trained {model_name(asked['model'])}",
         "judged gain": told(gain),
         "judged gain of last": told(effect(tskd["effects"]["last"]["mAP50-95"])),
-        "judged lead": points(teacher - plain),
+        "judged lead": _lead(found, "best"),
         "judged recovered": percent(tskd["recovered"]),
         "judged goal": _goal(gain),
         "judged same time": told(effect(rivals["plain_same_time"])),
         "judged rival": told(effect(rivals["ultralytics"])),
         "judged rival corrected": interval(corrected(rivals["ultralytics"])),
+        "judged same time corrected": interval(corrected(rivals["plain_same_time"])),
+        "judged crd alone": told(effect(arms["without_ded"]["effect"]["mAP50-95"])),
         "judged hints": told(effect(rivals["hints"])),
         **{f"judged without {term}": told(effect(rivals[f"without_{term}"])) for term in ("ded", "crd")},
         "judged way": _way(found),
         "judged 12 epochs": told(effect(arms["short"]["effect"]["mAP50-95"])),
         "judged 12 epochs time": f"{arms['short']['time']['of_plain']:.2f}",
         "judged on val": told(effect(on_val["arms"]["tskd"]["effect"]["mAP50-95"])),
-        "judged lead on val": points(
-            on_val["teacher"]["last"]["mAP50-95"] - on_val["arms"]["plain"]["mean"]["last"]["mAP50-95"]
-        ),
+        "judged lead on val": _lead(on_val, "last"),
         **_of_the_first_candidate(),
         **_of_the_second_candidate(),
         **_from_random_weights(),
@@ -126,9 +126,11 @@ def values() -> dict[str, str]:
 
 
 def _of_the_first_candidate() -> dict[str, str]:
-    found = load("finetune_first_neu_128")["comparison"]
+    report = load("finetune_first_neu_128")
+    found = report["comparison"]
     arms, rivals = found["arms"], found["tskd_against"]
     return {
+        "first device": _device(report),
         "first": arms_table(found, FIRST, long=True),
         "first drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
         "first rival corrected": interval(corrected(rivals["ultralytics"])),
@@ -141,14 +143,24 @@ def _of_the_second_candidate() -> dict[str, str]:
     report = load("finetune_second_neu_128")
     found = report["comparison"]
     arms, rivals, names = found["arms"], found["tskd_against"], ("ultralytics", "without_ded", "without_crd", "hints")
-    device = f"on an {report['hardware'].split(' 80GB')[0]} in mixed precision, {found['jobs']} runs side by side"
     return {
         "second": arms_table(found, SECOND, long=True),
-        "second device": device,
+        "second device": _device(report),
+        "second lead": _lead(found, "best"),
         "second gain": told(effect(arms["tskd"]["effect"]["mAP50-95"])),
         "second rival corrected": interval(corrected(rivals["ultralytics"])),
         **{f"second {arm}": told(effect(rivals[arm])) for arm in (*names, "strong")},
     }
+
+
+def _device(report: Mapping[str, Any]) -> str:
+    name, beside = report["hardware"].split(" 80GB")[0], report["comparison"]["jobs"]
+    return f"on an {name} in mixed precision, {beside} runs side by side"
+
+
+def _lead(found: Mapping[str, Any], weights: str) -> str:
+    """By how many points of mAP50-95 the teacher is ahead of plain training."""
+    return points(found["teacher"]["last"]["mAP50-95"] - found["arms"]["plain"]["mean"][weights]["mAP50-95"])
 
 
 def _way(found: Mapping[str, Any], stretch: int = 5) -> str:
