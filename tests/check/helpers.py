@@ -41,6 +41,8 @@ def summary(**more: Any) -> dict[str, Any]:
         "classes": rows,
         "lost": ["<i>"],
         "data": {
+            "judged": "val",
+            "beside": "train",
             "splits": {"train": split, "val": split},
             "classes": [],
             "count": {"same": 60, "near": 1},

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from tests.helpers import NAMES, copied_data, task_data
 from tskd_yolo import hashing
@@ -59,6 +60,20 @@ def test_images_in_both_splits_are_named_without_their_folders(data, tmp_path):
     assert row["count"] == {"same": 3, "near": 0} and str(tmp_path) not in json.dumps(row)
     assert row["same"][0] == ["copy_0.png", "strip_0000.png", 1.0]
     assert [(f.level, f.about) for f in found.findings][0] == ("no", "splits")
+
+
+def test_a_test_split_is_held_against_train_and_val(data, tmp_path):
+    file = copied_data(data, tmp_path)
+    for kind, suffix in (("images", "png"), ("labels", "txt")):
+        shutil.copytree(tmp_path / "set" / kind / "val", tmp_path / "set" / kind / "test")
+        shutil.copy(tmp_path / f"set/{kind}/train/strip_0000.{suffix}", tmp_path / f"set/{kind}/test/other.{suffix}")
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "test": "images/test"}))
+    found = look(file, split="test")
+    assert (found.judged, found.beside, found.row()["count"]) == ("test", "train or val", {"same": 5, "near": 0})
+    words = "5 of 5 test images are in train or val too (5 the same file; such as other.png, there strip_0000.png)"
+    assert words in str(found.findings[0])
+    assert set(found.splits) == {"train", "test"} and "test boxes" in found.classes[0]
+    assert look(file).row()["count"] == {"same": 0, "near": 0}
 
 
 def test_pictures_are_read_once(data, monkeypatch):

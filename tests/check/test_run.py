@@ -1,4 +1,4 @@
-"""Ten prepared cases, five good and five bad: the verdict, its exit code, the reason, and that nothing else is left.
+"""Prepared cases, good and bad: the verdict, its exit code, the reason, and that nothing else is left.
 
 Data are drawn, detectors have random weights. So where a case needs a teacher that finds something its score is made
 up; everything else is real, the steps too.
@@ -143,6 +143,12 @@ CASES = [
     ),
     Case("teacher that finds nothing", NO, {}, ("it finds next to nothing", "give one that is trained"), skilled=False),
     Case("no val split", NO, {}, ("'val:' key missing",), no_val),
+    Case("views without a cache", NO, {"views": 8}, ("views=8 needs teacher_cache=ram or disk",)),
+    Case(
+        "cache beyond its limit", NO, {"teacher_cache": "disk", "cache_limit": 0.00001},
+        ("the teacher's outputs for 24 images in views=4 take", "and cache_limit is 1e-05 GB; raise it"),
+    ),
+    Case("time in words", NO, {"time": "long"}, ("'time=long' is of invalid type str",)),
     Case("wrong task", NO, {"teacher": "seg.pt"}, ("is one for segment and the student one for detect; give two",)),
 ]  # fmt: skip
 

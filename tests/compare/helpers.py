@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from tests.helpers import copied_data, settings
 
@@ -32,10 +33,14 @@ def words(values: dict[str, Any]) -> list[str]:
 
 
 def add_test_split(root: Path) -> None:
-    """Gives the data set of :func:`own_files` a test split: images like those of val, under other names."""
+    """Gives the data set of :func:`own_files` a test split: those of val turned, so that no file is there twice."""
     for kind in ("images", "labels"):
         shutil.copytree(root / "set" / kind / "val", root / "set" / kind / "test")
         for file in (root / "set" / kind / "test").iterdir():
             file.rename(file.with_name(f"test_{file.name}"))
+    for image in (root / "set" / "images" / "test").iterdir():
+        with Image.open(image) as opened:
+            turned = opened.rotate(180)
+        turned.save(image)
     file = root / "tiny.yaml"
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "test": "images/test"}), encoding="utf-8")

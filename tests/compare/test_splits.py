@@ -62,6 +62,10 @@ def linked_from_train(data, folder):
     (folder / "images" / "test" / "again.png").symlink_to(image)
 
 
+def copied_from_val(data, folder):
+    shutil.copy(sorted((folder / "images" / "val").iterdir())[0], folder / "images" / "test" / "renamed.png")
+
+
 @pytest.mark.parametrize(
     ("break_it", "why"),
     [
@@ -70,6 +74,7 @@ def linked_from_train(data, folder):
         (no_labels, "the test: split has no labels"),
         (same_as_val, "2 of 2 images of the test: split are in train or val, too"),
         (linked_from_train, "1 of 3 images of the test: split are in train or val, too"),
+        (copied_from_val, "1 of 3 images of the test: split are in train or val, too"),
     ],
 )
 def test_a_split_that_cannot_judge_does_not(break_it, why, data, tmp_path):

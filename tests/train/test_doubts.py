@@ -79,7 +79,7 @@ def test_data_is_looked_at_without_decoding_a_picture(tmp_path):
         {"im_file": str(f), "shape": (64, 64), "cls": np.zeros((1, 1)), "bboxes": np.full((1, 4), 0.5)} for f in files
     ]
     found = doubts.of_data(Split("train", labels[:1]), Split("val", labels[1:]), names={0: "a"}, imgsz=64, stride=8)
-    assert [f.about for f in found] == ["splits"] and "(1 the same file; such as b.png, in train a.png)" in str(*found)
+    assert [f.about for f in found] == ["splits"] and "(1 the same file; such as b.png, there a.png)" in str(*found)
 
 
 # Images without labels ------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tskd_yolo.data.labels import Split
 from tskd_yolo.findings import Finding
 from tskd_yolo.train import scan
 from tskd_yolo.train.doubts import of_twins
+from tskd_yolo.train.scan import images_of
 
 KEYS = "task", "imgsz", "single_cls", "classes", "fraction", "split"
 """Ultralytics' arguments that decide what of a data set a run sees."""
@@ -34,6 +35,10 @@ class DataSet:
     """What there is to say of a data set."""
 
     names: dict[int, str]
+    judged: str
+    """The split on which a run validates."""
+    beside: str
+    """The other ones, in words: images of it should be in none of them."""
     splits: dict[str, dict[str, int]]
     """Numbers by split, see :meth:`tskd_yolo.data.labels.Split.counts`."""
     classes: list[dict[str, Any]]
@@ -46,6 +51,8 @@ class DataSet:
         """As JSON takes it; files by name."""
         listed = {"same": self.same, "near": self.near}
         return {
+            "judged": self.judged,
+            "beside": self.beside,
             "splits": self.splits,
             "classes": self.classes,
             "count": {what: len(twins) for what, twins in listed.items()},
@@ -74,17 +81,22 @@ def look(values: Mapping[str, Any], *, data: dict[str, Any] | None = None, strid
         if "task" not in given and data.get("kpt_shape"):  # read as boxes, key points would be corners
             args.task = "pose"
         train, val = (_split(name, args, data) for name in ("train", "val"))
+        val = replace(val, name=str(args.split))
+        chose = images_of(data, "val") if val.name == "test" else []
     names = {0: "item"} if args.single_cls else data["names"]
-    same, near = twins(train, val, kept=_kept(data))
+    same, near = twins([*train.files, *chose], val.files, kept=_kept(data))
+    beside = "train or val" if chose else "train"
     size = {"imgsz": int(args.imgsz), "stride": stride}
     return DataSet(
         names=names,
+        judged=val.name,
+        beside=beside,
         splits={split.name: split.counts(**size) for split in (train, val)},
         classes=[_class(index, name, train, val) for index, name in names.items()],
         same=same,
         near=near,
         findings=[
-            *of_twins(same, near, images=len(val.labels)),
+            *of_twins(same, near, images=len(val.labels), split=val.name, beside=beside),
             *labels.faults(train),
             *labels.faults(val),
             *labels.oddities(train, val, names=labels.asked(names, args.classes), **size),
@@ -114,19 +126,19 @@ def _kept(data: Mapping[str, Any]) -> Path:
     return hashing.kept(f"images-{word}.json")
 
 
-def twins(train: Split, val: Split, *, kept: Path) -> tuple[list[Twin], list[Twin]]:
+def twins(train: Sequence[str], val: Sequence[str], *, kept: Path) -> tuple[list[Twin], list[Twin]]:
     """Images of val that are in train too: the same files, and other files of the same picture.
 
     Args:
-        train, val: The splits.
+        train, val: The images of both.
         kept: Where perceptual hashes are kept.
     """
-    same = duplicates.same_files(train.files, val.files)
+    same = duplicates.same_files(train, val)
     hashes = Hashes(kept)
     known = {twin.val for twin in same}
-    trained, judged = train.files, [file for file in val.files if file not in known]
-    found = dict(zip([*trained, *judged], hashes([*trained, *judged]), strict=True))
-    near = duplicates.same_pictures({file: found[file] for file in trained}, {file: found[file] for file in judged})
+    judged = [file for file in val if file not in known]
+    found = dict(zip([*train, *judged], hashes([*train, *judged]), strict=True))
+    near = duplicates.same_pictures({file: found[file] for file in train}, {file: found[file] for file in judged})
     try:
         hashes.keep()
     except OSError as error:

@@ -178,9 +178,10 @@ def _level(row: Mapping[str, Any]) -> str:
 def _class_lines(summary: Mapping[str, Any]) -> list[str]:
     if not summary["classes"]:
         return []
-    head = f"{'name':<22}{'teacher calls it':<22}{'train':>7}{'val':>7}{'teacher':>9}{'student':>9}{'headroom':>9}"
+    judged = summary["data"]["judged"]
+    head = f"{'name':<22}{'teacher calls it':<22}{'train':>7}{judged:>7}{'teacher':>9}{'student':>9}{'headroom':>9}"
     rows = [
-        f"{_short(row['name']):<22}{_short(row['teacher']):<22}{row['train boxes']:>7}{row['val boxes']:>7}"
+        f"{_short(row['name']):<22}{_short(row['teacher']):<22}{row['train boxes']:>7}{row[f'{judged} boxes']:>7}"
         + "".join(f"{_points(row[key]):>9}" for key in ("teacher AP50-95", "student AP50-95", "headroom"))
         for row in summary["classes"]
     ]
@@ -205,7 +206,8 @@ def _split_lines(summary: Mapping[str, Any]) -> list[str]:
         for name, split in summary["data"]["splits"].items()
     ]
     for kind, words in (("same", "the same file as"), ("near", "nearly the same picture as")):
-        lines += [f"{val} of val is {words} {train} of train" for val, train, _ in summary["data"][kind][:5]]
+        twins, judged, beside = (summary["data"][key] for key in (kind, "judged", "beside"))
+        lines += [f"{val} of {judged} is {words} {train} of {beside}" for val, train, _ in twins[:5]]
     return lines
 
 

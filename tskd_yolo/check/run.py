@@ -15,11 +15,12 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
 from tskd_yolo import config, hashing
 from tskd_yolo.check import data, forgotten, pair, report, verdict
 from tskd_yolo.check.data import DataSet
-from tskd_yolo.check.trial import Trial, quiet
+from tskd_yolo.check.trial import ASIDE, Trial, quiet
 from tskd_yolo.check.verdict import Verdict
 from tskd_yolo.config import DEFAULTS, ConfigError
 from tskd_yolo.findings import Finding, refused
 from tskd_yolo.train.checks import check as checked
+from tskd_yolo.train.checks import mistyped
 
 KEYS: dict[str, Any] = {"out": None}
 """Keys that a check has besides those of a run, with their defaults."""
@@ -75,12 +76,11 @@ def _pair(found: _Found, folder: Path, errors: list[str]) -> None:
     _tell("settings, teacher and student...")
     if found.values.get("resume"):
         errors = [*errors, "resume: there is nothing to check of a run that goes on; leave it out."]
+    base, asked = {**DEFAULT_CFG_DICT, **DEFAULTS}, {k: v for k, v in found.values.items() if k != "resume"}
     try:
         with quiet():
-            if errors:
-                checked(
-                    {**DEFAULT_CFG_DICT, **DEFAULTS}, {k: v for k, v in found.values.items() if k != "resume"}, errors
-                )
+            if errors or mistyped(base, {k: v for k, v in asked.items() if k in ASIDE}):
+                checked(base, asked, errors)
             found.trial = Trial(folder, **found.values)
     except ConfigError as error:
         found.findings += refused(error.problems)

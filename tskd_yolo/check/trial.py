@@ -24,8 +24,9 @@ from ultralytics.utils import LOGGER, callbacks
 from ultralytics.utils.torch_utils import time_sync, unwrap_model
 
 from tskd_yolo import compat
-from tskd_yolo.config import DEFAULTS
+from tskd_yolo.distill import cache
 from tskd_yolo.distill.classes import of_all
+from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.recording import WARM
 from tskd_yolo.rounding import ceil_div
 from tskd_yolo.train import summary
@@ -38,7 +39,6 @@ VALIDATED = 2
 
 ASIDE = {
     "name": "trial", "exist_ok": True, "plots": False, "save": False, "save_period": -1, "cache": False, "time": None,
-    "teacher_cache": None, "views": DEFAULTS["views"],
 }  # fmt: skip
 """What a trial does not do although the run would: it leaves nothing behind."""
 
@@ -124,7 +124,6 @@ class Trial(Trainer):
             super().__init__(overrides={**own, **ASIDE, "project": str(folder)})
         self.asked_batch = self.args.batch
         """On one device; the engine makes it smaller where it does not fit."""
-        self._asked_views = arguments.get("views", DEFAULTS["views"])
         self.teacher_names = of_all(model.names for model in self._teacher)
         """The classes of the teacher, or of several, in their own order."""
         self.teacher_trained_at = dict(self._teacher[0].args).get("imgsz")
@@ -151,6 +150,13 @@ class Trial(Trainer):
             for name in ("train_loader", "test_loader"):
                 if name in vars(self):
                     vars(self)[name].close()
+
+    def _open_cache(self, distiller: Distiller) -> None:
+        """Whether the teacher's outputs would fit; none is kept."""
+        if self.config.teacher_cache:
+            others = self._flow.views if self._flow is not None else None
+            views = self.train_loader.dataset
+            cache.plan(distiller=distiller, views=views, args=self.args, epochs=self.epochs, others=others)
 
     def _begin(self) -> None:
         if self.distiller is not None:
@@ -188,7 +194,7 @@ class Trial(Trainer):
         timed, looks = took[self._warm :] or took[1:] or took, self._looks[1:-1] or self._looks[:1]
         open_epochs, closed = self._epochs()
         cacheable = not (self.args.multi_scale or self.args.rect or self.config.variant == "paper")
-        passes = min(self._asked_views, open_epochs) + min(self._asked_views, closed)
+        passes = min(self.config.views, open_epochs) + min(self.config.views, closed)
         return Cost(
             device=self._memory.name,
             batch=int(self.args.batch),

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from ultralytics.data.utils import check_det_dataset, get_split_fraction, img2label_paths
 
 from tskd_yolo.config import ConfigError
+from tskd_yolo.data.dataset import SPLITS
+from tskd_yolo.data.duplicates import same_files
 from tskd_yolo.files import digest
 from tskd_yolo.train.scan import images_of
-
-SPLITS = "train", "val", "test"
 
 Files = Mapping[str, Mapping[str, Mapping[str, str]]]
 """By split, by ``images`` and ``labels``, and by name: ``SIZE TIME SHA256`` of an image, ``SHA256`` of a label file."""
@@ -61,8 +61,8 @@ def _unfit(data: Mapping[str, Any]) -> str:
         return "the images of the test: split were not found"
     if not any(os.path.isfile(label) and os.path.getsize(label) for label in img2label_paths([*images])):
         return "the test: split has no labels"
-    elsewhere = {os.path.realpath(file) for split in ("train", "val") for file in images_of(data, split)}
-    again = sum(os.path.realpath(file) in elsewhere for file in images)
+    elsewhere = [file for split in ("train", "val") for file in images_of(data, split)]
+    again = len({twin.val for twin in same_files(elsewhere, images)})
     return f"{again} of {len(images)} images of the test: split are in train or val, too" if again else ""
 
 

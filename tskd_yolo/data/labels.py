@@ -31,7 +31,7 @@ class Split:
     """The labels of one split, as Ultralytics has read them.
 
     Args:
-        name: ``train`` or ``val``.
+        name: ``train``, ``val`` or ``test``.
         labels: A mapping per image: ``im_file``, ``cls`` ``(n, 1)`` and ``bboxes`` ``(n, 4)``, centre, width and
             height as shares of the image; ``shape`` (height, width) in pixels, where sizes are asked for. Ultralytics
             takes that out of a set that it has sorted by shape, as it does for validation.
@@ -186,8 +186,8 @@ def _classes(train: Split, val: Split, names: Mapping[int, str]) -> list[Finding
     if unjudged := [name for index, name in names.items() if with_class[index] and not val.images_with(index)]:
         found.append(
             Finding(
-                "warning", "classes", f"never labelled in the val split: {_few(unjudged)}",
-                "move some of their images to val: without them nobody knows how well they are found",
+                "warning", "classes", f"never labelled in the {val.name} split: {_few(unjudged)}",
+                f"move some of their images to {val.name}: without them nobody knows how well they are found",
             )
         )  # fmt: skip
     there = [count for count in with_class.values() if count]

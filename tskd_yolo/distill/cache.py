@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -97,6 +97,42 @@ class Cache:
             self._full = True
 
 
+class Plan(NamedTuple):
+    """What the records of a run take, and where they go; nothing of it is made yet."""
+
+    layout: Layout
+    slots: list[int]
+    """Records of each set of images."""
+    headers: list[dict[str, Any]]
+    files: list[Path | None]
+    """Of each set its file; None in memory of one process."""
+    images: int
+    needed: int
+    """Bytes at most."""
+
+
+def plan(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str = "", others: Any = None) -> Plan:
+    """What a run's cache takes, where that is no more than it may.
+
+    Args:
+        distiller, views, args, epochs, shared, others: As of :func:`prepare`.
+
+    Raises:
+        ConfigError: If the records would take more than the limit, the disk or the memory has.
+    """
+    device = next(distiller.teacher.model.parameters()).device
+    images = torch.zeros(1, views.dataset.channels, views.dataset.imgsz, views.dataset.imgsz, device=device)
+    sample = pack(distiller.teacher_outputs(images, size=(args.imgsz, args.imgsz)))
+    layout, sets = Layout(sample, views.kept.size), [views] if others is None else [views, others]
+    count = sum(map(len, sets))
+    needed = _size(layout, count, args, epochs)
+    _within_limit(needed, layout, count, args)  # before every image is asked for its time
+    folder = _folder(views.dataset)
+    headers, files = zip(*(_planned(each, layout, distiller, args, folder, shared) for each in sets), strict=True)
+    _fits(needed, layout, count, args, files)
+    return Plan(layout, [each.slots * len(each) for each in sets], list(headers), list(files), count, needed)
+
+
 def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str = "", others: Any = None) -> Cache:
     """The cache of one run, after its size was told.
 
@@ -112,30 +148,24 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
     Raises:
         ConfigError: If the records would take more than the limit, the disk or the memory has, or cannot be written.
     """
-    device = next(distiller.teacher.model.parameters()).device
-    images = torch.zeros(1, views.dataset.channels, views.dataset.imgsz, views.dataset.imgsz, device=device)
-    sample = pack(distiller.teacher_outputs(images, size=(args.imgsz, args.imgsz)))
-    layout, sets = Layout(sample, views.kept.size), [views] if others is None else [views, others]
-    count = sum(map(len, sets))
-    needed = _size(layout, count, args, epochs)
-    _within_limit(needed, layout, count, args)  # before every image is asked for its time
-    folder = _folder(views.dataset)
-    plans = [_planned(each, layout, distiller, args, folder, shared) for each in sets]
-    _fits(needed, layout, count, args, [file for _, file in plans])
-    place = ", ".join(str(file) for _, file in plans) if args.teacher_cache == "disk" else "memory"
+    planned = plan(distiller=distiller, views=views, args=args, epochs=epochs, shared=shared, others=others)
+    layout, place = planned.layout, "memory"
+    if args.teacher_cache == "disk":
+        place = ", ".join(map(str, planned.files))
     try:
-        stores = [Store(v.slots * len(v), layout.size, file, head) for v, (head, file) in zip(sets, plans, strict=True)]
+        each = zip(planned.slots, planned.files, planned.headers, strict=True)
+        cache = Cache(layout, *(Store(slots, layout.size, file, header) for slots, file, header in each))
     except OSError as error:
         raise ConfigError(
             [f"teacher_cache: {place} cannot be made ({error.strerror}); make its folder writable, or give ram."]
         ) from error
-    cache = Cache(layout, *stores)
     LOGGER.info(
-        f"{colorstr('tskd-yolo:')} the teacher's outputs are kept in {place}: {needed / _GB:.2f} GB at most, "
-        f"{layout.size / 1e3:.0f} kB for each view of {count} images; {cache.store.whole()} views are there already."
+        f"{colorstr('tskd-yolo:')} the teacher's outputs are kept in {place}: {planned.needed / _GB:.2f} GB at most, "
+        f"{layout.size / 1e3:.0f} kB for each view of {planned.images} images; {cache.store.whole()} views are there "
+        "already."
     )
     if args.teacher_cache == "disk":
-        _name_others(folder, {file.name for _, file in plans if file is not None})
+        _name_others(_folder(views.dataset), {file.name for file in planned.files if file is not None})
     return cache
 
 

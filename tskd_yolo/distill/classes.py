@@ -133,6 +133,19 @@ def only(matched: Classes, kept: int | Sequence[int] | None) -> Classes:
     return matched._replace(members=members, unasked=unasked)
 
 
+def wrong_asked(kept: Any, names: Mapping[int, str]) -> list[str]:
+    """What is wrong with Ultralytics' ``classes=``, beside the classes of the data."""
+    if kept is None:
+        return []
+    asked = [kept] if isinstance(kept, int) else kept
+    if not isinstance(asked, (list, tuple)) or not asked or any(type(number) is not int for number in asked):
+        return [f"classes: must be numbers of classes, i.e. classes=[0,2], got {kept!r}; drop it to train on all."]
+    beyond = [number for number in asked if number not in names]
+    if not beyond:
+        return []
+    return [f"classes: the data has none with the number {', '.join(map(str, beyond))}; its are 0 to {len(names) - 1}."]
+
+
 def of_all(classes: Iterable[Mapping[int, str]]) -> dict[int, str]:
     """The classes of several teachers, each once."""
     return dict(enumerate({folded(name): str(name) for names in classes for name in names.values()}.values()))

@@ -9,6 +9,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ def _read(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[s
     return {**values, **wrong}, unknown, told
 
 
+def mistyped(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+    """Whether Ultralytics refuses the value of one of these arguments."""
+    return bool(_read(base, overrides)[2])
+
+
 def _teachers(given: Any, errors: list[str]) -> list[Any]:
     """The teachers that can be loaded."""
     found: list[Any] = []
@@ -198,8 +204,11 @@ def _student_and_data(values: Mapping[str, Any], errors: list[str], *, sure: boo
     student = None if elsewhere and sure else _attempt("model", _student_yaml, values["model"], errors)
     if elsewhere:
         return student, _NO_DATA
-    data = _attempt("data", _data, values["data"], errors) or _NO_DATA
-    return student, {**data, "names": {0: "item"}} if data["names"] and values["single_cls"] else data
+    data = _attempt("data", partial(_data, split=values["split"]), values["data"], errors) or _NO_DATA
+    if not data["names"]:
+        return student, data
+    errors += classes.wrong_asked(values["classes"], data["names"])
+    return student, {**data, "names": {0: "item"}} if values["single_cls"] else data
 
 
 _NEEDED = {
@@ -230,16 +239,19 @@ def fetched(data: Any) -> bool:
     return str(data).startswith("ul://") or str(data).endswith(".ndjson")
 
 
-def _data(data: Any) -> dict[str, Any]:
-    """Classes and channels of a data set; none yet of one that is fetched."""
+def _data(data: Any, split: Any) -> dict[str, Any]:
+    """Classes and channels of a data set that has a split to validate on; none yet of one that is fetched."""
     if fetched(data):
         return _NO_DATA
     try:
         content = check_det_dataset(data)
     except (MissingSetError, ConvertError) as error:  # ours, and whole sentences already
         raise ConfigError([f"data: {error}"]) from error
-    for split in ("train", "val"):
-        if isinstance(content[split], str) and (gone := dataset.gone(Path(content[split]))):
+    if not content.get(split):
+        named = ", ".join(name for name in dataset.SPLITS if content.get(name))
+        raise ConfigError([f"split: must be one that the data YAML names ({named}), got {split!r}."])
+    for name in ("train", split):
+        if isinstance(content[name], str) and (gone := dataset.gone(Path(content[name]))):
             raise ConfigError([f"data: {gone}"])
     return {key: content.get(key) for key in _NO_DATA}
 

@@ -108,23 +108,27 @@ def of_data(train: Split, val: Split, *, names: Mapping[int, str], imgsz: int, s
     return [*of_twins(same, [], images=len(val.labels)), *oddities(train, val, names=names, imgsz=imgsz, stride=stride)]
 
 
-def of_twins(same: Sequence[Twin], near: Sequence[Twin], *, images: int) -> list[Finding]:
+def of_twins(
+    same: Sequence[Twin], near: Sequence[Twin], *, images: int, split: str = "val", beside: str = "train"
+) -> list[Finding]:
     """What images that are in both splits say of the scores.
 
     Args:
         same: Images of val whose file is in train.
         near: Images of val whose picture is in train.
         images: Of val.
+        split, beside: What val and train are called.
     """
     if not (count := len(same) + len(near)):
         return []
     first = [*same, *near][0]
     parts = [f"{len(same)} the same file"] if same else []
     parts += [f"{len(near)} nearly the same picture"] if near else []
-    words = f"{count} of {images} val images are in train too ({', '.join(parts)}; such as {Path(first.val).name}, in "
+    words = f"{count} of {images} {split} images are in {beside} too ({', '.join(parts)}; such as "
+    words += f"{Path(first.val).name}, there {Path(first.train).name})"
     return [
         Finding(
-            "no" if count > LEAKED * images else "warning", "splits", f"{words}train {Path(first.train).name})",
+            "no" if count > LEAKED * images else "warning", "splits", words,
             "take them out of one of the two: what a network has trained on says nothing about new images",
         )
     ]  # fmt: skip

@@ -32,7 +32,7 @@ class GivingWayMixin(Engine):
             return
         if not self.args.val:
             LOGGER.warning(
-                f"give_way={self.config.give_way:g} does nothing with val=False: whether the student has overtaken its "
+                "with val=False the terms do not give way to a lead of the student: whether it has overtaken its "
                 "teacher is seen on the validation set."
             )
             return
