@@ -142,6 +142,13 @@ def test_an_image_size_of_two_numbers_is_refused(size):
     assert sentence == f"imgsz: must be one number of pixels, got {size!r}; give the longer side, i.e. imgsz=640."
 
 
+@pytest.mark.parametrize("device", ["0,1", [0, 1], "(0, 1)"], ids=str)
+def test_several_devices_need_a_batch_that_is_a_number(device):
+    (sentence,) = problems({**GOOD, "batch": -1, "device": device})
+    assert sentence == "batch: must be a whole number for 2 devices, which share it, got -1."
+    assert problems({**GOOD, "batch": 16, "device": device}) == problems({**GOOD, "batch": -1, "device": 0}) == []
+
+
 @pytest.mark.parametrize("off", [None, False, ""])
 def test_without_teacher_cache_nothing_is_refused_for_it(off):
     assert build({**GOOD, "teacher_cache": off, "multi_scale": 0.5, "rect": True}).teacher_cache is None

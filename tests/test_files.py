@@ -54,6 +54,16 @@ def test_a_path_joined_to_a_whole_path_is_one_too(tmp_path, monkeypatch):
     assert written == [("b.pt", b"new")]
 
 
+def test_a_path_without_a_way_from_the_folder_stays_whole(tmp_path, monkeypatch):
+    assert files.relative(tmp_path / "a" / "b.png", tmp_path) == str(Path("a") / "b.png")
+
+    def another_drive(path, folder):
+        raise ValueError("path is on mount 'E:', start on mount 'D:'")
+
+    monkeypatch.setattr(files.os.path, "relpath", another_drive)
+    assert files.relative("E:/b.png", "D:/set") == "E:/b.png"
+
+
 def test_saved_tensors_and_json_come_back(tmp_path):
     files.save(tmp_path / "a.pt", {"weight": torch.ones(2)})
     assert torch.load(tmp_path / "a.pt")["weight"].tolist() == [1, 1]

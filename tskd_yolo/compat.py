@@ -23,6 +23,7 @@ from ultralytics import YOLO, utils
 from ultralytics.data import dataset as scanner
 from ultralytics.data import utils as data_utils
 from ultralytics.nn import tasks
+from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.utils import LOGGER, ONLINE, RANK, ROOT, USER_CONFIG_DIR, YAML, checks
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from ultralytics.utils.torch_utils import strip_optimizer
@@ -261,9 +262,12 @@ def load(path: str | Path, *, key: str) -> tuple[Any, dict[str, Any]]:
     if not path.exists() and path.name not in GITHUB_ASSETS_NAMES:
         raise ConfigError([f"{key}: {path} was not found; {wanted}."])
     try:
-        return tasks.load_checkpoint(str(path))
+        model, content = tasks.load_checkpoint(str(path))
     except Exception as error:  # unreadable files end in a dozen types of exception, each with its own first line
         raise ConfigError([f"{key}: {path} {why(error)}; {wanted}."]) from error
+    if not isinstance(model, (tasks.BaseModel, DistillationModel)):
+        raise ConfigError([f"{key}: {path} holds a {type(model).__name__} and no model of Ultralytics; {wanted}."])
+    return model, content
 
 
 def why(error: BaseException) -> str:

@@ -138,7 +138,7 @@ def problems(values: Mapping[str, Any]) -> list[str]:
         *_caching(values),
         *trust_problems(values),
         *_graphs(values),
-        *_lengths(values),
+        *lengths(values),
         *_teacher_size(values),
         *_teacher(values),
         *unlabelled_problems(values),
@@ -331,12 +331,13 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _lengths(values: Mapping[str, Any]) -> list[str]:
+def lengths(values: Mapping[str, Any]) -> list[str]:
     """Numbers with which Ultralytics would start a run that cannot be meant; wrong types are its own to tell."""
     errors = []
     epochs: Any = values.get("epochs")
     batch: Any = values.get("batch")
     imgsz: Any = values.get("imgsz")
+    seed: Any = values.get("seed")
     if _number(epochs) and not epochs >= 1:
         errors.append(f"epochs: must be at least 1, got {epochs!r}.")
     if _number(batch) and batch != -1 and not (0 < batch < 1 or (batch >= 1 and batch == int(batch))):
@@ -344,10 +345,15 @@ def _lengths(values: Mapping[str, Any]) -> list[str]:
             f"batch: must be a whole number >= 1, -1 (as fits the GPU's memory) or a fraction of that memory "
             f"between 0 and 1, got {batch!r}."
         )
+    devices = re.findall(r"[^\s,()\[\]]+", str(values.get("device")))
+    if _number(batch) and batch < 1 and len(devices) > 1:
+        errors.append(f"batch: must be a whole number for {len(devices)} devices, which share it, got {batch!r}.")
     if isinstance(imgsz, (list, tuple)):
         errors.append(f"imgsz: must be one number of pixels, got {imgsz!r}; give the longer side, i.e. imgsz=640.")
-    if _number(imgsz) and not imgsz >= 1:
-        errors.append(f"imgsz: must be at least 1 pixel, got {imgsz!r}.")
+    elif "imgsz" in values and (type(imgsz) is not int or imgsz < 1):
+        errors.append(f"imgsz: must be a whole number of pixels >= 1, got {imgsz!r}.")
+    if type(seed) is int and not 0 <= seed < 2**32:
+        errors.append(f"seed: must be from 0 to {2**32 - 1}, got {seed!r}.")
     return errors
 
 

@@ -57,6 +57,14 @@ def write_json(path: str | Path, content: Any) -> None:
     replace(path, (json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
 
 
+def relative(path: str | Path, folder: str | Path) -> str:
+    """A path as seen from a folder; as it is where there is no way, as between two drives of Windows."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:
+        return str(path)
+
+
 def digest(path: str | Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     hashed = hashlib.sha256()

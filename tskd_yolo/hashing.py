@@ -52,7 +52,7 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
         hashed.update(f"{name} {value.dtype}".encode())
         hash_tensors([value], hashed)
     for file, label in zip(dataset.im_files, dataset.labels, strict=True):
-        name = os.path.relpath(file, folder) if folder else file
+        name = files.relative(file, folder) if folder else file
         try:
             found = os.stat(file)
             hashed.update(os.fsencode(f"{name} {found.st_size} {found.st_mtime_ns}"))

@@ -106,6 +106,11 @@ def a_few_oddities(folder: Path) -> None:
     (folder / "set" / "labels" / "train" / "gone.txt").write_text("0 .5 .5 .2 .2\n")
 
 
+def beyond(folder: Path) -> None:
+    (folder / "set" / "labels" / "train" / "strip_0000.txt").write_text("7 .5 .5 .2 .2\n")
+    (folder / "map.yaml").write_text("crazing: patches\n")
+
+
 class Case(NamedTuple):
     """``values`` go over those of a good run; ``spoil`` changes the data."""
 
@@ -147,6 +152,10 @@ CASES = [
     Case(
         "cache beyond its limit", NO, {"teacher_cache": "disk", "cache_limit": 0.00001},
         ("the teacher's outputs for 24 images in views=4 take", "and cache_limit is 1e-05 GB; raise it"),
+    ),
+    Case(
+        "labels beyond the classes, and a map", NO, {"classes_map": "map.yaml"},
+        ("labels of 1 train images name classes beyond the 6 of the set",), beyond,
     ),
     Case("time in words", NO, {"time": "long"}, ("'time=long' is of invalid type str",)),
     Case("wrong task", NO, {"teacher": "seg.pt"}, ("is one for segment and the student one for detect; give two",)),

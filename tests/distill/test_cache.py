@@ -143,6 +143,17 @@ def test_a_cache_too_large_for_limit_disk_or_memory_is_refused(tmp_path, files, 
     assert not list(tmp_path.rglob("*.tskd"))
 
 
+def test_a_cache_lies_beside_the_first_labels_that_are_there(tmp_path, files):
+    given = run_of(tiny_data(tmp_path), files["11s"])
+    dataset = given["views"].dataset
+    background = tmp_path / "without" / "images" / "train"
+    background.mkdir(parents=True)
+    shutil.move(dataset.im_files[0], background / "a.png")
+    dataset.im_files[0] = str(background / "a.png")
+    found = cache.prepare(**given)
+    assert found.stores[0].file.parent == (tmp_path / "set" / "labels").resolve()
+
+
 def refused(given: dict) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         cache.prepare(**given)

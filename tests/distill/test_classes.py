@@ -9,7 +9,7 @@ from torch import nn
 from tests.distill.helpers import NAMES, load, make_batch, make_student
 from tskd_yolo import config
 from tskd_yolo.config import ConfigError
-from tskd_yolo.distill.classes import CAP, UNHEARD, Union, folded, match, only, read, wrong
+from tskd_yolo.distill.classes import CAP, UNHEARD, Union, folded, match, only, only_of_one, read, wrong
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.teacher import Teacher
 
@@ -92,6 +92,14 @@ def test_classes_that_a_run_leaves_out_are_not_taught(kept):
     assert only(matched, None) == matched and only(matched, 1).known == [1]
     alone = match(named("a b".split()), named(["item"]), single=True)
     assert only(alone, [1]) == alone
+
+
+def test_classes_left_out_of_one_class_are_not_taught():
+    theirs, names = named("a b x".split()), named("a b c".split())
+    alone = match(theirs, named(["item"]), single=True)
+    assert alone.members == [[0, 1, 2]]
+    assert only_of_one(alone, theirs, names, [0]).members == [[0, 2]], "x is none of the data's, and stays"
+    assert only_of_one(alone, theirs, names, 1).members == [[1, 2]] and only_of_one(alone, theirs, names, None) == alone
 
 
 # The map --------------------------------------------------------------------------------------------------------------

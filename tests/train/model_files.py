@@ -81,6 +81,8 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "cut.pt": truncated,
     "image.pt": image,
     "words.pt": lambda file: file.write_text("garbage\n" * 50),
+    "set.yaml": lambda file: file.write_text("nc: 2\n"),
+    "foreign.pt": lambda file: torch.save({"model": torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))}, file),
     "tensors.pt": lambda file: torch.save({"weight": torch.zeros(2)}, file),
     "list.pt": lambda file: torch.save([1, 2], file),
     "model.onnx": Path.touch,

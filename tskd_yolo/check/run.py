@@ -149,12 +149,14 @@ def _summary(found: _Found, *, seconds: float) -> dict[str, Any]:
     """All of it; no path and no host."""
     trial = found.trial if found.measured else None
     theirs = found.trial.teacher_names if found.trial else pair.teacher_names(found.values)
-    matched = pair.classes(
-        theirs=theirs or {},
-        names=found.data.names if found.data else {},
-        mapping=found.trial.args.classes_map if found.trial else None,
-        single=found.values.get("single_cls") is True,
-    )
+    matched: dict[str, Any] = {"pairs": {}, "lost": []}
+    if found.data is not None:
+        matched = pair.classes(
+            theirs=theirs or {},
+            names=found.data.names,
+            mapping=found.trial.args.classes_map if found.trial else None,
+            single=found.values.get("single_cls") is True,
+        )
     if trial and theirs:  # a teacher without a head has no classes
         found.findings += pair.unknown(matched["pairs"])
     decided = verdict.decide(found.findings)

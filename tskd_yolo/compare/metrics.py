@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ import numpy as np
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils.ops import scale_boxes
+
+from tskd_yolo.files import relative
 
 FALSE_ALARMS = 0.01, 0.1, 1.0
 """False alarms per image at which the miss rate is told."""
@@ -65,7 +66,7 @@ class Judge(DetectionValidator):
             boxes: Any = scale_boxes(truth["imgsz"], truth["bboxes"].clone(), truth["ori_shape"], truth["ratio_pad"])
             self.images.append(
                 Image(
-                    file=os.path.relpath(truth["im_file"], self.data["path"]),
+                    file=relative(truth["im_file"], self.data["path"]),
                     size=(int(truth["ori_shape"][0]), int(truth["ori_shape"][1])),
                     truth=truth["cls"].cpu().numpy().astype(int),
                     truth_boxes=boxes.reshape(-1, 4).cpu().numpy(),

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.nn.tasks import RTDETRDetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
@@ -224,9 +225,12 @@ def _csv_line(
 
 
 def validate(model: Any, **arguments: Any) -> bool:
-    """Validates as ``YOLO(model).val(...)`` does and writes the page; False, and nothing done, if it is no detector."""
+    """Validates as ``YOLO(model).val(...)`` does and writes the page; False, and nothing done, of no YOLO detector.
+
+    An RT-DETR's answers are no boxes in pixels, and its own validator reads them.
+    """
     network = YOLO(model)
-    if network.task != "detect":
+    if network.task != "detect" or isinstance(network.model, RTDETRDetectionModel):
         return False
     asked = {k: v for k, v in arguments.items() if k not in DEFAULTS}
     judges: list[Judge] = []

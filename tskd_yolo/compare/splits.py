@@ -13,7 +13,7 @@ from ultralytics.data.utils import check_det_dataset, get_split_fraction, img2la
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data.dataset import SPLITS
 from tskd_yolo.data.duplicates import same_files
-from tskd_yolo.files import digest
+from tskd_yolo.files import digest, relative
 from tskd_yolo.train.scan import images_of
 
 Files = Mapping[str, Mapping[str, Mapping[str, str]]]
@@ -96,7 +96,7 @@ def contents(found: Mapping[str, str]) -> dict[str, str]:
 
 
 def _name(file: str, data: Mapping[str, Any]) -> str:
-    return Path(os.path.relpath(file, data["path"])).as_posix()
+    return Path(relative(file, data["path"])).as_posix()
 
 
 def _dated(file: str, known: str) -> str:

@@ -156,9 +156,8 @@ def prepare(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str =
         each = zip(planned.slots, planned.files, planned.headers, strict=True)
         cache = Cache(layout, *(Store(slots, layout.size, file, header) for slots, file, header in each))
     except OSError as error:
-        raise ConfigError(
-            [f"teacher_cache: {place} cannot be made ({error.strerror}); make its folder writable, or give ram."]
-        ) from error
+        remedy = "make its folder writable, or give ram" if args.teacher_cache == "disk" else "give disk"
+        raise ConfigError([f"teacher_cache: {place} cannot be had ({error.strerror}); {remedy}."]) from error
     LOGGER.info(
         f"{colorstr('tskd-yolo:')} the teacher's outputs are kept in {place}: {planned.needed / _GB:.2f} GB at most, "
         f"{layout.size / 1e3:.0f} kB for each view of {planned.images} images; {cache.store.whole()} views are there "
@@ -186,8 +185,11 @@ def _planned(
 
 
 def _folder(dataset: Any) -> Path:
-    """The folder of the labels, beside which Ultralytics keeps its own cache of them."""
-    return Path(img2label_paths(dataset.im_files)[0]).resolve().parent
+    """The folder of the labels, beside which Ultralytics keeps its own cache of them; images without a defect may have
+    none.
+    """
+    folders = list(dict.fromkeys(Path(file).parent for file in img2label_paths([*dataset.im_files])))
+    return next((folder for folder in folders if folder.parent.is_dir()), folders[0]).resolve()
 
 
 def _in_memory(name: str, shared: str) -> Path | None:

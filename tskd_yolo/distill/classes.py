@@ -127,10 +127,31 @@ def only(matched: Classes, kept: int | Sequence[int] | None) -> Classes:
     """
     if kept is None or len(matched.members) == 1:  # with single_cls all are one
         return matched
-    asked = {kept} if isinstance(kept, int) else {*kept}
+    asked = _asked(kept)
     members = [outputs if place in asked else [] for place, outputs in enumerate(matched.members)]
     unasked = [name for place, name in enumerate(matched.names) if place not in asked]
     return matched._replace(members=members, unasked=unasked)
+
+
+def only_of_one(matched: Classes, teacher: Mapping[int, str], names: Mapping[int, str], kept: Any) -> Classes:
+    """With ``single_cls``, where all are one, the same as :func:`only`: Ultralytics leaves classes out before it makes
+    the others one.
+
+    Args:
+        matched: The one class.
+        teacher: The teacher's classes.
+        names: Those of the data, before they were made one.
+        kept: ``classes=``.
+    """
+    if kept is None:
+        return matched
+    members = match(teacher, names).members
+    unasked = {output for place, outputs in enumerate(members) if place not in _asked(kept) for output in outputs}
+    return matched._replace(members=[[output for output in matched.members[0] if output not in unasked]])
+
+
+def _asked(kept: int | Sequence[int]) -> set[int]:
+    return {kept} if isinstance(kept, int) else {*kept}
 
 
 def wrong_asked(kept: Any, names: Mapping[int, str]) -> list[str]:

@@ -145,11 +145,11 @@ def _digests(distiller: Distiller) -> list[str]:
 # Resuming -------------------------------------------------------------------------------------------------------------
 
 
-def find(overrides: dict[str, Any]) -> bool:
+def find(overrides: dict[str, Any]) -> dict[str, Any]:
     """Puts the checkpoint to go on from into the arguments, with the folder that it lies in now.
 
     Returns:
-        Whether its epoch was the run's last one, so that only the end of the run is left.
+        What it holds.
 
     Raises:
         ConfigError: As :func:`resumable`.
@@ -160,7 +160,7 @@ def find(overrides: dict[str, Any]) -> bool:
     overrides["resume"] = str(last)
     if last.parent.name == "weights":  # the folder may have been moved
         overrides["save_dir"] = str(last.parent.parent)
-    return content["epoch"] + 1 >= content["train_args"]["epochs"]
+    return content
 
 
 def resumable(resume: Any) -> tuple[Path, dict[str, Any]]:

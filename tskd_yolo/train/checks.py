@@ -22,7 +22,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from tskd_yolo import compat, config, settings_files
 from tskd_yolo.config import ConfigError
-from tskd_yolo.data import dataset, index
+from tskd_yolo.data import dataset
 from tskd_yolo.data.convert.files import ConvertError
 from tskd_yolo.data.sets import MissingSetError
 from tskd_yolo.distill import classes, teacher
@@ -30,7 +30,7 @@ from tskd_yolo.distill.feature_model import whole_path
 from tskd_yolo.distill.features import channels
 from tskd_yolo.distill.matching import no_student, task_of
 from tskd_yolo.distill.monitor import Monitor
-from tskd_yolo.train import backbone, tasks, unlabelled
+from tskd_yolo.train import backbone, freezing, tasks, unlabelled
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
@@ -76,10 +76,8 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
         # YOLO.train, and who launches processes, give a mode, and every argument whether it was asked for or not.
         asked = "pretrained" in overrides and "mode" not in overrides
         errors += backbone.wrong_weights(student, values, asked=asked) if student else []
-    if student and _all_frozen(student, values["freeze"]):
-        errors.append(f"freeze: {values['freeze']} freezes every layer of the student, so nothing could be learned.")
     if student:
-        errors += no_student(student)
+        errors += [*freezing.wrong(student, values["freeze"]), *no_student(student)]
     mapping = _classes_map(values, loaded, data["names"], errors)
     errors += [*wrong_channels(loaded, data["channels"]), *unlabelled.wrong_sources(values, overrides)]
     task = tasks.decided(wanted, student, loaded)
@@ -114,11 +112,27 @@ def _settings(
     base: Mapping[str, Any], overrides: Mapping[str, Any], errors: Sequence[str]
 ) -> tuple[dict[str, Any], list[str]]:
     """The arguments as Ultralytics reads them, and all that is wrong with them, each key told once."""
+    values, wrong = engine_values(base, overrides, config.problems)
+    return values, [*errors, *wrong]
+
+
+def engine_values(
+    base: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    problems: Callable[[Mapping[str, Any]], list[str]] = config.lengths,
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments as Ultralytics reads them, and what is wrong with them.
+
+    Args:
+        base: The arguments beneath.
+        overrides: What was given.
+        problems: What else is wrong with them all.
+    """
     values, unknown, theirs = _read(base, overrides)
-    ours = config.problems(values)
+    ours = problems(values)
     told = {sentence.partition(":")[0] for sentence in ours}
     wrong = [sentence for key, sentence in theirs.items() if key not in told]
-    return values, [*errors, *unknown, *wrong, *ours, *_device(values["device"])]
+    return values, [*unknown, *wrong, *ours, *_device(values["device"], values["amp"])]
 
 
 def _read(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
@@ -204,11 +218,15 @@ def _student_and_data(values: Mapping[str, Any], errors: list[str], *, sure: boo
     student = None if elsewhere and sure else _attempt("model", _student_yaml, values["model"], errors)
     if elsewhere:
         return student, _NO_DATA
+    data = attempted_data(values, errors)
+    return student, {**data, "names": {0: "item"}} if data["names"] and values["single_cls"] else data
+
+
+def attempted_data(values: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:
+    """Classes and channels of the data, empty where it cannot be read; ``errors`` gets what is wrong with it."""
     data = _attempt("data", partial(_data, split=values["split"]), values["data"], errors) or _NO_DATA
-    if not data["names"]:
-        return student, data
-    errors += classes.wrong_asked(values["classes"], data["names"])
-    return student, {**data, "names": {0: "item"}} if values["single_cls"] else data
+    errors += classes.wrong_asked(values["classes"], data["names"]) if data["names"] else []
+    return data
 
 
 _NEEDED = {
@@ -259,7 +277,10 @@ def _data(data: Any, split: Any) -> dict[str, Any]:
 def _student_yaml(name: str | Path) -> dict[str, Any]:
     file = str(check_model_file_from_stem(str(name)))
     if file.endswith((".yaml", ".yml")):
-        return yaml_model_load(file)
+        content = yaml_model_load(file)
+        if not all(isinstance(content.get(part), list) and content[part] for part in ("backbone", "head")):
+            raise ConfigError([f"model: {name} describes no network (backbone: and head: are missing); give a YOLO's."])
+        return content
     student = teacher.load(file, key="model")
     if student.is_fused():  # the engine would drop the biases into which they were folded
         raise ConfigError(
@@ -268,24 +289,20 @@ def _student_yaml(name: str | Path) -> dict[str, Any]:
     return student.yaml
 
 
-def _all_frozen(student: Mapping[str, Any], freeze: Any) -> bool:
-    layers = len(student["backbone"]) + len(student["head"])
-    frozen = range(freeze) if isinstance(freeze, int) else freeze if isinstance(freeze, (list, tuple)) else ()
-    return set(range(layers)) <= set(frozen)
-
-
 def _same_file(a: Any, b: Any) -> bool:
     paths = [Path(str(x)) for x in (a, b)]
     return all(p.is_file() for p in paths) and paths[0].samefile(paths[1])
 
 
-def _device(device: Any) -> list[str]:
-    """What is wrong with ``device=``; of a process that torchrun has started, whether it has one."""
+def _device(device: Any, amp: Any) -> list[str]:
+    """What is wrong with ``device=``, or ``amp=`` on it; of a process that torchrun has started, whether it has one."""
     try:
-        select_device(device, verbose=False)
+        found = select_device(device, verbose=False)
     except (ValueError, RuntimeError, AssertionError) as error:
         reason = compat.plain(error).split("; ")[0]
         return [f"device: {device!r} cannot be used here ({reason}); give device=cpu or another."]
+    if amp == "bf16" and found.type != "cuda":
+        return ["amp: bf16 needs a CUDA device, and this run has none; leave it out."]
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     listed = str(device or "").split(",")
     if LOCAL_RANK != -1 and device and device != "cpu" and len(listed) < here:
@@ -294,30 +311,6 @@ def _device(device: Any) -> list[str]:
 
 
 # While the engine sets up ---------------------------------------------------------------------------------------------
-
-
-def restore(args: Any, *, trust: bool, moved: Mapping[str, Any]) -> None:
-    """Brings our keys into the arguments of a run that goes on, in place, where its checkpoint lacks them.
-
-    Args:
-        args: As they were in the checkpoint.
-        trust: Whether the command line or the Python call trusts.
-        moved: Where teachers and images without labels lie now, by their keys, if that is given.
-
-    Raises:
-        ConfigError: If the checkpoint itself says ``trust`` and they do not, or there are no images in such a place.
-    """
-    if not trust:
-        settings_files.refuse_trust(vars(args), source=f"the checkpoint {args.resume}", editable=False)
-    vars(args).pop("trust", None)
-    for key, value in config.KEPT.items():
-        setattr(args, key, getattr(args, key, value))
-    if "teacher" in moved:
-        args.teacher = absolute(config.teachers(moved["teacher"]))
-    if "unlabelled" in moved:
-        if not args.unlabelled:
-            raise ConfigError(["unlabelled: this run had no images without labels; leave it out."])
-        args.unlabelled = index.absolute(config.sources(moved["unlabelled"]))
 
 
 @contextlib.contextmanager
@@ -336,7 +329,7 @@ def setup_errors(args: Arguments) -> Iterator[None]:
     """Inside, what the engine says of a user's mistakes becomes ours.
 
     Raises:
-        ConfigError: If the student's checkpoint was refused, or optimizer or freeze cannot be.
+        ConfigError: If the student's checkpoint was refused, or optimizer, freeze or the last batch cannot be.
     """
     try:
         yield
@@ -344,6 +337,10 @@ def setup_errors(args: Arguments) -> Iterator[None]:
         if not compat.refused_global(error):
             raise
         raise ConfigError([f"model: {args.model} {compat.why(error)}."]) from error
+    except ValueError as error:
+        if "single value per channel" not in str(error) and "BatchNorm" not in str(error):
+            raise
+        raise ConfigError([f"batch: {compat.plain(error)}."]) from error
     except NotImplementedError as error:
         raise ConfigError([f"optimizer: {compat.plain(error)}."]) from error
     except RuntimeError as error:

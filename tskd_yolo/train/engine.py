@@ -17,6 +17,7 @@ class Arguments(Protocol):
     """
 
     model: Any
+    data: Any
     pretrained: Any
     resume: Any
     task: str

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import LOCAL_RANK, LOGGER
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
@@ -62,8 +63,7 @@ def build_distiller(
     if errors := [*errors, *checks.wrong_channels(loaded, channels(student))]:
         raise ConfigError(errors)
     with undisturbed():  # folding batch norms draws random numbers
-        found = [classes.match(model.names, names, mapping, single=bool(args.single_cls)) for model in loaded]
-        asked = [classes.only(matched, args.classes) for matched in found]
+        asked = [_asked(model.names, names, mapping, args) for model in loaded]
         frozen = [_frozen(model, student, names, each) for model, each in zip(loaded, asked, strict=True)]
     stride = max(int(max(student.stride)), 32)
     imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)  # as the engine will come to round it
@@ -83,6 +83,15 @@ def build_distiller(
         reasons = "; ".join(f"{key}: {why}" for key, why in distiller.left_out.items())
         raise ConfigError([f"teacher: it can teach this student nothing ({reasons}); take another pair."])
     return distiller
+
+
+def _asked(theirs: dict[int, str], names: dict[int, str], mapping: Any, args: Arguments) -> classes.Classes:
+    """Which of a teacher's classes are which of the student's, without those that ``classes=`` leaves out."""
+    matched = classes.match(theirs, names, mapping, single=bool(args.single_cls))
+    if not args.single_cls or args.classes is None:
+        return classes.only(matched, args.classes)
+    whole = check_det_dataset(args.data)["names"]  # the engine has made them one
+    return classes.only_of_one(matched, theirs, whole, args.classes)
 
 
 def _frozen(model: Any, student: Any, names: dict[int, str], matched: classes.Classes) -> Teacher:

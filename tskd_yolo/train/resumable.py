@@ -16,7 +16,7 @@ from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.distill import teacher
 from tskd_yolo.distill.cache import Cache
 from tskd_yolo.distill.distiller import Distiller
-from tskd_yolo.train import checkpoints, checks, hooks, processes, scan, tasks
+from tskd_yolo.train import checkpoints, going_on, hooks, processes, scan, tasks
 from tskd_yolo.train.checkpoints import RunError, SideFile
 from tskd_yolo.train.engine import Engine
 from tskd_yolo.train.processes import FIRST, Processes
@@ -57,7 +57,7 @@ class ResumableMixin(Engine):
             self._new_folder = FIRST and not get_save_dir(self.args).exists()
             return
         tasks.become(self, self.args.task)
-        checks.restore(self.args, trust=self._trust, moved=moved)
+        going_on.restore(self.args, trust=self._trust, moved=moved)
         if config.build({**vars(self.args), "trust": self._trust}).distils:
             self._teacher = [teacher.load(file) for file in config.teachers(self.args.teacher)]
 

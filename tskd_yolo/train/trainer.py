@@ -21,7 +21,7 @@ from tskd_yolo.distill import cache
 from tskd_yolo.distill.balance import schedule
 from tskd_yolo.distill.distiller import Distiller, Trial, resting
 from tskd_yolo.rng import undisturbed
-from tskd_yolo.train import checkpoints, checks, hooks, prepare, processes, scan, summary, tasks
+from tskd_yolo.train import checkpoints, checks, going_on, hooks, prepare, processes, scan, summary, tasks
 from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.engine import engine_arguments
 from tskd_yolo.train.giving_way import GivingWayMixin
@@ -63,7 +63,9 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         self._cache: cache.Cache | None = None
         with compat.guarded(trust=self._trust), checks.data_errors():
             if overrides.get("resume"):
-                self._complete = checkpoints.find(overrides)
+                content = checkpoints.find(overrides)
+                going_on.check(overrides, content)
+                self._complete = content["epoch"] + 1 >= content["train_args"]["epochs"]
             else:
                 self._teacher = checks.check({**base, "trust": False}, overrides)
                 tasks.become(self, overrides["task"])
