@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -123,13 +124,32 @@ def test_resuming_asks_for_the_checkpoint(tmp_path, monkeypatch, capsys):
     assert "last.pt" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["-h"]], ids=str)
+HELPS = [
+    [],
+    ["help"],
+    ["--help"],
+    ["-h"],
+    ["train", "--help"],
+    ["compare", "help"],
+    ["convert", "-h"],
+    ["help", "train"],
+]
+
+
+@pytest.mark.parametrize("arguments", HELPS, ids=str)
 def test_help_names_every_key_with_its_default_and_the_data_sets(arguments, capsys):
     assert main(arguments) == 0
     said = capsys.readouterr().out
     for key, value in DEFAULTS.items():
         assert f"  {key}: {value} #" in said or f"  {key}: #" in said
     assert "neu.yaml" in said and "demo.yaml" in said and "Traceback" not in said
+
+
+def test_a_reader_that_has_had_enough_of_the_help_is_no_error():
+    words = [sys.executable, "-m", "tskd_yolo", "help"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 0
 
 
 def test_version_is_the_packages(capsys):

@@ -36,11 +36,11 @@ tskd-yolo {version}: trains a small YOLO detector from a large one (https://docs
   tskd-yolo compare data=neu.yaml teacher=teacher.pt model=yolo11n.yaml epochs=100 [out=runs/compare]
           [arms=plain,plain_same_time,ultralytics,tskd,ded,crd] [seeds=5] [split=test|val] [jobs=1] [ray=True]
       does it help? For detectors only. Every arm with every seed, paired with plain training; a verdict, corrected over
-      the arms, its interval, and a page with all of it. arms= also takes without_drd, without_ded, without_crd,
-      tskd_unlabelled, and a YAML file with arms of your own (short: {{epochs: 12}}). seeds=[0,3] names them and is part
-      of the plan: a later change is told. Where the data has a test: split, best.pt is judged on it; otherwise last.pt
-      on val. jobs= runs so many side by side, ray=True spreads them over a cluster. Takes every training argument; the
-      same command goes on where it was interrupted, with the same data, device and versions
+      the arms, its interval, and a page with all of it. arms= also takes without_ded, without_crd, tskd_unlabelled,
+      with drd=1 also drd and without_drd, and a YAML file with arms of your own (short: {{epochs: 12}}). seeds=[0,3]
+      names them and is part of the plan: a later change is told. Where the data has a test: split, best.pt is judged on
+      it; otherwise last.pt on val. jobs= runs so many side by side, ray=True spreads them over a cluster. Takes every
+      training argument; the same command goes on where it was interrupted, with the same data, device and versions
   tskd-yolo val model=best.pt data=neu.yaml
       Ultralytics' own, and of detectors a page: COCO's metrics, and what is missed at a fixed number of false alarms
   tskd-yolo predict model=best.pt source=images/
@@ -119,7 +119,9 @@ def _run(arguments: list[str]) -> int:
         "average": _average,
     }  # fmt: skip
     if first in commands:
-        return commands[first](arguments[1:])
+        return commands["help" if _HELP & {*arguments[1:]} else first](arguments[1:])
+    if "train" in words and _HELP & {*arguments}:
+        return _help([])
     if "train" in words or _wants_a_teacher(words):
         return _train([a for a in arguments if a != "train"])
     if "val" in words and _val([a for a in arguments if a != "val"]):
@@ -127,12 +129,18 @@ def _run(arguments: list[str]) -> int:
     return _delegate(arguments)
 
 
+_HELP = frozenset(("help", "--help", "-h"))
+
+
 def _wants_a_teacher(words: list[str]) -> bool:
     return not _OTHER_MODES & set(words) and any(w.startswith("teacher") for w in words)
 
 
 def _help(arguments: list[str]) -> int:
-    print(help_text())
+    try:
+        print(help_text(), flush=True)
+    except BrokenPipeError:  # who reads it, such as head, has had enough; at its end Python would complain once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from tests.compare.helpers import asked
 from tests.helpers import finished_run, finished_teacher, make_detector, tiny_data
+from tests.train.model_files import files_in
 from tskd_yolo.cli import main
 from tskd_yolo.compare import report
 from tskd_yolo.compare.plan import checked
@@ -25,6 +26,11 @@ EVIL = ('<script>alert("1")</script>', "</title><img src=x onerror=alert(2)>", "
         "https://example.com/a.js", "=cmd|' /C calc'!A0")  # fmt: skip
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium was found on this machine")
+
+
+def test_an_rtdetr_is_left_to_its_own_validator(tmp_path):
+    model = files_in(tmp_path)("{f}/rtdetr.pt")
+    assert report.validate(model=model, data="nowhere.yaml") is False and not list(tmp_path.glob("runs"))
 
 
 @pytest.fixture(scope="session")

@@ -100,5 +100,5 @@ class BackboneTrainer(BackboneMixin, DetectionTrainer):
     """Ultralytics' own trainer for a detector with a timm backbone, such as a teacher of that kind.
 
     Examples:
-        >>> tskd_yolo.load("timm-resnet50.yaml").train(trainer=BackboneTrainer, data="neu.yaml", epochs=300)
+        >>> tskd_yolo.load("timm-resnet50.yaml").train(trainer=BackboneTrainer, data="mine.yaml", epochs=300)
     """
