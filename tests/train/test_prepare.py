@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers import NAMES
 from tskd_yolo import compat
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill import teacher
@@ -134,3 +135,11 @@ def test_only_freezing_is_told_of_as_freezing(caplog):
     assert "ded is left out" in ready({"ded": 4.0, "crd": 1.0}, ["ded"], caplog)
     caplog.clear()
     assert "every term was switched off before the interruption" in ready({}, [], caplog)
+
+
+def test_classes_that_are_left_out_are_so_in_one_class_too(data):
+    args = SimpleNamespace(single_cls=True, classes=[0], data=str(data))
+    theirs = dict(enumerate([*NAMES, "another"]))
+    assert prepare._asked(theirs, {0: "item"}, None, args).members == [[0, 6]]
+    args.classes = None
+    assert prepare._asked(theirs, {0: "item"}, None, args).members == [list(range(7))]
