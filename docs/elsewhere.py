@@ -1,4 +1,4 @@
-"""The same question elsewhere: other students, longer runs, small defects."""
+"""The same question elsewhere: other students, longer runs, larger images, small defects."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from results import (
 
 from tskd_yolo.compare.stats import holm, interval, paired
 
-STUDENTS = {"yolo26n": ("", "more_"), "yolov8n": ("",)}
-"""And the files of their seeds, one for each look."""
+STUDENTS = "yolo26n", "yolov8n"
 PAIR = "plain", "tskd"
 DRAWN = "drawn steel with small defects"
 SMALL = {
@@ -38,7 +37,9 @@ SMALL = {
 
 def values() -> dict[str, str]:
     """Tables of Markdown, their settings, and the figures that the text tells."""
-    return {**_students(), **_longer(), **_small(), **_small_on_test()}
+    directions = {"long": "tune_long_neu_128"}
+    found = {key: text for prefix, name in directions.items() for key, text in _direction(prefix, name).items()}
+    return {**_students(), **found, **_small(), **_small_on_test()}
 
 
 def _students() -> dict[str, str]:
@@ -46,9 +47,7 @@ def _students() -> dict[str, str]:
 
     Two looks, after three seeds and after five, so the verdict on the second is corrected for being one of two.
     """
-    looks = [
-        [load(f"finetune_{name}_{part}neu_128")["comparison"] for part in files] for name, files in STUDENTS.items()
-    ]
+    looks = [[load(f"finetune_{name}_{part}neu_128")["comparison"] for part in ("", "more_")] for name in STUDENTS]
     head = ["student", "seeds", *(f"{who}, {' / '.join(METRICS)}" for who in ("plain", "tskd-yolo"))]
     head += ["mAP50-95 over plain, 95 % interval", "verdict", "time ÷ plain"]
     rows = []
@@ -75,15 +74,16 @@ def _look(*found: Mapping[str, Any]) -> list[str]:
     return [str(gain.seeds), *map(scores, means), told(gain), verdict, f"{time[0] / time[1]:.2f}"]
 
 
-def _longer() -> dict[str, str]:
-    """A run of three times as many epochs, on val, with two seeds: too few for an interval that says anything."""
-    found = load("tune_long_neu_128")["comparison"]
+def _direction(prefix: str, name: str) -> dict[str, str]:
+    """Scores and gains of a comparison on val with two seeds: too few for an interval that says anything."""
+    found = load(name)["comparison"]
     plain, tskd = (by_seed(found, arm) for arm in PAIR)
     return {
-        "long plain": last_and_best(plain),
-        "long tskd": last_and_best(tskd),
-        "long teacher": f"{found['teacher']['last']['mAP50-95']:.3f}",
-        **{f"long gain of {weights}": gains(tskd, plain, weights) for weights in ("last", "best")},
+        f"{prefix} plain": last_and_best(plain),
+        f"{prefix} tskd": last_and_best(tskd),
+        f"{prefix} teacher": f"{found['teacher']['last']['mAP50-95']:.3f}",
+        f"{prefix} time": f"{found['arms']['tskd']['time']['of_plain']:.2f}",
+        **{f"{prefix} gain of {weights}": gains(tskd, plain, weights) for weights in ("last", "best")},
     }
 
 
