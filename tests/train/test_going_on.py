@@ -15,7 +15,7 @@ from tskd_yolo.train import going_on
 @pytest.fixture
 def content(data):
     """Of a checkpoint, as much as is read."""
-    network = SimpleNamespace(names=dict(enumerate(NAMES)))
+    network = SimpleNamespace(names=dict(enumerate(NAMES)), yaml={"backbone": [0] * 10, "head": [0] * 4})
     return {"ema": network, "train_args": {"data": str(data), "epochs": 3, "imgsz": 64, "device": "cpu", "drd": 0.5}}
 
 
@@ -31,8 +31,8 @@ def test_what_may_be_given_anew_is_taken(content, data):
 
 
 def test_all_that_is_wrong_is_told_at_once(content):
-    found = problems(content, imgsz="abc", device=7, data="nowhere.yaml")
-    assert [sentence.partition(":")[0] for sentence in found] == ["imgsz", "device", "data"]
+    found = problems(content, imgsz="abc", device=7, data="nowhere.yaml", freeze="abc")
+    assert [sentence.partition(":")[0] for sentence in found] == ["imgsz", "device", "data", "freeze"]
 
 
 @pytest.mark.parametrize("names", [NAMES[:3], NAMES[::-1]], ids=["fewer", "turned"])

@@ -10,7 +10,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from tskd_yolo import config, settings_files
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import index
-from tskd_yolo.train import checks
+from tskd_yolo.train import checks, freezing
 
 
 def check(overrides: Mapping[str, Any], content: Mapping[str, Any]) -> None:
@@ -27,8 +27,9 @@ def check(overrides: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     given = {key: value for key, value in overrides.items() if key in DEFAULT_CFG_DICT and key != "resume"}
     values, errors = checks.engine_values({**DEFAULT_CFG_DICT, **kept}, given)
     data = checks.attempted_data(values, errors)
-    names, began = data["names"], (content.get("ema") or content["model"]).names
-    if names and not values["single_cls"] and list(names.values()) != list(began.values()):
+    student, names = content.get("ema") or content["model"], data["names"]
+    errors += freezing.wrong(student.yaml, values["freeze"])
+    if names and not values["single_cls"] and list(names.values()) != list(student.names.values()):
         errors.append(
             f"data: {values['data']} has other classes than this run began with, or in another order; give a YAML of "
             "the same names, or start a new run."
