@@ -82,14 +82,18 @@ def screening() -> dict[str, str]:
         "screening misses": f"{percent(alarms['tskd']['miss'])} of the defects are missed instead of "
         f"{percent(alarms['plain']['miss'])}",
         "screening time": f"{arms['tskd']['time']['of_plain']:.1f} times as long as plain training",
-        "screening first": told(
-            effect(load("screening_first_neu_128")["comparison"]["arms"]["tskd"]["effect"]["mAP50-95"])
-        ),
+        "screening first": _screening_gain("first"),
+        "screening ded": _screening_gain("ded"),
         "screening latency": _latency(found),
         "screening classes": class_table(arms),
         "screening misses table": miss_table(arms),
         "recipe": _recipe(found),
     }
+
+
+def _screening_gain(name: str) -> str:
+    """What another screening on the same seeds says, of an earlier or a later state."""
+    return told(effect(load(f"screening_{name}_neu_128")["comparison"]["arms"]["tskd"]["effect"]["mAP50-95"]))
 
 
 def teacher_name(found: Mapping[str, Any]) -> str:
