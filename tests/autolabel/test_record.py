@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -49,6 +50,23 @@ def test_images_labels_and_scores_are_written(folder, originals):
     assert told["imgsz"] == 64 and told["version"] and told["original"] == str(originals["x.png"])
     content = yaml.safe_load((out / "data.yaml").read_text())
     assert content == {"path": str(out), "train": "images/train", "val": "/val", "names": dict(enumerate(NAMES))}
+
+
+def test_another_image_under_a_name_is_labelled_anew(folder, originals, caplog):
+    for image in IMAGES:
+        folder.add(originals[image.name], image)
+    os.utime(originals["z.png"])  # the same content at another time
+    cv2.imwrite(str(originals["x.png"]), np.full((10, 10, 3), 200, np.uint8))
+    again = Folder(folder.out, SETTINGS)
+    assert list(again.left(originals)) == ["x.png"]
+    assert "1 images are others than those that were labelled under their names" in caplog.text
+    assert not (folder.out / "labels/train/x.txt").exists() and not (folder.out / "images/train/x.png").is_symlink()
+    jpeg = originals["z.png"].with_suffix(".jpg")
+    originals["z.png"].rename(jpeg)
+    assert again.left({"z.jpg": jpeg}) == {"z.jpg": jpeg}
+    assert not (folder.out / "images/train/z.png").is_symlink()
+    again.add(jpeg, IMAGES[2]._replace(name="z.jpg"))
+    assert again.left({"z.jpg": jpeg}) == {}
 
 
 def test_what_is_done_is_not_written_again(folder, originals):

@@ -85,7 +85,9 @@ def test_cocos_metrics_of_a_perfect_a_blind_and_an_empty_set():
     perfect = coco([image(truth, [(c, 0.9, True, box) for c, box in truth])])
     assert perfect["AP"] == perfect["AP50"] == perfect["AP small"] == perfect["AP large"] == 1
     assert perfect["AP medium"] is None, "nothing of that size is annotated"
-    assert set(coco([image(truth)]).values()) == {0.0}
+    blind = coco([image(truth)])
+    assert {name for name, value in blind.items() if value is None} == {"AP medium", "AR medium"}
+    assert set(blind.values()) == {0.0, None}
     assert set(coco([image(), image()]).values()) == {None}
 
 

@@ -7,9 +7,10 @@ import os
 import shutil
 
 import pytest
+import yaml
 
 from tests.compare.helpers import add_test_split, asked, own_files
-from tests.helpers import DEVICE, make_detector
+from tests.helpers import DEVICE, NAMES, make_detector
 from tskd_yolo import hashing
 from tskd_yolo.compare import record, runner, splits
 from tskd_yolo.compare.plan import checked
@@ -58,6 +59,17 @@ def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
     one, two = (settings(plan, files_of(plan.common["data"], 1.0)) for plan in plans)
     assert [key for key in one if one[key] != two[key]] == ["teacher"]
     assert str(tmp_path) not in json.dumps(two)
+
+
+def test_a_copied_data_set_is_the_same_and_other_names_are_not(begun, tmp_path):
+    copy = tmp_path / "copy" / "tiny.yaml"
+    shutil.copytree(tmp_path / "set", copy.parent / "set")
+    content = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    copy.write_text("# copied\n" + yaml.safe_dump({**content, "path": str(copy.parent / "set")}))
+    begin(checked({**begun, "data": str(copy)}))
+    copy.write_text(yaml.safe_dump({**content, "names": NAMES[::-1]}))
+    with pytest.raises(ConfigError, match=r"data: the runs in out have 'tiny.yaml"):
+        begin(checked({**begun, "data": str(copy)}))
 
 
 def test_a_teacher_under_another_name_is_the_same(files, begun, tmp_path):
@@ -232,5 +244,5 @@ def test_a_comparison_judged_on_another_split_is_refused(begun, tmp_path):
     add_test_split(tmp_path)
     problems = told(begun)
     assert [problem.partition(":")[0] for problem in problems] == [
-        "data", "split", "judged by", "images of test", "labels of test"
+        "split", "judged by", "images of test", "labels of test"
     ]  # fmt: skip

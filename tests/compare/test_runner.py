@@ -6,6 +6,9 @@ import json
 import re
 import shutil
 import socket
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -34,6 +37,38 @@ def test_control_c_is_told_in_a_sentence(files, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "compare", stop)
     assert main(words(asked(files, tmp_path / "out"))) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_after_control_c_no_other_run_is_begun(plan, monkeypatch):
+    begun = []
+
+    class Worker:
+        """Lasts until its input closes, as a real one does."""
+
+        def __init__(self, *_, **__):
+            begun.append(self)
+            self.closed = threading.Event()
+            self.stdin = SimpleNamespace(write=lambda _: None, flush=lambda: None, close=self.closed.set)
+
+        def wait(self):
+            assert self.closed.wait(30)
+            return 1
+
+    monkeypatch.setattr(runner.subprocess, "Popen", Worker)
+    with pytest.raises(KeyboardInterrupt), runner._spread(plan) as submit:
+        future = submit(runner.run_chain, plan, plan.runs)
+        while not begun:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert len(begun) == 1 < len(plan.runs) and future.result() == [str(plan.runs[0])]
+    assert not runner._STOP.is_set(), "a later comparison in this process can start"
+
+
+def test_a_run_that_could_not_be_begun_says_so_in_its_log(plan):
+    run = Run("plain_same_time", 9)
+    plan.log(run).parent.mkdir(parents=True, exist_ok=True)
+    assert runner.run_chain(plan, [run]) == ["plain_same_time-9"]
+    assert "was not started: it needs the times of plain and tskd of this seed" in plan.log(run).read_text()
 
 
 def test_the_time_left_is_each_arms_pace_times_what_is_left():

@@ -99,6 +99,20 @@ def test_six_arms_that_do_nothing_get_a_verdict_in_5_percent():
     assert wrong["alone"] / comparisons > 0.15, "without the correction the simulation shows what was wrong"
 
 
+def test_rounded_words_do_not_contradict_the_verdict():
+    assert probability(0.04963) == "0.0496" and probability(0.0500001) == "0.05"
+    assert interval(Effect(0.002, 0.0004, 0.004, 5)) == "+0.04 to +0.4"
+    assert (
+        interval(Effect(0.002, -0.00002, 0.004, 5)) == "−0.002 to +0.4" and interval(Effect(0, 0, 0, 5)) == "0.0 to 0.0"
+    )
+
+
+def test_differences_alike_to_the_last_digit_are_no_proof():
+    least = paired({0: 0.35123, 1: 0.35123}, {0: 0.35122, 1: 0.35122})
+    assert sentence("x", least).startswith("x: no evidence") and paired({0: 0.4, 1: 0.5}, {0: 0.4, 1: 0.5}).p == 1
+    assert sentence("x", paired({0: 0.45, 1: 0.35}, {0: 0.40, 1: 0.30})).startswith("x: helps")
+
+
 def test_the_words_name_seeds_and_interval():
     helps = sentence("tskd", Effect(0.019, 0.004, 0.034, 5))
     assert helps == "tskd: helps: +1.9 points of mAP50-95 over plain (95 % interval +0.4 to +3.4, 5 seeds)."

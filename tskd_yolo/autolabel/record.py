@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
+from ultralytics.utils import LOGGER
 
 from tskd_yolo import __version__, files
 from tskd_yolo.config import ConfigError
@@ -71,7 +72,8 @@ class Settings(NamedTuple):
 class Folder:
     """The data set's folder.
 
-    A label file is written last of an image, so an image that has one is done, and is never written again.
+    A label file is written last of an image, so an image that has one is done, and is not written again unless there is
+    another image in its place.
 
     Args:
         out: Where it is.
@@ -132,7 +134,7 @@ class Folder:
         files.write_json(self.out / RECORD, content)
 
     def left(self, images: Mapping[str, Path]) -> dict[str, Path]:
-        """Those of the images that have no label file yet.
+        """Those of the images that have no label file yet, or that of another image that had their name.
 
         Raises:
             ConfigError: If one has a label file that was not written here.
@@ -144,7 +146,30 @@ class Folder:
                 [f"out: {len(foreign)} label files in {self.out} have no record of their scores, the first is {file}; "
                  "move them away, or give another folder."]
             )  # fmt: skip
-        return {name: file for name, file in images.items() if name not in done}
+        if others := sorted(name for name in done if not self._is_of(name, images[name])):
+            LOGGER.warning(
+                f"{len(others)} images are others than those that were labelled under their names, and are labelled "
+                f"anew; the first is {others[0]}."
+            )
+        for name in others:
+            self._forget(name)
+        return {name: file for name, file in images.items() if name not in done or name in others}
+
+    def _is_of(self, name: str, original: Path) -> bool:
+        """Whether the labels under this name are those of this image, by its content."""
+        row = json.loads(self._scores(name).read_text(encoding="utf-8"))
+        known, found = row["provenance"].get("content"), os.stat(original)
+        if row["name"] != name:
+            return False
+        if known is None or [known["bytes"], known["changed"]] == [found.st_size, found.st_mtime_ns]:
+            return True  # an earlier version wrote nothing down about it
+        return known["bytes"] == found.st_size and known["sha256"] == files.digest(original)
+
+    def _forget(self, name: str) -> None:
+        """Takes away what is there of the image that had this name, its label file first."""
+        before = json.loads(self._scores(name).read_text(encoding="utf-8"))["name"]
+        for file in (self._label(name), self.image(before), self._scores(name)):
+            file.unlink(missing_ok=True)
 
     def add(self, original: Path, found: Labelled) -> None:
         """Writes an image's record, its link, and at last its label file.
@@ -155,7 +180,9 @@ class Folder:
         for file in (self._scores(found.name), self._label(found.name), self.image(found.name)):
             file.parent.mkdir(parents=True, exist_ok=True)
         row = {**found._asdict(), "detections": [each._asdict() for each in found.detections]}
-        row["provenance"] = {**self.provenance, "original": str(original)}
+        there = os.stat(original)
+        content = {"bytes": there.st_size, "changed": there.st_mtime_ns, "sha256": files.digest(original)}
+        row["provenance"] = {**self.provenance, "original": str(original), "content": content}
         files.write_json(self._scores(found.name), row)
         show(original, self.image(found.name))
         lines = [label_line(each.label, each.box, found.size) + "\n" for each in found.labels]

@@ -203,8 +203,10 @@ def coco(images: Sequence[Image]) -> dict[str, float | None]:
             "categories": [{"id": c} for c in categories],
         }
         api.createIndex()
-        if not truth or not found:  # pycocotools has no answer to an empty list
-            return dict.fromkeys(COCO_NAMES, 0.0 if truth else None)
+        if not truth:
+            return dict.fromkeys(COCO_NAMES, None)
+        if not found:  # pycocotools has no answer to an empty list
+            found = [{"image_id": 1, "category_id": truth[0]["category_id"], "bbox": [0, 0, 0, 0], "score": 0.0}]
         evaluation = COCOeval(api, api.loadRes(found), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()

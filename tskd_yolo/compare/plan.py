@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +115,7 @@ def checked(values: Mapping[str, Any]) -> Plan:
     Raises:
         ConfigError: Naming everything that is wrong; nothing is written.
     """
+    values = _plain(values)
     asked = {**KEYS, **{k: v for k, v in values.items() if k in KEYS}}
     given = {k: v for k, v in values.items() if k not in KEYS}
     settings_files.resolve(given)
@@ -148,6 +150,15 @@ def checked(values: Mapping[str, Any]) -> Plan:
         own={**config.DEFAULTS, **ours},
         judged=judged,
     )
+
+
+def _plain(value: Any) -> Any:
+    """The same with paths as text, which is what a worker is told."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _given(value: Any) -> bool:
@@ -209,8 +220,10 @@ def _wrong_seeds(value: Any) -> list[str]:
     numbers, least = (value, 0) if isinstance(value, (list, tuple)) else ([value], 1)
     if not numbers or not all(_whole(number) for number in numbers):
         return [f"seeds: must be a number of seeds or a list of seeds, got {value!r}; i.e. seeds=5 or seeds=[0,3]."]
-    if min(numbers) < least or len(set(numbers)) < len(numbers):
-        return [f"seeds: must be a number from 1 on, or a list of different seeds from 0 on, got {value!r}."]
+    if min(numbers) < least or len(set(numbers)) < len(numbers) or max(numbers) >= 2**32:
+        return [
+            f"seeds: must be a number from 1 on, or a list of different seeds from 0 to {2**32 - 1}, got {value!r}."
+        ]
     return []
 
 

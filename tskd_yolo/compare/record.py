@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_file
 
 from tskd_yolo import config, hashing
@@ -26,6 +26,7 @@ from tskd_yolo.compare.plan import Plan
 from tskd_yolo.compare.splits import Files, contents, files_of
 from tskd_yolo.config import ConfigError
 from tskd_yolo.data import index
+from tskd_yolo.data.dataset import SPLITS
 from tskd_yolo.files import write_json
 from tskd_yolo.train import scan
 
@@ -122,7 +123,7 @@ def settings(plan: Plan, files: Files) -> dict[str, Any]:
     """What decides the result of a run: settings, contents of files, device and versions; no path and no host."""
     chosen = {**DEFAULT_CFG_DICT, **plan.common, **{k: v for k, v in plan.own.items() if k != "teacher"}}
     content = {k: _named(k, v) for k, v in chosen.items() if k not in _IRRELEVANT and k not in {"data", "model"}}
-    given = {"data": check_file(plan.common["data"]), "model": plan.model, "teacher": plan.own["teacher"]}
+    given = {"model": plan.model, "teacher": plan.own["teacher"]}
     known = {
         f"{kind} of {split}": f"{len(found)} (sha256 {_hash(found)})"
         for split, kinds in files.items()
@@ -131,7 +132,19 @@ def settings(plan: Plan, files: Files) -> dict[str, Any]:
     versions = {name.replace("_", "-"): version for name, version in hashing.versions().items()}
     judged = {"split": plan.judged.split, "judged by": f"{plan.judged.weights}.pt"}
     rest = {**judged, **known, "device": hardware(plan.common.get("device")), **versions}
-    return json.loads(json.dumps({**{k: named(v) for k, v in given.items()}, **content, **rest}, default=str))
+    told = {"data": _data(check_file(plan.common["data"])), **{k: named(v) for k, v in given.items()}}
+    return json.loads(json.dumps({**told, **content, **rest}, default=str))
+
+
+_PLACES = "path", "download", *SPLITS
+"""Of a data YAML what says where its files are: these are known by their content."""
+
+
+def _data(file: str) -> str:
+    """A data YAML by its name and a hash of what decides the result, so that a set may be copied."""
+    content = YAML.load(file)
+    decides = json.dumps({key: value for key, value in content.items() if key not in _PLACES}, default=str)
+    return f"{Path(file).name} (sha256 {hashlib.sha256(decides.encode()).hexdigest()[:16]})"
 
 
 def _named(key: str, value: Any) -> Any:

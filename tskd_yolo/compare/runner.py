@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -120,10 +121,14 @@ def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
     """Trains and judges runs one after the other; returns the names of those that failed."""
     failed = []
     for run in chain:
+        if _STOP.is_set():
+            break
         epochs = None
         if run.arm == "plain_same_time":
             tskd, plain = (result_of(plan.folder(Run(arm, run.seed))) for arm in ("tskd", "plain"))
             if tskd is None or plain is None:
+                with open(plan.log(run), "a", encoding="utf-8") as log:
+                    log.write(f"{run} was not started: it needs the times of plain and tskd of this seed.\n")
                 failed.append(str(run))
                 continue
             epochs = epochs_for(tskd, plain, record.clock(plan.common.get("device")))
@@ -173,10 +178,13 @@ def _spread(plan: Plan) -> Iterator[Callable[..., Future]]:
         yield pool.submit
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(_RUNNING):  # its standard input closes, and it ends
-            assert process.stdin is not None
-            process.stdin.close()
+        with _STARTING:
+            _STOP.set()  # or the threads would go on to their next runs
+            for process in _RUNNING:  # its standard input closes, and it ends
+                assert process.stdin is not None
+                process.stdin.close()
         pool.shutdown()
+        _STOP.clear()
 
 
 @contextmanager
@@ -202,6 +210,9 @@ def _ray(plan: Plan) -> Iterator[Callable[..., Future]]:
 
 
 _RUNNING: set[subprocess.Popen] = set()
+_STARTING = threading.Lock()
+_STOP = threading.Event()
+"""No run is to be started any more."""
 
 
 def order(plan: Plan, name: Run | str, job: dict[str, Any]) -> bool:
@@ -219,13 +230,16 @@ def order(plan: Plan, name: Run | str, job: dict[str, Any]) -> bool:
     log = plan.log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from tskd_yolo.compare.worker import main; main()"],
-            stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=environment,
-        )  # fmt: skip
+        with _STARTING:
+            if _STOP.is_set():
+                return False
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from tskd_yolo.compare.worker import main; main()"],
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                env=environment,
+            )  # fmt: skip
+            _RUNNING.add(process)
         assert process.stdin is not None
-        _RUNNING.add(process)
         try:
             process.stdin.write(json.dumps({**job, "folder": str(plan.folder(name))}) + "\n")
             process.stdin.flush()

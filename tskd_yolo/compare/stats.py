@@ -11,6 +11,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+ROUNDED = 1e-5
+"""Unit of the last digit of the figures that are compared."""
 LEAD = 0.01
 """By how much a teacher has to be ahead for the way to it to be told."""
 
@@ -122,7 +124,10 @@ def paired(treated: Mapping[int, float], plain: Mapping[int, float]) -> Effect |
     mean, n = float(differences.mean()), len(seeds)
     if n == 1:
         return Effect(mean, None, None, 1)
-    half = _quantile(CONFIDENCE, n) * float(differences.std(ddof=1)) / n**0.5
+    spread = float(differences.std(ddof=1))
+    if mean:  # differences that are alike to the last digit of figures that are rounded are no proof
+        spread = max(spread, ROUNDED)
+    half = _quantile(CONFIDENCE, n) * spread / n**0.5
     return Effect(mean, mean - half, mean + half, n)
 
 
@@ -150,12 +155,25 @@ def interval(effect: Effect | Corrected | None) -> str:
     """``+0.4 to +3.4``, or a dash."""
     if effect is None or effect.low is None:
         return "–"
-    return f"{points(effect.low, sign=True)} to {points(effect.high, sign=True)}"
+    return f"{_bound(effect.low)} to {_bound(effect.high)}"
+
+
+def _bound(value: float | None) -> str:
+    """Points; of a bound next to 0 as many digits as show its side, because the verdict depends on that."""
+    told = points(value, sign=True)
+    if value is None or told != "0.0":
+        return told
+    digits = next((digits for digits in (2, 3) if round(100 * value, digits)), 1)
+    return f"{100 * value:+.{digits}f}".replace("-", "−") if digits > 1 else told
 
 
 def probability(p: float | None) -> str:
-    """A p value with two digits: ``0.031``, ``< 0.001``, or a dash."""
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}"
+    """A p value with two digits, or as many as tell it from 0.05: ``0.031``, ``0.0496``, ``< 0.001``, or a dash."""
+    if p is None:
+        return "–"
+    limit = round(1 - CONFIDENCE, 9)
+    told = (f"{p:.{digits}g}" for digits in range(2, 17))
+    return "< 0.001" if p < 0.001 else next(text for text in told if (float(text) < limit) == (p < limit))
 
 
 def sentence(

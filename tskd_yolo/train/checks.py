@@ -1,14 +1,12 @@
 """What a user gave, checked: settings, teacher, student and data, with every mistake told at once.
 
-And what the run itself shows: what the engine refuses, terms that are not finite, the first-epoch check.
+And what the run itself shows: terms that are not finite, the first-epoch check.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.checks import check_model_file_from_stem
-from ultralytics.utils.torch_utils import select_device
 
 from tskd_yolo import compat, config, settings_files
 from tskd_yolo.config import ConfigError
@@ -30,9 +27,8 @@ from tskd_yolo.distill.feature_model import whole_path
 from tskd_yolo.distill.features import channels
 from tskd_yolo.distill.matching import no_student, task_of
 from tskd_yolo.distill.monitor import Monitor
-from tskd_yolo.train import backbone, freezing, tasks, unlabelled
+from tskd_yolo.train import backbone, freezing, refusals, tasks, unlabelled
 from tskd_yolo.train.checkpoints import RunError
-from tskd_yolo.train.engine import Arguments
 from tskd_yolo.train.processes import Processes
 
 # Before a run ---------------------------------------------------------------------------------------------------------
@@ -132,7 +128,7 @@ def engine_values(
     ours = problems(values)
     told = {sentence.partition(":")[0] for sentence in ours}
     wrong = [sentence for key, sentence in theirs.items() if key not in told]
-    return values, [*unknown, *wrong, *ours, *_device(values["device"], values["amp"])]
+    return values, [*unknown, *wrong, *ours, *refusals.of(values)]
 
 
 def _read(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], dict[str, str]]:
@@ -292,61 +288,6 @@ def _student_yaml(name: str | Path) -> dict[str, Any]:
 def _same_file(a: Any, b: Any) -> bool:
     paths = [Path(str(x)) for x in (a, b)]
     return all(p.is_file() for p in paths) and paths[0].samefile(paths[1])
-
-
-def _device(device: Any, amp: Any) -> list[str]:
-    """What is wrong with ``device=``, or ``amp=`` on it; of a process that torchrun has started, whether it has one."""
-    try:
-        found = select_device(device, verbose=False)
-    except (ValueError, RuntimeError, AssertionError) as error:
-        reason = compat.plain(error).split("; ")[0]
-        return [f"device: {device!r} cannot be used here ({reason}); give device=cpu or another."]
-    if amp == "bf16" and found.type != "cuda":
-        return ["amp: bf16 needs a CUDA device, and this run has none; leave it out."]
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    listed = str(device or "").split(",")
-    if LOCAL_RANK != -1 and device and device != "cpu" and len(listed) < here:
-        return [f"device: {device!r} names {len(listed)} for {here} processes on this machine; leave it out."]
-    return []
-
-
-# While the engine sets up ---------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def data_errors() -> Iterator[None]:
-    """Inside, what we refuse in a data set is told as it is, and not as the engine wraps it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error.__cause__, ConfigError):
-            raise
-        raise error.__cause__ from None
-
-
-@contextlib.contextmanager
-def setup_errors(args: Arguments) -> Iterator[None]:
-    """Inside, what the engine says of a user's mistakes becomes ours.
-
-    Raises:
-        ConfigError: If the student's checkpoint was refused, or optimizer, freeze or the last batch cannot be.
-    """
-    try:
-        yield
-    except TypeError as error:
-        if not compat.refused_global(error):
-            raise
-        raise ConfigError([f"model: {args.model} {compat.why(error)}."]) from error
-    except ValueError as error:
-        if "single value per channel" not in str(error) and "BatchNorm" not in str(error):
-            raise
-        raise ConfigError([f"batch: {compat.plain(error)}."]) from error
-    except NotImplementedError as error:
-        raise ConfigError([f"optimizer: {compat.plain(error)}."]) from error
-    except RuntimeError as error:
-        if "froze the entire model" not in str(error):
-            raise
-        raise ConfigError([f"freeze: {args.freeze} leaves no parameter to train; freeze less."]) from error
 
 
 # After an epoch -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tskd_yolo.distill import cache
 from tskd_yolo.distill.balance import schedule
 from tskd_yolo.distill.distiller import Distiller, Trial, resting
 from tskd_yolo.rng import undisturbed
-from tskd_yolo.train import checkpoints, checks, going_on, hooks, prepare, processes, scan, summary, tasks
+from tskd_yolo.train import checkpoints, checks, going_on, hooks, prepare, processes, refusals, scan, summary, tasks
 from tskd_yolo.train.backbone import BackboneMixin
 from tskd_yolo.train.engine import engine_arguments
 from tskd_yolo.train.giving_way import GivingWayMixin
@@ -61,7 +61,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         self._first_epoch_checked = False
         self._passes: Passes | None = None
         self._cache: cache.Cache | None = None
-        with compat.guarded(trust=self._trust), checks.data_errors():
+        with compat.guarded(trust=self._trust), refusals.data_errors():
             if overrides.get("resume"):
                 content = checkpoints.find(overrides)
                 going_on.check(overrides, content)
@@ -168,7 +168,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         wanted = self.args.channels_last
         ours = self.config.distils and prepare.in_channels_last(self.args, self.device)
         # None where the layout is our business, or the engine says that it ignores what we do.
-        with checks.setup_errors(self.args), compat.swapped(self.args, "channels_last", None if ours else wanted):
+        with refusals.setup_errors(self.args), compat.swapped(self.args, "channels_last", None if ours else wanted):
             super()._setup_train(*args, **kwargs)
         if self.distiller is None:
             LOGGER.info(f"{colorstr('tskd-yolo:')} drd=0 ded=0 crd=0, nothing is distilled: this is plain training.")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.data.helpers import SIZE, boxes, draw_image, placed, tree
 from tskd_yolo.data.convert.coco import convert
-from tskd_yolo.data.convert.common import Options
+from tskd_yolo.data.convert.common import NO_BOX_LEFT, Options
 from tskd_yolo.data.convert.files import ConvertError
 
 
@@ -86,6 +86,21 @@ def test_an_image_without_annotations_is_a_background_image(coco):
 
     assert sum(coco.convert().images.values()) == 20
     assert boxes(coco.out, "a_0") == []
+
+
+@pytest.mark.parametrize("value", ["0", 0, None, False, "no"])
+def test_what_is_no_crowd_stays(value, coco):
+    coco.content["annotations"][0]["iscrowd"] = value
+    assert coco.convert().left_out == {}
+
+
+def test_an_image_whose_only_box_is_broken_is_no_background(coco):
+    (image,) = {row["image_id"] for row in coco.content["annotations"][:1]}
+    for row in coco.content["annotations"]:
+        if row["image_id"] == image:
+            row["bbox"] = "here"
+    summary = coco.convert(skip=True)
+    assert sum(summary.images.values()) == len(coco.content["images"]) - 1 and summary.left_out == {NO_BOX_LEFT: 1}
 
 
 def test_images_that_no_json_lists_are_counted(coco):
@@ -185,7 +200,8 @@ def test_a_problem_is_told_by_file_and_skipped_if_asked(spoil, message, coco):
     )
     assert message in error.value.problems[0] and not coco.out.exists()
     summary = coco.convert(skip=True, names=["dent", "hole", "unused"])
-    assert summary.skipped and sum(summary.images.values()) in (19, 20)
+    left_out = summary.left_out.get(NO_BOX_LEFT, 0)  # half of the images have boxes of the class without a name
+    assert summary.skipped and sum(summary.images.values()) in (19 - left_out, 20 - left_out) and left_out <= 10
 
 
 @pytest.mark.parametrize(

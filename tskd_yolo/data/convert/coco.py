@@ -93,7 +93,7 @@ def _read(
     for split, content in contents.items():
         file = Path(annotations[split])
         among = (split, *(s for s in SPLITS if s not in contents)) if split == "train" else (split,)
-        boxes = _boxes(content, file.name, notes)
+        boxes, broken = _boxes(content, file.name, notes)
         for row in content.get("images", ()):
             try:
                 place = _place(row.get("file_name"), images, file, split)
@@ -104,7 +104,8 @@ def _read(
                 notes.problems.extend(error.problems)
             else:
                 seen[place] = file.name
-                yield Found(place, name, boxes.get(row["id"], []), f"{file.name}, {name}", _size(row), among)
+                source = f"{file.name}, {name}"
+                yield Found(place, name, boxes.get(row["id"], []), source, _size(row), among, row["id"] in broken)
     there = sum(file.suffix.lower() in IMAGES for folder in {p.parent for p in seen} for file in folder.iterdir())
     notes.left_out["images that no JSON lists"] += max(there - len(seen), 0)
 
@@ -129,13 +130,14 @@ def _place(name: Any, images: Path, file: Path, split: str) -> Path:
     raise ConvertError(f"{file.name}: no image {name} in {images}. Add it or remove it from the JSON.")
 
 
-def _boxes(content: Mapping[str, list[Any]], source: str, notes: Notes) -> dict[int, list[Box]]:
-    """The boxes of a JSON by image id; what is none is noted, crowds are counted."""
+def _boxes(content: Mapping[str, list[Any]], source: str, notes: Notes) -> tuple[dict[int, list[Box]], set[int]]:
+    """The boxes of a JSON by image id, and the ids of images with a broken one; that is noted, crowds are counted."""
     categories = _categories(content)
     images = {row["id"] for row in content.get("images", ())}
     boxes: dict[int, list[Box]] = {}
+    broken: set[int] = set()
     for count, row in enumerate(content.get("annotations", ()), start=1):
-        if isinstance(row, dict) and row.get("iscrowd"):
+        if isinstance(row, dict) and (row.get("iscrowd") is True or number(row.get("iscrowd")) == 1):
             notes.left_out["crowds (iscrowd)"] += 1
             continue
         where = f"{source}, annotation {row.get('id', count) if isinstance(row, dict) else count}"
@@ -143,9 +145,11 @@ def _boxes(content: Mapping[str, list[Any]], source: str, notes: Notes) -> dict[
             box = _box(row, where, categories, images)
         except ConvertError as error:
             notes.problems.extend(error.problems)
+            if isinstance(row, dict) and _is_id(row.get("image_id")):
+                broken.add(row["image_id"])
         else:
             boxes.setdefault(row["image_id"], []).append(box)
-    return boxes
+    return boxes, broken
 
 
 def _box(row: Any, where: str, categories: Mapping[int, str], images: set[int]) -> Box:

@@ -166,6 +166,9 @@ def _share_problems(layout: Format, values: Mapping[str, Any]) -> list[str]:
         errors.append(f"val: must be a fraction between 0 and 1, got {values['val']!r}.")
     if "test" in shares and not 0 <= shares["test"] < 1:
         errors.append(f"test: must be a fraction from 0 to below 1, got {values['test']!r}.")
+    if not errors and "val" not in shares and "test" in shares and not shares["test"] < 1 - Options.val:
+        # val's part of [0, 1) stays free, so that test is what it is without the JSON
+        errors.append(f"test: must be below {1 - Options.val:g} beside val=FILE.json, got {values['test']!r}.")
     if not errors and not sum(shares.values()) < 1:
         errors.append(f"test: val and test must leave images to train on, got {values['val']} and {values['test']}.")
     return errors

@@ -78,6 +78,7 @@ class Found:
         source: What to call its annotation in a message.
         size: (width, height) that the annotation states, as it writes them; None where it states none.
         among: The splits among which its content decides: one where the layout has decided already.
+        broken: Whether an object of it could not be read, and is not among the boxes.
     """
 
     image: Path
@@ -86,6 +87,11 @@ class Found:
     source: str
     size: tuple[object, object] | None = None
     among: tuple[str, ...] = SPLITS
+    broken: bool = False
+
+
+NO_BOX_LEFT = "images whose annotation is broken as a whole"
+"""They are no background: something was seen on them."""
 
 
 def build(
@@ -141,9 +147,14 @@ def _checked(
     """The samples that can be used, each with its image's path below the folder of images."""
     for item in found:
         try:
-            yield item.name, _sample(item, notes, options, names)
+            sample = _sample(item, notes, options, names)
         except ConvertError as error:
             notes.problems.extend(error.problems)
+        else:
+            if (item.boxes or item.broken) and not sample.boxes:
+                notes.left_out[NO_BOX_LEFT] += 1
+            else:
+                yield item.name, sample
 
 
 def _sample(item: Found, notes: Notes, options: Options, names: Sequence[str] | None) -> Sample:

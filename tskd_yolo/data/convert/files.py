@@ -161,7 +161,8 @@ def image_size(image: Path, name: str) -> tuple[int, int]:
                 width, height = header.tag_v2[Base.ImageWidth], header.tag_v2[Base.ImageLength]
             turned = header.getexif().get(Base.Orientation) in EXIF_TURNED
     except Exception as error:  # broken headers raise whatever the format's reader stumbles on
-        raise ConvertError(f"{name}: not readable as an image ({error}). Replace or remove it.") from error
+        why = "an unknown or broken format" if isinstance(error, ModuleNotFoundError) else error  # asked for last
+        raise ConvertError(f"{name}: not readable as an image ({why}). Replace or remove it.") from error
     return (height, width) if turned else (width, height)
 
 

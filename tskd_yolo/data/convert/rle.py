@@ -90,12 +90,14 @@ def _read(
                 "remove the image, or say that such images are background."
             )
             continue
+        known = len(notes.problems)
         try:
             boxes = _boxes(image, name, rows.get(name, []), classes, min_area, notes)
         except ConvertError as error:
             notes.problems.extend(error.problems)
         else:
-            yield Found(image, name, boxes, annotations.name)
+            broken = len(notes.problems) > known or not all(row.value for row in rows.get(name, []))
+            yield Found(image, name, boxes, annotations.name, broken=broken)
 
 
 @contextlib.contextmanager
@@ -109,7 +111,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def read_rows(file: Path, notes: Notes) -> list[Run]:
-    """The rows of the CSV in order; a row that is none is noted.
+    """The rows of the CSV that name an image, in order; one without image or class is noted.
 
     Raises:
         ConvertError: If the file cannot be read or has other columns.
@@ -129,20 +131,20 @@ def read_rows(file: Path, notes: Notes) -> list[Run]:
         raise ConvertError(f"{file.name}: not readable as CSV ({error}). Repair it or name another.") from error
     runs = [_run(row, where) for where, row in rows]
     notes.problems += [
-        f"{where}: has no image or no class. Correct or remove the row."
-        for (where, _), run in zip(rows, runs, strict=True)
-        if run is None
+        f"{run.where}: has no image or no class. Correct or remove the row."
+        for run in runs
+        if not (run.image and run.value)
     ]
-    return [run for run in runs if run is not None]
+    return [run for run in runs if run.image]
 
 
-def _run(row: Mapping[str, Any], where: str) -> Run | None:
-    """One row of either form; None where image or class is missing."""
+def _run(row: Mapping[str, Any], where: str) -> Run:
+    """One row of either form; image or class are empty where they are missing."""
     texts = {key: (row.get(key) or "").strip() for key in {*COLUMNS, *JOINED}}
     image, value = texts["ImageId"], texts["ClassId"]
     if "ImageId_ClassId" in row:
         image, _, value = texts["ImageId_ClassId"].rpartition("_")
-    return Run(where, image, value, texts["EncodedPixels"]) if image and value else None
+    return Run(where, image, value, texts["EncodedPixels"])
 
 
 def _boxes(
@@ -152,6 +154,8 @@ def _boxes(
     boxes: list[Box] = []
     size = image_size(image, name)
     for row in rows:
+        if not row.value:
+            continue
         try:
             label = _class(row, classes)
             if row.pixels:

@@ -101,10 +101,8 @@ def _objects(xml: Path, renamed: Mapping[str, str]) -> tuple[list[Box], tuple[ob
         x1, y1, x2, y2 = map(number, texts.values())
         stated = ", ".join(f"{key}={text or 'missing'}" for key, text in texts.items())
         boxes.append(Box(f"{xml.name}, object {count}", renamed.get(name, name), (x1, y1, x2, y2), stated))
-    if root.find("size") is None:
-        return boxes, None
     width, height = ((root.findtext(f"size/{key}") or "").strip() for key in ("width", "height"))
-    return boxes, (_side(width), _side(height))
+    return boxes, (_side(width), _side(height)) if width or height else None
 
 
 def _side(text: str) -> float | str:
