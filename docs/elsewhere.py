@@ -82,7 +82,6 @@ def _direction(prefix: str, name: str) -> dict[str, str]:
         f"{prefix} plain": last_and_best(plain),
         f"{prefix} tskd": last_and_best(tskd),
         f"{prefix} teacher": f"{found['teacher']['last']['mAP50-95']:.3f}",
-        f"{prefix} time": f"{found['arms']['tskd']['time']['of_plain']:.2f}",
         **{f"{prefix} gain of {weights}": gains(tskd, plain, weights) for weights in ("last", "best")},
     }
 

@@ -45,6 +45,7 @@ def test_classes_that_the_teacher_does_not_know_are_told(pairs, level, words):
 
 
 @pytest.mark.parametrize(("trained", "sees", "told"), [(640, 320, True), (640, 480, False), (64, 64, False),
+                                                       (480, 640, False),
                                                        (None, 64, False), ([640, 480], 64, False)])  # fmt: skip
 def test_a_teacher_that_sees_less_than_it_was_trained_on_is_told(trained, sees, told):
     args, config = SimpleNamespace(imgsz=sees), SimpleNamespace(teacher_imgsz=None)
@@ -54,6 +55,13 @@ def test_a_teacher_that_sees_less_than_it_was_trained_on_is_told(trained, sees, 
         assert "the teacher was trained at 640 px and sees 320 px here; add teacher_imgsz=640" in str(*found)
         config.teacher_imgsz = 640
         assert pair.sizes(SimpleNamespace(teacher_trained_at=trained, args=args, config=config)) == []
+
+
+def test_a_teacher_that_sees_more_than_it_was_trained_on_is_told():
+    args, config = SimpleNamespace(imgsz=224), SimpleNamespace(teacher_imgsz=None)
+    (found,) = pair.sizes(SimpleNamespace(teacher_trained_at=128, args=args, config=config))
+    assert (found.level, found.remedy) == ("warning", "train it at this size")
+    assert found.reason == "the teacher was trained at 128 px and sees 224 px here"
 
 
 def test_a_file_is_told_by_name_and_content(teacher, tmp_path):

@@ -15,8 +15,9 @@ from tskd_yolo.distill import teacher
 from tskd_yolo.distill.classes import match, of_all
 from tskd_yolo.findings import Finding
 
-SHRUNK = 1.5
-"""How many times the size that it sees a teacher may have been trained at: its objects are smaller by as much."""
+APART = 1.5
+"""How many times the size that it sees a teacher may have been trained at, or the other way round: its objects are of
+other sizes by as much."""
 
 
 def classes(
@@ -79,14 +80,11 @@ def levels(trial: Trial) -> list[dict[str, int]]:
 def sizes(trial: Trial) -> list[Finding]:
     """What speaks against the size at which the teacher sees the images."""
     trained, sees = trial.teacher_trained_at, trial.config.teacher_imgsz or trial.args.imgsz
-    if not isinstance(trained, int) or trained < SHRUNK * sees:
+    if not isinstance(trained, int) or max(trained, sees) < APART * min(trained, sees):
         return []
-    return [
-        Finding(
-            "warning", "sizes", f"the teacher was trained at {trained} px and sees {sees} px here",
-            f"add teacher_imgsz={trained // 32 * 32}, or train it at this size",
-        )
-    ]  # fmt: skip
+    larger = f"add teacher_imgsz={trained // 32 * 32}, or " if trained > sees else ""
+    words = f"the teacher was trained at {trained} px and sees {sees} px here"
+    return [Finding("warning", "sizes", words, f"{larger}train it at this size")]
 
 
 def file(path: Any) -> dict[str, str | None]:

@@ -261,7 +261,7 @@ def _data(data: Any, split: Any) -> dict[str, Any]:
         content = check_det_dataset(data)
     except (MissingSetError, ConvertError) as error:  # ours, and whole sentences already
         raise ConfigError([f"data: {error}"]) from error
-    if not content.get(split):
+    if not isinstance(content.get(split), (str, list)):
         named = ", ".join(name for name in dataset.SPLITS if content.get(name))
         raise ConfigError([f"split: must be one that the data YAML names ({named}), got {split!r}."])
     for name in ("train", split):
