@@ -31,7 +31,7 @@ def _optimizer(name: Any) -> list[str]:
         with compat.silent():
             BaseTrainer.build_optimizer(cast(Any, None), network, name)
     except NotImplementedError as error:
-        return [f"optimizer: {compat.plain(error)}."]
+        return [f"optimizer: {compat.plain(error).partition('; ')[0]}; give one of these."]
     return []
 
 
