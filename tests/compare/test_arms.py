@@ -96,6 +96,8 @@ def test_a_teacher_of_an_arm_is_found_from_anywhere(files, tmp_path, monkeypatch
 def test_every_built_in_arm_is_described():
     assert len({described(arm, {}) for arm in BUILT_IN}) == len(BUILT_IN)
     assert described("without_mosaic", {"without_mosaic": {"mosaic": 0}}) == "distilled, with settings of its own"
+    assert "with the same teacher" in described("ultralytics", {})
+    assert "with the first teacher" in described("ultralytics", {}, several=True)
 
 
 def test_images_without_labels_are_for_the_arms_that_ask(files, tmp_path):

@@ -71,8 +71,8 @@ def uses(arm: str, own: Own) -> bool:
     return arm == UNLABELLED or bool(_ABOUT_UNLABELLED & own.get(arm, {}).keys())
 
 
-def described(arm: str, own: Own) -> str:
-    """How an arm is trained, in words."""
+def described(arm: str, own: Own, several: bool = False) -> str:
+    """How an arm is trained, in words; ``several``: by more than one teacher, of which the rival takes the first."""
     if arm in own:
         return "distilled, with settings of its own"
     if arm in TERMS:
@@ -82,7 +82,7 @@ def described(arm: str, own: Own) -> str:
     words = {
         "plain": "Ultralytics' own training, without a teacher",
         "plain_same_time": "Ultralytics' own training, for as many epochs as take as long as tskd of the same seed",
-        "ultralytics": "Ultralytics' built-in distill_model= with the same teacher",
+        "ultralytics": f"Ultralytics' built-in distill_model= with the {'first' if several else 'same'} teacher",
         "tskd": "distilled, with the settings of all",
         UNLABELLED: "the same, from images without labels too",
     }

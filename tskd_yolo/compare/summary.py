@@ -134,7 +134,7 @@ def _summary_of_arm(
     times = summary_of_time(rows, lines[arm], lines["plain"], clock)
     common = teacher and not OWN_TEACHER & plan.own_arms.get(arm, {}).keys()
     return {
-        "trained": described(arm, plan.own_arms),
+        "trained": described(arm, plan.own_arms, isinstance(plan.own["teacher"], list)),
         "settings": record.told(plan, arm),
         "rows": [{**row, "to_plain": times["to_plain"]["seeds"].get(str(seed))} for seed, row in rows.items()],
         "mean": {
