@@ -34,6 +34,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.soak  # .ci/run makes the pages too, and finds what has changed
 def test_what_is_generated_is_up_to_date():
     result = python(str(DOCS / "generate.py"), "--check")
     assert result.returncode == 0, f"run python docs/generate.py\n{result.stdout}{result.stderr}"

@@ -32,6 +32,7 @@ class Pairing(NamedTuple):
     stages: list[int] = [4, 8, 16]
     names: tuple[str, ...] = NAMES
     known: list[int] = [0, 1, 2]
+    soak: bool = False  # others show its kind of teacher, its kind of student and its levels
 
     def __str__(self) -> str:
         return f"{self.teacher} to {self.student}" + (f" of {len(self.names)} classes" if self.names != NAMES else "")
@@ -47,20 +48,20 @@ PAIRS = [
     Pairing("yolo12n", "yolov5n", P3_P5),
     Pairing("yolo26n", "yolov8n", P3_P5),
     Pairing("yolo26n", "yolov10n", P3_P5, branches=2),
-    Pairing("yolov8n-rtdetr", "yolo11n", P3_P5),
-    Pairing("yolov8n-rtdetr", "yolo26n-p2", P3_P5, [4], branches=2),
-    Pairing("yolov8n-p2", "yolo11n", P3_P5, [4]),
-    Pairing("yolo11n", "yolov8n-p2", P3_P5, [4]),
+    Pairing("yolov8n-rtdetr", "yolo11n", P3_P5, soak=True),
+    Pairing("yolov8n-rtdetr", "yolo26n-p2", P3_P5, [4], branches=2, soak=True),
+    Pairing("yolov8n-p2", "yolo11n", P3_P5, [4], soak=True),
+    Pairing("yolo11n", "yolov8n-p2", P3_P5, [4], soak=True),
     Pairing("yolo26n-p2", "yolov8n-p2", [4, *P3_P5]),
     Pairing("yolov8n-p6", "yolo26n", P3_P5, [64]),
     Pairing("yolo26n", "yolov5n-p6", P3_P5, [64]),
     Pairing("yolo11n", "yolov3-tiny", [16, 32], [8]),
-    Pairing("yolov3-tiny", "yolo11n", [16, 32], [8]),
+    Pairing("yolov3-tiny", "yolo11n", [16, 32], [8], soak=True),
     Pairing("yolov8n", "yolo11n", P3_P5, names=NAMES[1:], known=[1, 2]),
     Pairing("yolo11n", "yolo26n", P3_P5, names=("dent", *NAMES[::-1], "hole")),
     Pairing("yolo26n", "yolo26n", P3_P5, branches=2, names=("dent", "PIT"), known=[1]),
     Pairing("yolov8n-rtdetr", "yolo11n", P3_P5, names=("hole", "Scale"), known=[2]),
-    Pairing("timm-resnet50", "timm-resnet18", P3_P5),
+    Pairing("timm-resnet50", "timm-resnet18", P3_P5, soak=True),
     Pairing("timm-resnet50", "yolo11n", P3_P5),
     Pairing("yolo11s", "timm-mobilenetv4_conv_small", P3_P5),
     Pairing("timm-vit_small_patch16_dinov3", "yolo11n", P3_P5, stages=[8, 16]),
@@ -68,9 +69,9 @@ PAIRS = [
     Pairing("yolov8n-seg", "yolo11n-seg", P3_P5),
     Pairing("yolo26n-seg", "yolo26n-seg", P3_P5, branches=2, names=("dent", *NAMES[::-1])),
     Pairing("yolo11n-pose", "yolo26n-pose", P3_P5),
-    Pairing("yolo26n-pose", "yolov8n-pose", P3_P5),
+    Pairing("yolo26n-pose", "yolov8n-pose", P3_P5, soak=True),
     Pairing("yolov8n-obb", "yolo11n-obb", P3_P5, names=NAMES[1:], known=[1, 2]),
-    Pairing("yolo26n-obb", "yolo26n-obb", P3_P5, branches=2),
+    Pairing("yolo26n-obb", "yolo26n-obb", P3_P5, branches=2, soak=True),
 ]
 
 
@@ -141,7 +142,7 @@ def boxes(batch: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", PAIRS, ids=str)
+@pytest.mark.parametrize("pair", [pytest.param(p, id=str(p), marks=[pytest.mark.soak] * p.soak) for p in PAIRS])
 def test_every_pair_is_taught_on_every_level_it_has(pair, detector, monkeypatch):
     monkeypatch.setattr(crd, "LOCATION_STEP", 1)  # a random teacher may be surest on one level only
     student = make_student(yaml_of(pair.student))

@@ -1,4 +1,4 @@
-"""A run that kills itself (SIGKILL) at a given moment, for tests: KILL=step, val, saving or stripping, EPOCH from 0.
+"""A run that kills itself (SIGKILL) at a given moment, for tests: KILL=val, saving or stripping, EPOCH from 0.
 
 Started with the command line's words. Writes the adapters that it begins with to ``begins.pt`` beside the run.
 """
@@ -23,17 +23,10 @@ def die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_epoch(trainer: Any) -> None:
-    if trainer.epoch == EPOCH:
-        die()
-
-
 def watched(begin: Any) -> Any:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         begin(self, *args, **kwargs)
         self.add_callback("on_train_start", keep)
-        if MOMENT == "step":
-            self.add_callback("on_train_batch_end", at_epoch)
         if MOMENT == "val":
             self.add_callback("on_val_batch_start", lambda v: self.epoch == EPOCH and hasattr(self, "epoch") and die())
         if MOMENT == "saving":

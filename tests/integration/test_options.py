@@ -40,7 +40,7 @@ def test_both_branches_of_a_dual_head_are_taught(tmp_path, data, detector, no_en
 # Optimizers -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "MuSGD"])
+@pytest.mark.parametrize("optimizer", ["AdamW", pytest.param("SGD", marks=pytest.mark.soak), "MuSGD"])
 def test_adapters_are_in_the_optimizer_once_and_move(optimizer, tmp_path, data, teacher, no_end):
     seen = {}
 
@@ -86,9 +86,9 @@ def test_adapter_gradients_are_clipped_like_the_students(tmp_path, data, teacher
         dict(freeze=5, cos_lr=True, patience=1),
         dict(multi_scale=0.5, rect=False, close_mosaic=1, epochs=2),
         dict(rect=True, classes=[0, 2]),
-        dict(fraction=0.5, batch=2, nbs=2),
+        pytest.param(dict(fraction=0.5, batch=2, nbs=2), marks=pytest.mark.soak),
         dict(time=0.0005, epochs=50),
-        dict(variant="paper", drd=1000, crd=1000),
+        pytest.param(dict(variant="paper", drd=1000, crd=1000), marks=pytest.mark.soak),
         dict(variant="paper", model="yolo26n.yaml", drd=1000, crd=1000),
     ],
     ids=lambda more: " ".join(f"{k}={v}" for k, v in more.items()),

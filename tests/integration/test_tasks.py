@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_with_its_task(tmp_path, labelled, detector, 
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2] and losses(tmp_path, "drd", "ded", "crd")
 
 
-@pytest.mark.parametrize("task", ["segment", "obb"])
+@pytest.mark.parametrize("task", [pytest.param("segment", marks=pytest.mark.soak), "obb"])
 def test_kept_outputs_are_those_of_the_live_teacher(task, tmp_path, detector, no_end):
     """Of rotated boxes the view is kept with the outputs, of masks it is drawn again."""
     data = task_data(tmp_path, task)

@@ -32,7 +32,7 @@ def sizes_seen(trainer, patch) -> dict[str, set[tuple[int, int]]]:
     return seen
 
 
-@pytest.mark.parametrize("model", ["yolo11", "yolo26"])
+@pytest.mark.parametrize("model", [pytest.param("yolo11", marks=pytest.mark.soak), "yolo26"])
 def test_each_sees_its_size_and_every_term_teaches(model, data, tmp_path, detector, monkeypatch):
     given = settings(tmp_path, data, teacher=str(detector(f"{model}s.yaml")), model=f"{model}n.yaml", **SIZES)
     trainer = Trainer(**given)
