@@ -36,7 +36,7 @@ from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.losses.standardize import Map, inverse_deviation
 from tskd_yolo.rounding import ceil_div
 
-FORMAT = 3
+FORMAT = 4
 """Counts up when records come to hold something else."""
 
 _HEADER, _WHOLE, _ALIGN = 1 << 14, 1 << 32, 16

@@ -44,7 +44,9 @@ class Response(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Statistics of a tower activation ``(N, C, H, W)``: per image and channel its mean and its sum of squares.
+    """Statistics of a tower activation ``(N, C, H, W)``: per image and channel its mean and its mean square.
+
+    Means, not sums: a teacher that sees another size of image has another number of cells than the student.
 
     Shapes:
         mean, squares: ``(N, C)``.
@@ -290,16 +292,16 @@ def _unbiased(count: int) -> float:
 def moments(features: Tensor) -> Moments:
     """Of tower activations ``(N, C, H, W)``."""
     features = features.float()
-    return Moments(features.mean(dim=(2, 3)), features.square().sum(dim=(2, 3)))
+    return Moments(features.mean(dim=(2, 3)), features.square().mean(dim=(2, 3)))
 
 
 @torch.no_grad()
 def _deviation_and_mean(teacher: Tensor | Moments, count: int) -> tuple[Tensor, Tensor]:
-    """Unbiased deviation and mean per channel over the ``count`` cells of the batch."""
+    """Deviation and mean per channel over the batch, the deviation unbiased as over the student's ``count`` cells."""
     if isinstance(teacher, Tensor):
         teacher = moments(teacher)
     # Means, not sums: with multi_scale= the processes have images of different sizes.
-    mean, squares = all_reduce_mean(teacher.mean.mean(dim=0)), all_reduce_mean(teacher.squares.sum(dim=0) / count)
+    mean, squares = all_reduce_mean(teacher.mean.mean(dim=0)), all_reduce_mean(teacher.squares.mean(dim=0))
     variance = (squares - mean.square()).clamp(min=0) * (count / _unbiased(count))
     return (variance + 1e-12).sqrt(), mean
 
