@@ -108,7 +108,7 @@ def _small_on_test() -> dict[str, str]:
     found = load("finetune_small_drawn_128")["comparison"]
     rivals = found["tskd_against"]
     return {
-        "small judged": arms_table(found, SMALL, long=True),
+        "small judged": arms_table(found, SMALL),
         "small judged setting": setting(found, "test, `best.pt`", DRAWN),
         "small judged gain": told(effect(found["arms"]["tskd"]["effect"]["mAP50-95"])),
         **{f"small judged over {arm}": told(effect(rival)) for arm, rival in rivals.items()},

@@ -92,8 +92,8 @@ def values() -> dict[str, str]:
     tskd = arms["tskd"]
     gain = effect(tskd["effect"]["mAP50-95"])
     return {
-        "judged": arms_table(found, ARMS, long=True),
-        "judged short": arms_table(found, SHORT, long=False),
+        "judged": arms_table(found, ARMS),
+        "judged short": arms_table(found, SHORT),
         "judged setting": f"{setting(found, TEST)}, batch {asked['batch']}, "
         f"the pre-trained {model_name(asked['model'])}",
         "judged gain": told(gain),
@@ -105,6 +105,8 @@ def values() -> dict[str, str]:
         "judged rival": told(effect(rivals["ultralytics"])),
         "judged rival corrected": interval(corrected(rivals["ultralytics"])),
         "judged same time corrected": interval(corrected(rivals["plain_same_time"])),
+        "judged without crd corrected": interval(corrected(rivals["without_crd"])),
+        "judged crd alone corrected": interval(corrected(arms["without_ded"]["effect"]["mAP50-95"])),
         "judged crd alone": told(effect(arms["without_ded"]["effect"]["mAP50-95"])),
         "judged hints": told(effect(rivals["hints"])),
         **{f"judged without {term}": told(effect(rivals[f"without_{term}"])) for term in ("ded", "crd")},
@@ -131,9 +133,10 @@ def _of_the_first_candidate() -> dict[str, str]:
     arms, rivals = found["arms"], found["tskd_against"]
     return {
         "first device": _device(report),
-        "first": arms_table(found, FIRST, long=True),
+        "first": arms_table(found, FIRST),
         "first drd alone": told(effect(arms["drd"]["effect"]["mAP50-95"])),
         "first rival corrected": interval(corrected(rivals["ultralytics"])),
+        "first without crd corrected": interval(corrected(rivals["without_crd"])),
         "first hints": told(effect(rivals["hints"])),
         **{f"first without {term}": told(effect(rivals[f"without_{term}"])) for term in ("drd", "ded", "crd")},
     }
@@ -144,11 +147,12 @@ def _of_the_second_candidate() -> dict[str, str]:
     found = report["comparison"]
     arms, rivals, names = found["arms"], found["tskd_against"], ("ultralytics", "without_ded", "without_crd", "hints")
     return {
-        "second": arms_table(found, SECOND, long=True),
+        "second": arms_table(found, SECOND),
         "second device": _device(report),
         "second lead": _lead(found, "best"),
         "second gain": told(effect(arms["tskd"]["effect"]["mAP50-95"])),
         "second rival corrected": interval(corrected(rivals["ultralytics"])),
+        "second without_crd corrected": interval(corrected(rivals["without_crd"])),
         **{f"second {arm}": told(effect(rivals[arm])) for arm in (*names, "strong")},
     }
 
@@ -211,7 +215,7 @@ def _in_a_brief_schedule() -> dict[str, str]:
     found = load("finetune_brief_neu_128")["comparison"]
     rivals = found["tskd_against"]
     return {
-        "brief": arms_table(found, BRIEF, long=True),
+        "brief": arms_table(found, BRIEF),
         "brief setting": f"{setting(found, TEST)}, the last {found['settings']['close_mosaic']} epochs without mosaic",
         "brief way": _way(found, stretch=2),
         "brief time": f"{found['arms']['tskd']['time']['of_plain']:.2f}",
@@ -249,6 +253,7 @@ def _under_itself() -> dict[str, str]:
     found, ahead = (load(f"finetune_{name}_neu_128")["comparison"] for name in ("self", "cached"))
     plain, tskd, better = found["arms"]["plain"], found["arms"]["tskd"], ahead["arms"]["filled"]
     by_last = [{row["seed"]: row["last"]["mAP50-95"] for row in arm["rows"]} for arm in (tskd, plain, better)]
+    by_best = [{row["seed"]: row["best"]["mAP50-95"] for row in arm["rows"]} for arm in (tskd, better)]
     teacher, alone, taught = found["teacher"]["last"], plain["mean"]["best"], tskd["mean"]["best"]
     return {
         "self setting": setting(found, TEST),
@@ -256,6 +261,8 @@ def _under_itself() -> dict[str, str]:
         "self gain of last": _ahead(*by_last[:2]),
         "self better teacher": told(effect(better["effect"]["mAP50-95"])),
         "self better teacher last": _ahead(by_last[2], by_last[1]),
+        "self teachers": _ahead(by_best[1], by_best[0]),
+        "self teachers last": _ahead(by_last[2], by_last[0]),
         "self scores": ", ".join(f"{row['mAP50-95']:.3f}" for row in (alone, taught, teacher)),
         "self lead": points(teacher["mAP50-95"] - alone["mAP50-95"]),
     }

@@ -66,25 +66,23 @@ def gains(taught: Mapping[int, Any], plain: Mapping[int, Any], weights: str) -> 
     return f"{points(mean(found), sign=True)} ({', '.join(points(gain, sign=True) for gain in found)})"
 
 
-def arms_table(found: Mapping[str, Any], names: Mapping[str, str], *, long: bool) -> str:
-    """Arms judged on test by ``best.pt``, with the teacher below them; ``long`` with the corrected interval."""
-    head = [" / ".join(METRICS), "test", "mAP50-95 over plain, 95 % interval"]
-    head += ["corrected interval"] if long else []
-    head += ["verdict", "time ÷ plain"]
-    rows = [[name, *_row(found, arm, long)] for arm, name in names.items()]
+def arms_table(found: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Arms judged on test by ``best.pt``, with the teacher below them."""
+    over = "mAP50-95 over plain, 95 % interval"
+    head = [" / ".join(METRICS), "test", over, "corrected interval", "verdict", "time ÷ plain"]
+    rows = [[name, *_row(found, arm)] for arm, name in names.items()]
     teacher = scores(found["teacher"]["last"])
     return table(head, [*rows, ["teacher", teacher, *[""] * (len(head) - 2)]])
 
 
-def _row(found: Mapping[str, Any], arm: str, long: bool) -> Sequence[str]:
+def _row(found: Mapping[str, Any], arm: str) -> Sequence[str]:
     row = found["arms"][arm]
     figures = scores(row["mean"]["best"])
     time = f"{row['time']['of_plain']:.2f}"
     if arm == "plain":
-        return [figures, *[""] * (3 if long else 2), time]
+        return [figures, "", "", "", time]
     gain = row["effect"]["mAP50-95"]
-    held = [interval(corrected(gain))] if long else []
-    return [figures, told(effect(gain)), *held, gain["verdict"], time]
+    return [figures, told(effect(gain)), interval(corrected(gain)), gain["verdict"], time]
 
 
 def corrected(row: Mapping[str, Any]) -> Effect:

@@ -45,6 +45,15 @@ def test_only_seeds_that_both_have_are_paired():
     assert paired({0: 1.0}, {1: 1.0}) is None
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_figure_that_is_none_takes_no_verdict_from_others(bad):
+    plain = {0: 0.5, 1: 0.5, 2: 0.5}
+    arms = {"bad": {0: bad, 1: bad, 2: bad}, "good": {0: 0.6, 1: 0.61, 2: 0.6}, "in_part": {0: bad, 1: 0.6, 2: 0.6}}
+    effects = {arm: paired(figures, plain) for arm, figures in arms.items()}
+    assert effects["bad"] is None and effects["in_part"].seeds == 2
+    assert holm(effects)["good"].verdict == "helps"
+
+
 @pytest.mark.parametrize(
     ("mean", "half", "verdict"),
     [(0.02, 0.019, "helps"), (-0.02, 0.019, "hurts"), (0.01, 0.02, "no evidence"), (0.0, 0.0, "no evidence"),

@@ -114,14 +114,16 @@ def _quantile(confidence: float, seeds: int) -> float:
 def paired(treated: Mapping[int, float], plain: Mapping[int, float]) -> Effect | None:
     """Mean difference over the seeds that both have, with the paired t interval; None without a common seed.
 
+    A seed counts where both figures are finite: one that is not would be all of the mean.
+
     ``d_s = treated_s - plain_s``; the interval is ``mean(d) +- t(0.975, n - 1) sd(d) / sqrt(n)``, which presumes that
     the differences are about normally distributed.
     """
-    seeds = sorted(set(treated) & set(plain))
-    if not seeds:
+    differences = np.array([treated[s] - plain[s] for s in sorted(set(treated) & set(plain))], float)
+    differences = differences[np.isfinite(differences)]
+    if not len(differences):
         return None
-    differences = np.array([treated[s] - plain[s] for s in seeds], float)
-    mean, n = float(differences.mean()), len(seeds)
+    mean, n = float(differences.mean()), len(differences)
     if n == 1:
         return Effect(mean, None, None, 1)
     spread = float(differences.std(ddof=1))

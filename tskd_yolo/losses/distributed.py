@@ -1,7 +1,8 @@
 """Statistics over the whole batch of a distributed run, and not over the part of it that one process sees.
 
 So a term means the same on any number of devices: its mean over the processes is what one process would find for all
-their images together.
+their images together. With ``multi_scale=`` they may have images of different sizes; there each process counts alike,
+however many cells it has.
 """
 
 from __future__ import annotations
