@@ -65,6 +65,7 @@ def test_all_that_is_wrong_is_told_and_nothing_is_left(apart, detector, tmp_path
         ([], ["model: give two different checkpoints or more", "out: missing; give out=FILE.pt"]),
         ([f"model={first}", f"out={there}"], ["such as [a.pt,b.pt], got '", "is there already, and nothing is over"]),
         ([f"model=[{first},{wide}]", f"out={there}"], ["has not the layers of", "is there already"]),
+        ([f"model=[{first},{first.parent}/./{first.name}]", f"out={new}"], ["two different checkpoints"]),
         ([f"model=[{first},{first}]", "out=mean"], ["two different checkpoints", "out: must end in .pt, got mean."]),
         ([f"model=[{first},{second}]", f"out={new}", "imgsz=64", "trust=maybe"],
          ["imgsz: is not an argument", "trust: must be True or False"]),

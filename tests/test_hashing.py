@@ -31,7 +31,9 @@ def given(tmp_path, monkeypatch):
     torch.manual_seed(0)
     return dict(
         network=torch.nn.Linear(2, 2),
-        dataset=SimpleNamespace(im_files=[str(f) for f in files], labels=[dict(label), dict(label)]),
+        dataset=SimpleNamespace(
+            im_files=[str(f) for f in files], labels=[dict(label), dict(label)], channels=3, rect=True
+        ),
         args=SimpleNamespace(imgsz=64, conf=None),
     )
 
@@ -100,10 +102,22 @@ def change_size(given):
 
 
 def fewer_images(given):
-    given["dataset"] = SimpleNamespace(im_files=given["dataset"].im_files[:1], labels=given["dataset"].labels[:1])
+    given["dataset"].im_files.pop()
+    given["dataset"].labels.pop()
 
 
-@pytest.mark.parametrize("change", [change_weights, change_image, change_label, change_size, fewer_images])
+def in_grey(given):
+    given["dataset"].channels = 1
+
+
+def as_squares(given):
+    given["dataset"].rect = False
+
+
+CHANGES = [change_weights, change_image, change_label, change_size, fewer_images, in_grey, as_squares]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_score_is_not_found_where_what_decides_it_changed(given, change):
     Score(**given).keep(SCORE)
     change(given)

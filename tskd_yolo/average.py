@@ -72,7 +72,7 @@ def average(errors: Sequence[str] = (), **arguments: Any) -> Path:
 def _problems(given: Sequence[str], values: Mapping[str, Any]) -> list[str]:
     """What is wrong with the arguments, before any file is read."""
     problems, out = [], Path(str(values["out"])).expanduser()
-    if len(given) < 2 or "" in given or len({*given}) < len(given):
+    if len(given) < 2 or "" in given or len({Path(file).resolve() for file in given}) < len(given):
         problems.append(f"model: give two different checkpoints or more, such as [a.pt,b.pt], got {values['model']!r}.")
     if not values["out"]:
         problems.append("out: missing; give out=FILE.pt, the new checkpoint.")

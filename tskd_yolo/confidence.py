@@ -340,7 +340,9 @@ def measured(
         settings: What else decides what it finds, as JSON takes it: size of the images, augmentation, NMS.
     """
     name = hashing.fingerprint(
-        {"what": "detections", "floor": FLOOR, **settings}, network=nn.ModuleList(networks), dataset=loader.dataset
+        {"what": "detections", "floor": FLOOR, "read": hashing.as_read(loader.dataset), **settings},
+        network=nn.ModuleList(networks),
+        dataset=loader.dataset,
     )
     file = hashing.kept(f"{name[:32]}.npz")
     known = _recalled(file)

@@ -63,6 +63,11 @@ def fingerprint(values: Any, *, network: Any, dataset: Any, folder: Path | None 
     return hashed.hexdigest()
 
 
+def as_read(dataset: Any) -> dict[str, Any]:
+    """How a data set reads the same files: in how many channels, and whether each image keeps its shape."""
+    return {"channels": dataset.channels, "rect": bool(dataset.rect)}
+
+
 def versions() -> dict[str, str]:
     """Of what computes a result; empty where a library is not there."""
     found = {"tskd_yolo": __version__}
@@ -89,7 +94,7 @@ class Score:
     """
 
     def __init__(self, *, network: Any, dataset: Any, args: Any) -> None:
-        values = {k: str(getattr(args, k, None)) for k in VALIDATION}
+        values = {**{k: str(getattr(args, k, None)) for k in VALIDATION}, "read": as_read(dataset)}
         name = fingerprint(values, network=network, dataset=dataset)
         self.file = kept(f"{name[:32]}.json")
 

@@ -62,10 +62,12 @@ def test_a_teacher_of_other_things_teaches_by_features(tmp_path, data, detector,
 def test_with_one_class_all_of_the_teachers_are_it(tmp_path, teacher, no_end):
     data = tiny_data(tmp_path)  # its label caches would be written anew
     with logged() as lines:
-        Trainer(**settings(tmp_path, data, teacher=str(teacher), single_cls=True)).train()
+        given = dict(single_cls=True, classes_map={"crazing": "scratches", "patches": None})  # to the data's own names
+        Trainer(**settings(tmp_path, data, teacher=str(teacher), **given)).train()
     (row,) = rows(tmp_path)
     assert all(0 < row[f"train/{term}_loss"] < 1e4 for term in ("drd", "ded", "crd"))
     assert "classes   the teacher knows 1 of the 1 that are to be learned" in block(lines)
+    assert "mapped: crazing -> item" in block(lines) and "left out of the teacher's, 1: patches" in block(lines)
 
 
 def test_a_map_that_names_no_class_is_refused(tmp_path, data, teacher, capsys):

@@ -140,6 +140,9 @@ def test_only_freezing_is_told_of_as_freezing(caplog):
 def test_classes_that_are_left_out_are_so_in_one_class_too(data):
     args = SimpleNamespace(single_cls=True, classes=[0], data=str(data))
     theirs = dict(enumerate([*NAMES, "another"]))
-    assert prepare._asked(theirs, {0: "item"}, None, args).members == [[0, 6]]
+    whole = dict(enumerate(NAMES))
+    assert prepare._asked(theirs, {0: "item"}, whole, None, args).members == [[0, 6]]
+    mapped = prepare._asked(theirs, {0: "item"}, whole, {"another": NAMES[1]}, args)
+    assert mapped.members == [[0]], "what is mapped to a class that is left out is left out too"
     args.classes = None
-    assert prepare._asked(theirs, {0: "item"}, None, args).members == [list(range(7))]
+    assert prepare._asked(theirs, {0: "item"}, whole, None, args).members == [list(range(7))]

@@ -20,6 +20,17 @@ from tskd_yolo.train.processes import Processes
 SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4, "classes": [{"AP50": 0.7, "AP50-95": 0.4}, None]}
 
 
+def test_of_teachers_that_divide_the_classes_the_best_counts_in_each():
+    def score(*aps):
+        return {"classes": [None if ap is None else {"AP50": 2 * ap, "AP50-95": ap} for ap in aps], "metrics/x": 0}
+
+    halves = [score(0.4, 0.0, None), {}, score(0.1, 0.2, None)]
+    best = summary.best_of(halves)
+    assert [row and row["AP50-95"] for row in best["classes"]] == [0.4, 0.2, None]
+    assert best["metrics/mAP50-95(B)"] == pytest.approx(0.3) and best["metrics/mAP50(B)"] == pytest.approx(0.6)
+    assert summary.best_of([SCORE]) is SCORE and summary.best_of([{}, SCORE]) is SCORE and summary.best_of([{}]) == {}
+
+
 def test_a_pair_shows_how_many_channels_are_compared():
     pairs = [Pair(8, 8, 64, 64), Pair(16, 16, 64, 128, 2)]
     assert summary._pairs(pairs) == "stride 8: 64 -> 64   stride 16: 64 -> 64 of 128"
@@ -47,7 +58,9 @@ def test_a_score_is_measured_once_and_then_remembered(tmp_path, monkeypatch, cap
     monkeypatch.setattr(summary, "validate", lambda model, **_: measured.append(model) or SCORE)
     (tmp_path / "a.png").touch()
     labels = [{"cls": np.zeros((1, 1)), "bboxes": np.zeros((1, 4)), "segments": []}]
-    loader = SimpleNamespace(dataset=SimpleNamespace(im_files=[str(tmp_path / "a.png")], labels=labels))
+    loader = SimpleNamespace(
+        dataset=SimpleNamespace(im_files=[str(tmp_path / "a.png")], labels=labels, channels=3, rect=True)
+    )
     teacher = SimpleNamespace(name="teacher.pt", model=torch.nn.Linear(2, 2), detector=lambda: "its detector")
     given = dict(loader=loader, args=SimpleNamespace(imgsz=64), processes=Processes(1, torch.device("cpu")))
     assert summary.teacher_score(teacher, **given) == SCORE and "is validated, once" in caplog.text

@@ -78,13 +78,16 @@ def levels(trial: Trial) -> list[dict[str, int]]:
 
 
 def sizes(trial: Trial) -> list[Finding]:
-    """What speaks against the size at which the teacher sees the images."""
-    trained, sees = trial.teacher_trained_at, trial.config.teacher_imgsz or trial.args.imgsz
-    if not isinstance(trained, int) or max(trained, sees) < APART * min(trained, sees):
-        return []
-    larger = f"add teacher_imgsz={trained // 32 * 32}, or " if trained > sees else ""
-    words = f"the teacher was trained at {trained} px and sees {sees} px here"
-    return [Finding("warning", "sizes", words, f"{larger}train it at this size")]
+    """What speaks against the size at which the teachers see the images."""
+    sees, found = trial.config.teacher_imgsz or trial.args.imgsz, []
+    for name, trained in trial.trained_at.items():
+        if not isinstance(trained, int) or max(trained, sees) < APART * min(trained, sees):
+            continue
+        larger = f"add teacher_imgsz={trained // 32 * 32}, or " if trained > sees else ""
+        who = "the teacher" if len(trial.trained_at) == 1 else name
+        words = f"{who} was trained at {trained} px and sees {sees} px here"
+        found.append(Finding("warning", "sizes", words, f"{larger}train it at this size"))
+    return found
 
 
 def file(path: Any) -> dict[str, str | None]:

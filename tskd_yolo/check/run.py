@@ -183,8 +183,14 @@ def _summary(found: _Found, *, seconds: float) -> dict[str, Any]:
 
 def _settings(values: Mapping[str, Any]) -> dict[str, str]:
     """What was asked for; files by name."""
-    named = {"teacher", "model", "data", "project", "cfg", "pretrained"}
-    return {k: Path(str(v)).name if k in named else str(v) for k, v in sorted(values.items()) if v is not None}
+    named = {"model", "data", "project", "cfg", "pretrained"}
+    told = {k: Path(str(v)).name if k in named else str(v) for k, v in sorted(values.items()) if v is not None}
+    for key, listed in (("teacher", config.teachers), ("unlabelled", config.sources)):
+        if key in told:
+            told[key] = ", ".join(Path(str(file)).name for file in listed(values[key])) or told[key]
+    if isinstance(values.get("classes_map"), (str, Path)):
+        told["classes_map"] = Path(values["classes_map"]).name
+    return told
 
 
 def _file(path: Any) -> dict[str, str | None] | None:

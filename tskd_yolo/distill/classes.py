@@ -100,7 +100,7 @@ def match(
             if (target := by_map[folded(name)]) is None:
                 lost.append(str(name))
                 continue
-            place = _place(str(target), ours)
+            place = 0 if single else _place(str(target), ours)
             members[place].append(output)
             mapped.append((str(name), ours[place]))
     if single:
@@ -133,7 +133,9 @@ def only(matched: Classes, kept: int | Sequence[int] | None) -> Classes:
     return matched._replace(members=members, unasked=unasked)
 
 
-def only_of_one(matched: Classes, teacher: Mapping[int, str], names: Mapping[int, str], kept: Any) -> Classes:
+def only_of_one(
+    matched: Classes, teacher: Mapping[int, str], names: Mapping[int, str], kept: Any, mapping: Any = None
+) -> Classes:
     """With ``single_cls``, where all are one, the same as :func:`only`: Ultralytics leaves classes out before it makes
     the others one.
 
@@ -142,10 +144,11 @@ def only_of_one(matched: Classes, teacher: Mapping[int, str], names: Mapping[int
         teacher: The teacher's classes.
         names: Those of the data, before they were made one.
         kept: ``classes=``.
+        mapping: As of :func:`match`.
     """
     if kept is None:
         return matched
-    members = match(teacher, names).members
+    members = match(teacher, names, mapping).members
     unasked = {output for place, outputs in enumerate(members) if place not in _asked(kept) for output in outputs}
     return matched._replace(members=[[output for output in matched.members[0] if output not in unasked]])
 

@@ -74,7 +74,7 @@ def check(base: Mapping[str, Any], overrides: dict[str, Any], errors: Sequence[s
         errors += backbone.wrong_weights(student, values, asked=asked) if student else []
     if student:
         errors += [*freezing.wrong(student, values["freeze"]), *no_student(student)]
-    mapping = _classes_map(values, loaded, data["names"], errors)
+    mapping = _classes_map(values, loaded, data, errors)
     errors += [*wrong_channels(loaded, data["channels"]), *unlabelled.wrong_sources(values, overrides)]
     task = tasks.decided(wanted, student, loaded)
     with_others = {**values, "unlabelled": overrides.get("unlabelled")}  # also those that the data YAML names
@@ -166,16 +166,16 @@ def _teachers(given: Any, errors: list[str]) -> list[Any]:
     return found
 
 
-def _classes_map(values: Mapping[str, Any], teachers: Sequence[Any], names: Any, errors: list[str]) -> Any:
+def _classes_map(values: Mapping[str, Any], teachers: Sequence[Any], data: Any, errors: list[str]) -> Any:
     """The map of classes, where there is one; where nothing is left in common, something else has to be taught."""
-    given, mapping = values["classes_map"], None
+    given, names, mapping = values["classes_map"], data["names"], None
     if isinstance(given, (str, Path, Mapping)):
         with config.collected(errors):
             mapping = classes.read(given)
     if not teachers or not names:
         return mapping
     theirs = classes.of_all(model.names for model in teachers)
-    if problems := classes.wrong(mapping, theirs, names):
+    if problems := classes.wrong(mapping, theirs, data["whole"]):
         errors += problems
     elif values["drd"] == values["ded"] == 0 and values["crd"]:
         matched = classes.match(theirs, names, mapping, single=bool(values["single_cls"]))
@@ -198,7 +198,8 @@ def wrong_channels(teachers: Iterable[Any], ours: int | None) -> list[str]:
     ]
 
 
-_NO_DATA: dict[str, Any] = {"names": {}, "channels": None, "kpt_shape": None}
+_NO_DATA: dict[str, Any] = {"names": {}, "whole": {}, "channels": None, "kpt_shape": None}
+"""``whole`` are the classes before ``single_cls`` made them one."""
 
 
 def _student_and_data(values: Mapping[str, Any], errors: list[str], *, sure: bool) -> tuple[Any, dict[str, Any]]:
@@ -215,7 +216,8 @@ def _student_and_data(values: Mapping[str, Any], errors: list[str], *, sure: boo
     if elsewhere:
         return student, _NO_DATA
     data = attempted_data(values, errors)
-    return student, {**data, "names": {0: "item"}} if data["names"] and values["single_cls"] else data
+    one = {"names": {0: "item"}} if data["names"] and values["single_cls"] else {}
+    return student, {**data, "whole": data["names"], **one}
 
 
 def attempted_data(values: Mapping[str, Any], errors: list[str]) -> dict[str, Any]:

@@ -59,16 +59,23 @@ def build_distiller(
         ConfigError: If these teachers cannot teach this student.
     """
     mapping, theirs = classes.read(config.classes_map), classes.of_all(model.names for model in loaded)
-    errors = [*no_student(student.yaml), *classes.wrong(mapping, theirs, names)]
+    whole = check_det_dataset(args.data)["names"] if args.single_cls else names  # the engine has made them one
+    errors = [*no_student(student.yaml), *classes.wrong(mapping, theirs, whole)]
     if errors := [*errors, *checks.wrong_channels(loaded, channels(student))]:
         raise ConfigError(errors)
     with undisturbed():  # folding batch norms draws random numbers
-        asked = [_asked(model.names, names, mapping, args) for model in loaded]
+        asked = [_asked(model.names, names, whole, mapping, args) for model in loaded]
         frozen = [_frozen(model, student, names, each) for model, each in zip(loaded, asked, strict=True)]
     stride = max(int(max(student.stride)), 32)
     imgsz = check_imgsz(args.imgsz, stride=stride, floor=stride, max_dim=1)  # as the engine will come to round it
     size = config.teacher_imgsz or imgsz
-    if errors := [problem for each in frozen for problem in _wrong_sizes(each, size, stride, args)]:
+    errors = [problem for each in frozen for problem in _wrong_sizes(each, size, stride, args, own=size != imgsz)]
+    if size < imgsz:
+        errors.append(
+            f"teacher_imgsz: must be at least imgsz, which is {imgsz} px for a student whose coarsest stride is "
+            f"{stride}, got {size}; give {imgsz} or more."
+        )
+    if errors:
         raise ConfigError(errors)
     first, *others = frozen
     distiller = Distiller(
@@ -85,13 +92,16 @@ def build_distiller(
     return distiller
 
 
-def _asked(theirs: dict[int, str], names: dict[int, str], mapping: Any, args: Arguments) -> classes.Classes:
-    """Which of a teacher's classes are which of the student's, without those that ``classes=`` leaves out."""
+def _asked(
+    theirs: dict[int, str], names: dict[int, str], whole: dict[int, str], mapping: Any, args: Arguments
+) -> classes.Classes:
+    """Which of a teacher's classes are which of the student's, without those that ``classes=`` leaves out; ``whole``
+    are the data's before ``single_cls`` made them one.
+    """
     matched = classes.match(theirs, names, mapping, single=bool(args.single_cls))
     if not args.single_cls or args.classes is None:
         return classes.only(matched, args.classes)
-    whole = check_det_dataset(args.data)["names"]  # the engine has made them one
-    return classes.only_of_one(matched, theirs, whole, args.classes)
+    return classes.only_of_one(matched, theirs, whole, args.classes, mapping)
 
 
 def _frozen(model: Any, student: Any, names: dict[int, str], matched: classes.Classes) -> Teacher:
@@ -105,23 +115,25 @@ def _told(head: Any) -> str:
     return ", ".join(map(str, strides(head)))
 
 
-def _wrong_sizes(frozen: Teacher, size: int, stride: int, args: Arguments) -> list[str]:
-    """What is wrong with the images for a teacher whose coarsest level is coarser than any of the student's.
+def _wrong_sizes(frozen: Teacher, size: int, stride: int, args: Arguments, *, own: bool) -> list[str]:
+    """What is wrong with the images for a teacher whose coarsest level is coarser than any of the student's, or that
+    sees images of its own size.
 
     Args:
         frozen: The teacher.
         size: Of the images that it sees, in pixels.
         stride: Of which the size of every image is a multiple.
         args: The run's arguments.
+        own: Whether that is not the student's.
     """
     coarsest = max(strides(frozen.head))
-    if coarsest <= stride:
+    if coarsest <= stride and not own:
         return []
     problems = [
         f"{key}: the teacher's coarsest level has stride {coarsest}, and {key}= brings images of other sizes than its "
         "multiples; drop it, or take another teacher."
         for key in ("multi_scale", "rect")
-        if getattr(args, key)
+        if coarsest > stride and getattr(args, key)
     ]
     if size % coarsest:
         fits = ceil_div(size, coarsest) * coarsest

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ class Facts(NamedTuple):
     """What the summary of a run knows: scores (:data:`tskd_yolo.hashing.METRICS`), sizes, what speaks against it."""
 
     taught: dict[str, Any]
-    """The teacher's score on the validation set, of several the best one's."""
+    """The teacher's score on the validation set; of several in each class that of the best one."""
     known: dict[str, Any]
     """The student's before training; empty where it would say nothing."""
     teacher: tuple[int, float]
@@ -79,7 +80,7 @@ def log_summary(
         *exceptions,
     ]
     LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
-    best = max(taught, key=lambda metrics: metrics.get("metrics/mAP50-95(B)", 0.0))
+    best = best_of(taught)
     theirs = _together(distiller.teachers)
     ours = get_num_params(student), get_flops(student, args.imgsz)
     larger = size > args.imgsz or max(frozen.params for frozen in distiller.teachers) > ours[0]
@@ -119,6 +120,22 @@ def teacher_scores(
     theirs = IterableSimpleNamespace(**{**vars(args), "imgsz": size})
     given = dict(loader=loader, args=theirs, processes=processes)
     return [teacher_score(each, **given) if each.classes.known else {} for each in distiller.teachers]
+
+
+def best_of(taught: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The score of several teachers, see :data:`tskd_yolo.hashing.METRICS`: in each class that of the best one, and
+    means over the classes of which there are boxes; of one teacher its own.
+
+    Args:
+        taught: As of :func:`teacher_scores`.
+    """
+    scores = [score for score in taught if score]
+    if len(scores) < 2:
+        return scores[0] if scores else {}
+    columns = zip(*(score["classes"] for score in scores), strict=True)
+    rows = [max(filter(None, column), key=lambda row: row["AP50-95"], default=None) for column in columns]
+    means = {key: fmean([row[key] for row in rows if row] or [0.0]) for key in ("AP50", "AP50-95")}
+    return {"metrics/mAP50(B)": means["AP50"], "metrics/mAP50-95(B)": means["AP50-95"], "classes": rows}
 
 
 def weigh_teachers(distiller: Distiller, taught: Sequence[dict[str, Any]], *, processes: Processes) -> None:
@@ -296,6 +313,12 @@ def _exceptions(distiller: Distiller) -> list[str]:
         rows.append(f"unpaired  backbone stages of stride {match.unpaired_stages} are in one network only, also")
     if distiller.untaught:
         rows.append(f"untaught  {', '.join(distiller.untaught)}: the teacher's head has no such branch")
+        rows += [
+            f"untaught  {voice.teacher.name} has {branch}; named first, it would teach it"
+            for branch in distiller.untaught
+            for voice in distiller.panel.voices[1:]
+            if branch in voice.match.branches
+        ]
     if (theirs := distiller.teacher.channels) != (ours := distiller.channels):
         rows.append(f"images    of {ours} channel(s) are brought to the teacher's {theirs}")
     if match.queries and "crd" in distiller.on:

@@ -305,7 +305,11 @@ class UnlabelledMixin(Engine):
         if len(distiller.teachers) > 1:
             loader.dataset.rect = False  # on the student's grid, so the image has to be the student's too
             detector, networks = regions.Together(distiller), [each.model for each in distiller.teachers]
-            together = {"votes": distiller.panel.votes.tolist(), "student": self.args.imgsz}
+            together = {
+                "votes": distiller.panel.votes.tolist(),
+                "student": [self.args.imgsz, *distiller.match.strides],  # the grid on which they are heard
+                "branch": distiller.match.branches[0],
+            }
         found = confidence.measured(
             confidence.look(detector, **settings),
             networks,
