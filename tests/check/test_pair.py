@@ -64,7 +64,7 @@ def test_a_teacher_that_sees_more_than_it_was_trained_on_is_told():
     assert found.reason == "the teacher was trained at 128 px and sees 224 px here"
 
 
-def test_of_several_teachers_the_one_whose_size_is_another_is_named():
+def test_of_several_teachers_the_one_of_another_size_is_named():
     args, config = SimpleNamespace(imgsz=64), SimpleNamespace(teacher_imgsz=None)
     (found,) = pair.sizes(SimpleNamespace(trained_at={"a.pt": 64, "b.pt": 640}, args=args, config=config))
     assert found.reason == "b.pt was trained at 640 px and sees 64 px here"

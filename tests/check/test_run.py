@@ -279,3 +279,15 @@ def test_a_teacher_without_a_head_lacks_no_classes(place):
     found = json.loads((place / "out" / "check.json").read_text(encoding="utf-8"))
     assert decided.code == 1 and not [row for row in found["findings"] if "knows none" in row["reason"]]
     assert [row for row in found["exceptions"] if "crd       off" in row] and found["cost"]["step"] > 0
+
+
+def test_files_among_the_settings_are_told_by_their_names():
+    values = {
+        "teacher": "[/x/a.pt,/y/b.pt]",
+        "unlabelled": ["/z/new", "/z/old.txt"],
+        "classes_map": "/m/map.yaml",
+        "epochs": 3,
+    }
+    told = {"teacher": "a.pt, b.pt", "unlabelled": "new, old.txt", "classes_map": "map.yaml", "epochs": "3"}
+    assert run._settings(values) == told
+    assert run._settings({"unlabelled": False, "classes_map": None}) == {"unlabelled": "False"}

@@ -76,10 +76,18 @@ def test_levels_without_a_partner_are_told(tmp_path, data, detector, no_end):
     ("more", "words"),
     [
         (dict(imgsz=96), "teacher: its coarsest level has stride 64 and the 96 px of its images are no multiple of it"),
+        (
+            dict(model="yolov8n-p6.yaml", teacher_imgsz=96),
+            "teacher: its coarsest level has stride 64 and the 96 px of its",
+        ),
+        (
+            dict(model="yolov8n-p6.yaml", imgsz=70, teacher_imgsz=96),
+            "teacher_imgsz: must be at least imgsz, which is 128 px",
+        ),
         (dict(rect=True), "rect: the teacher's coarsest level has stride 64, and rect="),
         (dict(multi_scale=0.5), "multi_scale: the teacher's coarsest level has stride 64"),
     ],
-    ids=["size", "rect", "multi_scale"],
+    ids=["size", "size of its own", "size below", "rect", "multi_scale"],
 )
 def test_images_that_a_coarser_teacher_cannot_take(more, words, tmp_path, data, detector):
     trainer = Trainer(**settings(tmp_path, data, teacher=str(detector("yolov8n-p6.yaml")), exist_ok=False, **more))

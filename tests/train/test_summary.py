@@ -20,7 +20,7 @@ from tskd_yolo.train.processes import Processes
 SCORE = {"metrics/mAP50(B)": 0.7, "metrics/mAP50-95(B)": 0.4, "classes": [{"AP50": 0.7, "AP50-95": 0.4}, None]}
 
 
-def test_of_teachers_that_divide_the_classes_the_best_counts_in_each():
+def test_of_several_teachers_the_best_counts_in_each_class():
     def score(*aps):
         return {"classes": [None if ap is None else {"AP50": 2 * ap, "AP50-95": ap} for ap in aps], "metrics/x": 0}
 

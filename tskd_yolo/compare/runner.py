@@ -22,6 +22,7 @@ from ultralytics.utils.checks import check_file
 
 from tskd_yolo import compat
 from tskd_yolo.compare import record, report
+from tskd_yolo.compare.fit import unfit
 from tskd_yolo.compare.plan import Plan, Run, checked
 from tskd_yolo.compare.runs import history, result_of
 from tskd_yolo.compare.summary import all_curves, pictures, summarise
@@ -46,7 +47,7 @@ def compare(**values: Any) -> int:
         ConfigError: Naming everything that is wrong, before anything is started or written.
     """
     plan = checked(values)
-    if problems := record.learned_from(plan):
+    if problems := [*record.learned_from(plan), *unfit(plan)]:
         raise ConfigError(problems)
     plan.out.mkdir(parents=True, exist_ok=True)
     try:

@@ -212,7 +212,7 @@ def _student_and_data(values: Mapping[str, Any], errors: list[str], *, sure: boo
         sure: Whether the task is known without the student.
     """
     elsewhere = LOCAL_RANK not in {-1, 0}  # one process of a machine is enough
-    student = None if elsewhere and sure else _attempt("model", _student_yaml, values["model"], errors)
+    student = None if elsewhere and sure else _attempt("model", student_yaml, values["model"], errors)
     if elsewhere:
         return student, _NO_DATA
     data = attempted_data(values, errors)
@@ -272,7 +272,12 @@ def _data(data: Any, split: Any) -> dict[str, Any]:
     return {key: content.get(key) for key in _NO_DATA}
 
 
-def _student_yaml(name: str | Path) -> dict[str, Any]:
+def student_yaml(name: str | Path) -> dict[str, Any]:
+    """The YAML of a student, from a model's YAML or from a checkpoint.
+
+    Raises:
+        ConfigError: If it describes no network, or cannot be trained.
+    """
     file = str(check_model_file_from_stem(str(name)))
     if file.endswith((".yaml", ".yml")):
         content = yaml_model_load(file)
