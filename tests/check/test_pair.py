@@ -49,24 +49,24 @@ def test_classes_that_the_teacher_does_not_know_are_told(pairs, level, words):
                                                        (None, 64, False), ([640, 480], 64, False)])  # fmt: skip
 def test_a_teacher_that_sees_less_than_it_was_trained_on_is_told(trained, sees, told):
     args, config = SimpleNamespace(imgsz=sees), SimpleNamespace(teacher_imgsz=None)
-    found = pair.sizes(SimpleNamespace(trained_at={"a.pt": trained}, args=args, config=config))
+    found = pair.sizes(SimpleNamespace(trained_at=[("a.pt", trained)], args=args, config=config))
     assert [f.level for f in found] == (["warning"] if told else [])
     if told:
         assert "the teacher was trained at 640 px and sees 320 px here; add teacher_imgsz=640" in str(*found)
         config.teacher_imgsz = 640
-        assert pair.sizes(SimpleNamespace(trained_at={"a.pt": trained}, args=args, config=config)) == []
+        assert pair.sizes(SimpleNamespace(trained_at=[("a.pt", trained)], args=args, config=config)) == []
 
 
 def test_a_teacher_that_sees_more_than_it_was_trained_on_is_told():
     args, config = SimpleNamespace(imgsz=224), SimpleNamespace(teacher_imgsz=None)
-    (found,) = pair.sizes(SimpleNamespace(trained_at={"a.pt": 128}, args=args, config=config))
+    (found,) = pair.sizes(SimpleNamespace(trained_at=[("a.pt", 128)], args=args, config=config))
     assert (found.level, found.remedy) == ("warning", "train it at this size")
     assert found.reason == "the teacher was trained at 128 px and sees 224 px here"
 
 
 def test_of_several_teachers_the_one_of_another_size_is_named():
     args, config = SimpleNamespace(imgsz=64), SimpleNamespace(teacher_imgsz=None)
-    (found,) = pair.sizes(SimpleNamespace(trained_at={"a.pt": 64, "b.pt": 640}, args=args, config=config))
+    (found,) = pair.sizes(SimpleNamespace(trained_at=[("a.pt", 64), ("b.pt", 640)], args=args, config=config))
     assert found.reason == "b.pt was trained at 640 px and sees 64 px here"
 
 

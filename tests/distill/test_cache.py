@@ -171,7 +171,9 @@ def test_the_size_that_is_told_is_the_size_that_it_takes(tmp_path, files):
     given["args"].close_mosaic = 4
     assert cache._size(found.layout, 8, given["args"], 10) == 2 * told  # as many views without mosaic
     assert cache._size(found.layout, 8, given["args"], 5) == 8 * 3 * (found.layout.size + 8)  # one epoch with mosaic
-    assert cache._size(found.layout, 8, given["args"], None) == 2 * told  # passes without number, as of the unlabelled
+    assert cache._size(found.layout, 8, given["args"], 5, often=True) == 2 * told  # as of images without labels
+    given["args"].close_mosaic = 0
+    assert cache._size(found.layout, 8, given["args"], 5, often=True) == told
 
 
 def test_a_folder_that_cannot_be_written_to_is_told(tmp_path, files, monkeypatch):

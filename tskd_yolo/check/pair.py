@@ -80,7 +80,7 @@ def levels(trial: Trial) -> list[dict[str, int]]:
 def sizes(trial: Trial) -> list[Finding]:
     """What speaks against the size at which the teachers see the images."""
     sees, found = trial.config.teacher_imgsz or trial.args.imgsz, []
-    for name, trained in trial.trained_at.items():
+    for name, trained in trial.trained_at:
         if not isinstance(trained, int) or max(trained, sees) < APART * min(trained, sees):
             continue
         larger = f"add teacher_imgsz={trained // 32 * 32}, or " if trained > sees else ""

@@ -126,8 +126,8 @@ class Trial(Trainer):
         """On one device; the engine makes it smaller where it does not fit."""
         self.teacher_names = of_all(model.names for model in self._teacher)
         """The classes of the teacher, or of several, in their own order."""
-        self.trained_at = {Path(model.pt_path).name: dict(model.args).get("imgsz") for model in self._teacher}
-        """The size of the images on which each teacher was trained, by its file, where its checkpoint tells it."""
+        self.trained_at = [(Path(model.pt_path).name, dict(model.args).get("imgsz")) for model in self._teacher]
+        """Of each teacher its file, and the size of images on which it was trained, where its checkpoint tells it."""
 
     def measure(self) -> None:
         """Takes the steps; what they take is in :attr:`cost`, what is distilled in :attr:`facts`.

@@ -125,7 +125,7 @@ def plan(*, distiller: Any, views: Any, args: Any, epochs: int, shared: str = ""
     sample = pack(distiller.teacher_outputs(images, size=(args.imgsz, args.imgsz)))
     layout, sets = Layout(sample, views.kept.size), [views] if others is None else [views, others]
     count = sum(map(len, sets))
-    needed = _size(layout, len(views), args, epochs) + (0 if others is None else _size(layout, len(others), args, None))
+    needed = sum(_size(layout, len(each), args, epochs, often=each is others) for each in sets)
     _within_limit(needed, layout, count, args)  # before every image is asked for its time
     folder = _folder(views.dataset)
     headers, files = zip(*(_planned(each, layout, distiller, args, folder, shared) for each in sets), strict=True)
@@ -205,15 +205,12 @@ def release(args: Any, cache: Cache) -> None:
             file.unlink(missing_ok=True)
 
 
-def _size(layout: Layout, images: int, args: Any, epochs: int | None) -> int:
-    """Bytes of all records that a run can come to need: a view of each image in each epoch, and without ``epochs``,
-    where an epoch may pass over them often, all of them.
+def _size(layout: Layout, images: int, args: Any, epochs: int, *, often: bool = False) -> int:
+    """Bytes of all records that a run can come to need: a view of each image in an epoch, or all, where an epoch may pass
+    over a set ``often``.
     """
-    if epochs is None:
-        views = 2 * args.views
-    else:
-        closed = min(args.close_mosaic, epochs)
-        views = min(args.views, epochs - closed) + min(args.views, closed)
+    closed = min(args.close_mosaic, epochs)
+    views = sum(args.views if often else min(args.views, count) for count in (epochs - closed, closed) if count)
     return images * views * (layout.size + 8)
 
 
