@@ -206,8 +206,8 @@ def release(args: Any, cache: Cache) -> None:
 
 
 def _size(layout: Layout, images: int, args: Any, epochs: int, *, often: bool = False) -> int:
-    """Bytes of all records that a run can come to need: a view of each image in an epoch, or all, where an epoch may pass
-    over a set ``often``.
+    """Bytes of all records that a run can come to need: a view of each image in an epoch, or all of them, where an
+    epoch may pass over a set ``often``.
     """
     closed = min(args.close_mosaic, epochs)
     views = sum(args.views if often else min(args.views, count) for count in (epochs - closed, closed) if count)
