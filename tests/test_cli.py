@@ -118,6 +118,33 @@ def test_tuning_is_refused(capsys):
     assert "tune: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("word", "meant"), [("chek", "check"), ("comapre", "compare"), ("autolable", "autolabel"),
+                                             ("averge", "average"), ("trian", "train")])  # fmt: skip
+def test_a_mistyped_command_is_told_with_the_one_that_is_meant(word, meant, monkeypatch, capsys):
+    monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda: pytest.fail("it was started"))
+    for more in ([], ["data=tiny.yaml", "model=[a.pt,b.pt]"], ["data=tiny.yaml", "teacher=a.pt"]):
+        assert main([word, *more]) == 1
+        assert f"did you mean '{meant}'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["detect"], ["detect", "predict"], ["segment", "source=a.jpg"], ["checks"]], ids=str)
+def test_words_that_ultralytics_knows_are_handed_on(words, monkeypatch):
+    seen = []
+    monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda: seen.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["tskd-yolo"])
+    assert main(words) == 0 and seen == [words]
+
+
+def test_a_mode_may_be_given_by_its_key_and_resuming_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["mode=train", "data=tiny.yaml", "model=yolo11n.yaml"]) == 1
+    assert "teacher: missing" in capsys.readouterr().err
+    assert main(["resume", "model=nowhere/last.pt"]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere/last.pt" in said and "not found" in said and "argument" not in said, said
+    assert not list(tmp_path.iterdir())
+
+
 def test_resuming_asks_for_the_checkpoint(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "resume"]) == 1

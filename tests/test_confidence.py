@@ -96,6 +96,7 @@ def test_classes_have_thresholds_of_their_own():
     assert (found.classes[0].truths, found.classes[0].detections, found.classes[1].detections) == (20, 16, 1)
     assert found.told()[0] == "b: no threshold, the validation set has no object of this class"
     assert found.told()[1].startswith("expected calibration error 0.")
+    assert found.told(thresholds=False) == found.told()[1:]
     first, other = sorted(found.classes, key=lambda each: each.error, reverse=True)
     assert found.told()[2] == f"by class {first.name} {first.error:.3f}, {other.name} {other.error:.3f}"
     assert json.loads(json.dumps(found.row(), allow_nan=False))["classes"][1]["threshold"]["precision"] is None

@@ -38,6 +38,11 @@ def test_a_folder_of_another_seed_is_refused(tmp_path, monkeypatch, capsys):
     (tmp_path / "demo" / "demo.json").write_text("[]")
     assert main(["demo", f"out={tmp_path / 'demo'}"]) == 1
     assert "was not made by a demonstration; give another folder." in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "few.yaml").write_text("mine")
+    assert main(["demo", f"out={tmp_path / 'mine'}"]) == 1
+    assert "mine is there and holds no demonstration; give another folder." in capsys.readouterr().err
+    assert [f.read_text() for f in (tmp_path / "mine").iterdir()] == ["mine"]
 
 
 @pytest.mark.slow

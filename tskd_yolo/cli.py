@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import os
 import pickle
@@ -18,7 +19,7 @@ from typing import Any
 
 from tskd_yolo import __version__
 from tskd_yolo.arguments import joined, parse
-from tskd_yolo.config import DEFAULTS, ConfigError, folder, trust_problems
+from tskd_yolo.config import COMMANDS, DEFAULTS, ConfigError, folder, trust_problems
 from tskd_yolo.settings_files import resolve
 
 HELP = """
@@ -93,6 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
 _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg login logout solutions".split())
 
 
+_TASKS = frozenset("detect segment classify pose obb semantic".split())
+
+
 def _user_errors() -> tuple[type[Exception], ...]:
     """What a mistake in a user's files raises, or a disk; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.convert.files import ConvertError
@@ -105,12 +109,15 @@ def _sentence(error: Exception) -> str:
     """What to tell a user; of what the system says the file and the reason."""
     if not isinstance(error, OSError) or error.errno is None:
         return str(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"{error.filename} was not found; give a file that is there."
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}the system says '{error.strerror}'; make room or allow it there, or give another file or folder."
 
 
 def _run(arguments: list[str]) -> int:
     """Runs the command that the first word names; the order of words does not matter to Ultralytics' modes."""
+    arguments = [re.sub(r"^(--)?mode=", "", a) for a in arguments]  # Ultralytics takes a mode as a word and by its key
     words = [a.lstrip("-") for a in arguments]
     first = words[0] if words else "help"
     commands: dict[str, Callable[[list[str]], int]] = {
@@ -122,10 +129,14 @@ def _run(arguments: list[str]) -> int:
         return commands["help" if _HELP & {*arguments[1:]} else first](arguments[1:])
     if "train" in words and _HELP & {*arguments}:
         return _help([])
-    if "train" in words or _wants_a_teacher(words):
+    if "train" in words or first == "resume" or _wants_a_teacher(words):
         return _train([a for a in arguments if a != "train"])
     if "val" in words and _val([a for a in arguments if a != "val"]):
         return 0
+    if "=" not in first and not _OTHER_MODES & set(words):  # a task, or a word that nobody knows
+        meant = difflib.get_close_matches(first, {*COMMANDS, *_TASKS}, n=1)
+        if meant and meant[0] not in {first, *_TASKS}:
+            raise ConfigError([f"{first}: is not a command; did you mean '{meant[0]}'?"])
     return _delegate(arguments)
 
 
@@ -238,11 +249,13 @@ def _val(arguments: list[str]) -> bool:
     values, errors = parse(arguments)
     if not values.get("model") or values.pop("task", "detect") != "detect":
         return False
-    if errors:
-        raise ConfigError(errors)
-    from tskd_yolo.compare.report import validate
+    from tskd_yolo.compare.report import validate, wrong
 
-    with _guarded(trust=_trust(values)):
+    trust = _trust(values)
+    if errors := errors + wrong(values):
+        raise ConfigError(errors)
+
+    with _guarded(trust=trust):
         return validate(**values)
 
 

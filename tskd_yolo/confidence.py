@@ -126,9 +126,14 @@ class Confidence(NamedTuple):
         """Per class the score from which on a detection counts."""
         return [each.threshold.score for each in self.classes]
 
-    def told(self) -> list[str]:
-        """The classes that have no threshold, the calibration, and that of classes, the worst first, a line each."""
-        lines = [f"{each.name}: {each.threshold.reason}" for each in self.classes if not each.threshold.found]
+    def told(self, thresholds: bool = True) -> list[str]:
+        """The classes that have no threshold, the calibration, and that of classes, the worst first, a line each.
+
+        Args:
+            thresholds: Whether they are asked for.
+        """
+        without = [each for each in self.classes if thresholds and not each.threshold.found]
+        lines = [f"{each.name}: {each.threshold.reason}" for each in without]
         if self.temperature is not None:
             lines.append(
                 f"expected calibration error {self.error:.3f}, and {self.scaled_error:.3f} at a temperature of "

@@ -320,9 +320,13 @@ _UNCACHED = {
 }
 
 
+COMMANDS = "train", "val", "predict", "export", "check", "compare", "autolabel", "average", "convert", "demo"
+"""First words of the command line."""
+
+
 def unknown(word: str, keys: Iterable[str]) -> str:
     """The sentence for a word that is no argument."""
-    near = difflib.get_close_matches(str(word), [*keys, "train", "val", "predict", "export"], n=1)
+    near = difflib.get_close_matches(str(word), [*keys, *COMMANDS], n=1)
     hint = f"did you mean '{near[0]}'?" if near else "see 'tskd-yolo help'."
     return f"{word}: is not an argument; {hint}"
 

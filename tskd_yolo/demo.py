@@ -87,6 +87,8 @@ def _begin(folder: Path, seed: Any) -> None:
             known = json.loads(file.read_text(encoding="utf-8"))["seed"]
         except (ValueError, TypeError, KeyError):
             raise ConfigError([f"out: {file} was not made by a demonstration; give another folder."]) from None
+    elif folder.exists() and any(folder.iterdir()):
+        raise ConfigError([f"out: {folder} is there and holds no demonstration; give another folder."])
     if known != seed:
         raise ConfigError(
             [f"seed: the runs in {folder} have seed={known}, got {seed}; give seed={known}, or another folder (out=)."]

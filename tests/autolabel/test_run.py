@@ -111,7 +111,10 @@ def test_other_settings_and_foreign_folders_are_refused(sure, sure_too, pictures
     given = asked(tmp_path, sure, pictures, conf=0.5)
     assert main(words(given)) == 0
     before = contents(tmp_path / "out")
-    for other, told in (({"teacher": sure_too}, "another teacher"), ({"conf": 0.4}, "another thresholds")):
+    for other, told in (
+        ({"teacher": sure_too}, "other settings (teacher)"),
+        ({"conf": 0.4}, "other settings (thresholds)"),
+    ):
         assert main(words({**given, **other})) == 1
         assert told in capsys.readouterr().err and contents(tmp_path / "out") == before
     (tmp_path / "mine").mkdir()

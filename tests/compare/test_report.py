@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.compare.helpers import asked
-from tests.helpers import finished_run, finished_teacher, make_detector, tiny_data
+from tests.helpers import NAMES, finished_run, finished_teacher, make_detector, tiny_data
 from tests.train.model_files import files_in
 from tskd_yolo.cli import main
 from tskd_yolo.compare import report
@@ -200,6 +200,33 @@ def test_val_writes_a_page_beside_ultralytics_results(tmp_path, capsys):
 def test_val_names_what_is_no_argument(capsys):
     assert main(["val", "model=best.pt", "daat=x.yaml"]) == 1
     assert "daat: is not an argument" in capsys.readouterr().err
+
+
+def test_val_tells_mistakes_at_once_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("junk.pt").write_bytes(b"no checkpoint")
+    Path("list.yaml").write_text("[1, 2]")
+    model = make_detector(Path("best.pt"), "yolo11n.yaml")
+    before = sorted(tmp_path.iterdir())
+    for words, told in {
+        ("model=junk.pt", "conf=2", "imgsz=abc"): ("model: junk.pt ", "conf: ", "imgsz: "),
+        (f"model={model}", "data=list.yaml", "device=7"): ("data: ", "device: 7 cannot be used here"),
+        ("model=nowhere.pt",): ("model: nowhere.pt was not found",),
+    }.items():
+        assert main(["val", *words]) == 1
+        said = capsys.readouterr().err
+        assert all(sentence in said for sentence in told) and "Traceback" not in said, said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_val_says_that_it_goes_by_the_numbers_of_classes(tmp_path, caplog):
+    data, model = (
+        tiny_data(tmp_path, train=2, val=2),
+        make_detector(tmp_path / "a.pt", "yolo11n.yaml", names=NAMES[::-1]),
+    )
+    given = dict(data=data, imgsz=64, workers=0, device="cpu", plots=False, project=tmp_path, name="val")
+    assert report.validate(model=model, **given)
+    assert "val goes by their numbers" in caplog.text
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------

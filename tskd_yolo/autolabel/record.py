@@ -107,7 +107,7 @@ class Folder:
             if other := [key for key in new if known.get(key) != new[key]]:
                 words = " and ".join(other)
                 raise ConfigError(
-                    [f"out: {self.out} was begun with another {words}; give the same, or another folder."]
+                    [f"out: {self.out} was begun with other settings ({words}); give the same, or another folder."]
                 )
         else:
             self.out.mkdir(parents=True, exist_ok=True)

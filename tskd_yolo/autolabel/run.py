@@ -172,7 +172,7 @@ def _measured(plan: Plan, panel: Panel, loader: Any) -> Confidence:
     settings = {**panel.settings(), "known": [found.members for found in panel.classes]}
     found = confidence.measured(panel.look(), panel.networks, loader=loader, device=panel.device, settings=settings)
     known = confidence.of(found, panel.names, precision=plan.precision)
-    for line in known.told():
+    for line in known.told(thresholds=plan.conf is None):
         _tell(line)
     return known
 

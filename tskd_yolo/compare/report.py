@@ -13,17 +13,20 @@ import numpy as np
 from markupsafe import Markup
 from torch import nn
 from ultralytics import YOLO
-from ultralytics.nn.tasks import RTDETRDetectionModel
+from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
+from tskd_yolo import compat, config
 from tskd_yolo.compare import charts
 from tskd_yolo.compare.images import Picture, Pictures, missed
 from tskd_yolo.compare.metrics import FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
 from tskd_yolo.compare.page import page
 from tskd_yolo.compare.timing import STOOD, mean_over_minutes
 from tskd_yolo.config import DEFAULTS, TERMS
+from tskd_yolo.distill.classes import folded, short
 from tskd_yolo.files import replace, write_json
+from tskd_yolo.train import checks
 
 Curves = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
 """Columns of results.csv by arm and seed."""
@@ -224,6 +227,30 @@ def _csv_line(
 # One checkpoint -------------------------------------------------------------------------------------------------------
 
 
+def wrong(values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the arguments of a detector's validation, a sentence each, before it is begun.
+
+    Args:
+        values: What the user gave, ``model`` among it.
+    """
+    given, model = {key: value for key, value in values.items() if key not in DEFAULTS}, None
+    read, problems = checks.engine_values(DEFAULT_CFG_DICT, given, _wrong_size)
+    with compat.guarded(trust=values.get("trust") is True):
+        if str(values["model"]).endswith(".pt"):
+            with config.collected(problems):
+                model = compat.load(values["model"], key="model")[0]
+        if type(model) is DetectionModel and values.get("data"):
+            checks.attempted_data(read, problems)
+    return problems
+
+
+def _wrong_size(values: Mapping[str, Any]) -> list[str]:
+    sides = values["imgsz"] if isinstance(values["imgsz"], (list, tuple)) else [values["imgsz"]]
+    if 1 <= len(sides) <= 2 and all(type(side) is int and side > 0 for side in sides):
+        return []
+    return [f"imgsz: must be a number of pixels, or height and width as [480,640], got {values['imgsz']!r}."]
+
+
 def validate(model: Any, **arguments: Any) -> bool:
     """Validates as ``YOLO(model).val(...)`` does and writes the page; False, and nothing done, of no YOLO detector.
 
@@ -240,6 +267,12 @@ def validate(model: Any, **arguments: Any) -> bool:
         return judges[0]
 
     network.val(validator=judge, **asked)
+    theirs, ours = network.names, judges[0].data["names"]
+    if not judges[0].args.single_cls and [*map(folded, theirs.values())] != [*map(folded, ours.values())]:
+        LOGGER.warning(
+            f"the model's classes ({short(theirs)}) are not the data's ({short(ours)}): val goes by their numbers, and "
+            "its figures are under the data's names. tskd-yolo check goes by names, of a teacher."
+        )
     size = None
     if isinstance(network.model, nn.Module):
         size = get_num_params(network.model), get_flops(network.model, _side(judges[0].args.imgsz))

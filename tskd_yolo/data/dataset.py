@@ -165,8 +165,8 @@ def gone(images: Path) -> str | None:
     if link is None or not link.is_symlink() or link.exists():
         return None
     return (
-        f"{images} links to images in {Path(os.readlink(link)).parent}, which are gone; restore them, or remove the "
-        "prepared folder to have it made again from where they are now."
+        f"{images} links to images in {Path(os.readlink(link)).parent}, which are gone; restore them, or prepare the "
+        "set again: one by name is made anew once its folder is removed, convert and autolabel take another out=."
     )
 
 

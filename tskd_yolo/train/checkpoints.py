@@ -75,7 +75,8 @@ def _needed(error: OSError, folder: Path) -> str:
     """How much room a run's checkpoints take, where there is none left."""
     if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
         return ""
-    return f", {sum(f.stat().st_size for f in folder.glob('*.pt')) / 1e6:.0f} MB are needed"
+    taken = sum(f.stat().st_size for f in folder.glob("*.pt")) / 1e6
+    return f", {taken:.0f} MB are needed" if taken >= 1 else ""  # at the first save nothing is known yet
 
 
 def keep_previous(last: Path) -> None:
