@@ -10,9 +10,10 @@ import pytest
 import torch
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from tests.distill.helpers import make, make_student
-from tskd_yolo import ConfigError, hashing
-from tskd_yolo.distill.distiller import Pair
+from tests.distill.helpers import NAMES, load, make, make_student
+from tskd_yolo import ConfigError, config, hashing
+from tskd_yolo.distill.distiller import Distiller, Pair
+from tskd_yolo.distill.teacher import Teacher
 from tskd_yolo.findings import Finding
 from tskd_yolo.train import summary
 from tskd_yolo.train.processes import Processes
@@ -34,6 +35,21 @@ def test_of_several_teachers_the_best_counts_in_each_class():
 def test_a_pair_shows_how_many_channels_are_compared():
     pairs = [Pair(8, 8, 64, 64), Pair(16, 16, 64, 128, 2)]
     assert summary._pairs(pairs) == "stride 8: 64 -> 64   stride 16: 64 -> 64 of 128"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_branch_that_only_another_teacher_has_is_told(first, detector):
+    files = [detector("yolo11n.yaml", NAMES), detector("yolo26n.yaml", NAMES)]
+    student = make_student("yolo26n.yaml")
+    frozen = [Teacher(load(file), like=student, names=dict(enumerate(NAMES))) for file in files]
+    values = config.build({**config.DEFAULTS, "teacher": [str(file) for file in files]})
+    lead, other = frozen[first], frozen[1 - first]
+    rows = summary._exceptions(Distiller(student=student, teacher=lead, others=[other], config=values, seed=0))
+    told = [row for row in rows if row.startswith("untaught")]
+    assert told == ([] if first else [
+        "untaught  one2one: the teacher's head has no such branch",
+        f"untaught  {other.name} has one2one; named first, it would teach it",
+    ])  # fmt: skip
 
 
 @pytest.mark.parametrize(
