@@ -145,12 +145,10 @@ def _of_the_first_candidate() -> dict[str, str]:
 def _of_the_second_candidate() -> dict[str, str]:
     report = load("finetune_second_neu_128")
     found = report["comparison"]
-    arms, rivals, names = found["arms"], found["tskd_against"], ("ultralytics", "without_ded", "without_crd", "hints")
+    rivals, names = found["tskd_against"], ("ultralytics", "without_ded", "without_crd", "hints")
     return {
         "second": arms_table(found, SECOND),
         "second device": _device(report),
-        "second lead": _lead(found, "best"),
-        "second gain": told(effect(arms["tskd"]["effect"]["mAP50-95"])),
         "second rival corrected": interval(corrected(rivals["ultralytics"])),
         "second without_crd corrected": interval(corrected(rivals["without_crd"])),
         **{f"second {arm}": told(effect(rivals[arm])) for arm in (*names, "strong")},

@@ -94,9 +94,6 @@ def main(arguments: list[str] | None = None) -> int:
 _OTHER_MODES = frozenset("val predict export track benchmark settings checks cfg login logout solutions".split())
 
 
-_TASKS = frozenset("detect segment classify pose obb semantic".split())
-
-
 def _user_errors() -> tuple[type[Exception], ...]:
     """What a mistake in a user's files raises, or a disk; anything else is a fault and keeps its trace."""
     from tskd_yolo.data.convert.files import ConvertError
@@ -134,8 +131,10 @@ def _run(arguments: list[str]) -> int:
     if "val" in words and _val([a for a in arguments if a != "val"]):
         return 0
     if "=" not in first and not _OTHER_MODES & set(words):  # a task, or a word that nobody knows
-        meant = difflib.get_close_matches(first, {*COMMANDS, *_TASKS}, n=1)
-        if meant and meant[0] not in {first, *_TASKS}:
+        from ultralytics.cfg import TASKS
+
+        meant = difflib.get_close_matches(first, {*COMMANDS, *TASKS}, n=1)
+        if meant and meant[0] not in {first, *TASKS}:
             raise ConfigError([f"{first}: is not a command; did you mean '{meant[0]}'?"])
     return _delegate(arguments)
 
