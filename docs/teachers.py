@@ -15,8 +15,7 @@ ARMS = {
     "two": ("the YOLO11n and the YOLOv8n", ["n128", "v8n128"]),
     "three": ("all three of them", ["n128", "v8n128", "v26n128"]),
     "nine": ("a YOLO11n that knows three classes more", ["nine128"]),
-    "sees_more": ("a YOLO11n, `teacher_imgsz=224`", ["n224"]),
-    "sees_alike": ("the same, which sees what the student sees", ["n224"]),
+    "sees_alike": ("a YOLO11n that was trained at 224 px", ["n224"]),
 }
 """By arm of benchmarks/pairs.yaml how its teacher is called, and under which names it was trained."""
 
@@ -36,7 +35,21 @@ def values() -> dict[str, str]:
         "teachers alone": gains(arms["tskd"], arms["plain"], "last"),
         "teachers two": gains(arms["two"], arms["tskd"], "last"),
         "teachers averaged": _averaged(trained, "soup4"),
-        "teachers larger": gains(arms["sees_more"], arms["sees_alike"], "last"),
+        **_at_a_larger_size(),
+    }
+
+
+def _at_a_larger_size() -> dict[str, str]:
+    """The same teacher at the size of its training and at the student's."""
+    found = load("tune_larger_neu_128")["comparison"]
+    plain, larger, alike = (by_seed(found, arm) for arm in ("plain", "tskd", "near"))
+    sizes = found["settings"]
+    return {
+        "teachers larger": gains(larger, alike, "last"),
+        "teachers larger sizes": f"a teacher at {sizes['teacher_imgsz']} px and a student at {sizes['imgsz']} px",
+        "teachers larger teacher": f"{found['teacher']['last']['mAP50-95']:.3f}",
+        "teachers larger gain": gains(larger, plain, "last"),
+        "teachers larger alike": gains(alike, plain, "last"),
     }
 
 

@@ -19,6 +19,7 @@ def apart(detector):
     return lambda count: [detector("yolo11n.yaml", seed=seed) for seed in range(7, 7 + count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_weights_and_statistics_are_the_mean(count, apart, tmp_path):
     given, out = apart(count), tmp_path / "new" / "mean.pt"
@@ -52,6 +53,7 @@ def test_the_mean_of_equal_weights_is_these_weights(apart, tmp_path):
         assert torch.equal(found.state_dict()[name], value.half().float() if value.is_floating_point() else value), name
 
 
+@pytest.mark.slow
 def test_all_that_is_wrong_is_told_and_nothing_is_left(apart, detector, tmp_path, capsys):
     first, second = apart(2)
     there, broken = tmp_path / "there.pt", tmp_path / "broken.pt"

@@ -111,6 +111,7 @@ def test_mistakes_of_several_kinds_are_told_at_once(train):
     assert all(f"{key}: " in said for key in ("techer", "drd", "balance")), said
 
 
+@pytest.mark.slow
 def test_tuning_is_refused(capsys):
     assert main(["tune", "data=neu.yaml"]) == 1
     assert "tune: not supported" in capsys.readouterr().err

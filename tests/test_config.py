@@ -236,6 +236,7 @@ def answered(values) -> None:
     assert caught.value.problems == errors
 
 
+@pytest.mark.slow
 @some
 @given(ours)
 def test_whatever_the_values_the_answer_is_a_list_of_sentences(values):
@@ -263,6 +264,7 @@ def checked(given_arguments) -> None:
     assert all("\n" not in p.replace(p.partition(": is not an argument")[0], "") for p in errors if p)
 
 
+@pytest.mark.slow
 @some
 @given(arguments)
 def test_whatever_the_arguments_the_answer_is_one_error(given_arguments):

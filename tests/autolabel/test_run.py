@@ -95,6 +95,7 @@ def test_what_is_written_is_read_by_ultralytics(sure, data, pictures, tmp_path, 
     assert not list(pictures.rglob("*.txt")) and not list(pictures.rglob("*.cache"))
 
 
+@pytest.mark.slow
 def test_several_teachers_label_with_one_threshold(sure, sure_too, pictures, tmp_path):
     summary = autolabel(**asked(tmp_path, f"[{sure},{sure_too}]", pictures, conf=0.3, augment=True))
     assert [file["name"] for file in summary["teacher"]] == ["sure.pt", "sure-too.pt"]
@@ -107,6 +108,7 @@ def test_several_teachers_label_with_one_threshold(sure, sure_too, pictures, tmp
     assert yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["val"] == "images/train"
 
 
+@pytest.mark.slow
 def test_other_settings_and_foreign_folders_are_refused(sure, sure_too, pictures, tmp_path, capsys):
     given = asked(tmp_path, sure, pictures, conf=0.5)
     assert main(words(given)) == 0

@@ -90,6 +90,7 @@ loader.kill()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_loader_of_a_worker_does_not_wait_for_its_input():
     ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

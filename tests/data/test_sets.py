@@ -255,6 +255,7 @@ def test_a_stranger_among_the_neu_images_is_named(tmp_path):
         prepare("neu", tmp_path / "out", source)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("TSKD_NEU" not in os.environ, reason="TSKD_NEU does not name a folder with the real NEU-DET")
 def test_the_real_neu_has_the_published_images_and_boxes(tmp_path):
     summary = prepare("neu", tmp_path / "out", Path(os.environ["TSKD_NEU"]))
@@ -278,6 +279,7 @@ def test_the_real_neu_has_the_published_images_and_boxes(tmp_path):
     assert elsewhere == 188
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("TSKD_NEU" not in os.environ, reason="TSKD_NEU does not name a folder with the real NEU-DET")
 def test_the_real_neu_in_three_splits_is_as_its_yaml_says(tmp_path):
     summary = prepare("neu3", tmp_path / "out", Path(os.environ["TSKD_NEU"]))

@@ -96,6 +96,7 @@ def key_of(data: Path, checkpoint: Path, **more) -> str:
     return key(header, panel=given["distiller"].panel, dataset=dataset, args=given["args"], folder=folder)
 
 
+@pytest.mark.slow
 def test_whatever_a_record_depends_on_changes_the_key(tmp_path, files):
     data, teacher = tiny_data(tmp_path), files["11s"]
     plain = key_of(data, teacher)

@@ -86,6 +86,7 @@ def test_the_first_epoch_check_looks_at_adapters_that_are_on(files):
     assert any("have not moved" in problem for problem in distiller.monitor.first_epoch_problems(alone, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reached", "wrong"), [(2, False), (1, False), (0, True)])
 def test_queries_need_a_box_in_one_process_only(reached, wrong, files, detector):
     student = make_student()

@@ -33,6 +33,7 @@ def answers(distiller: Distiller, images: torch.Tensor) -> list[Response]:
     return [term._response(levels, stride, (64, 64)) for stride in distiller.match.strides]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("others", [["26s"], ["26s", "11s"]], ids=str)
 def test_probabilities_are_the_mean_of_all(others, files):
     student, images = make_student(), make_batch()["img"]

@@ -70,6 +70,7 @@ def assert_same(computed, replayed) -> None:
         assert (ours - theirs).norm() <= 1e-5 * ours.norm()  # some gradients are 0 but for rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["fixed", "share"])
 @pytest.mark.parametrize(
     ("model", "kind", "variant"),
@@ -120,6 +121,7 @@ def test_a_term_that_reaches_nothing_is_recorded_too(files, monkeypatch):
     assert replayed[-1][0]["drd_loss"] > 0
 
 
+@pytest.mark.slow
 def test_maps_made_when_asked_for_are_made_once_a_step(files):
     asked, runs = [], []
     for recorder in (None, Recorder(captures := Captures(), devices=["cpu"])):
@@ -142,6 +144,7 @@ def test_maps_made_when_asked_for_are_made_once_a_step(files):
     assert_same(runs[0][0], runs[1][0])
 
 
+@pytest.mark.slow
 def test_a_form_is_recorded_after_it_has_come_up_a_few_times(files):
     many, few = make_batch(boxes=ROOM + 1), make_batch(boxes=ROOM)
     _, _, captures = pair_of_runs(files["11s"], [few, many, few, many])
@@ -151,12 +154,14 @@ def test_a_form_is_recorded_after_it_has_come_up_a_few_times(files):
     assert_same(computed, replayed)
 
 
+@pytest.mark.slow
 def test_there_are_never_more_recordings_than_a_few(files):
     forms = [make_batch(boxes=2, images=n) for n in range(1, FORMS + 3)]
     *_, captures = pair_of_runs(files["11s"], forms * (WARM + 1))
     assert captures.made == FORMS
 
 
+@pytest.mark.slow
 def test_class_weights_and_terms_that_go_are_followed(files):
     batch, runs = make_batch(), []
     for recorder in (None, Recorder(captures := Captures(), devices=["cpu"])):
@@ -175,6 +180,7 @@ def test_class_weights_and_terms_that_go_are_followed(files):
     assert runs[1][-1][0]["ded_loss"] == 0 and runs[1][5][0]["crd_loss"] != runs[1][8][0]["crd_loss"]
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_left_out_of_a_replayed_step(files):
     student = make_student()
     distiller = make(student, files["11s"])
@@ -194,12 +200,14 @@ def test_what_is_not_finite_is_left_out_of_a_replayed_step(files):
     assert distiller.monitor.nonfinite(list)["ded"].left_out == 1
 
 
+@pytest.mark.slow
 def test_terms_that_cannot_be_recorded_are_computed(files):
     computed, replayed, captures = pair_of_runs(files["11s"], [make_batch()] * 4, variant="paper")
     assert captures.made == 0
     assert_same(computed, replayed)
 
 
+@pytest.mark.slow
 def test_a_loss_of_ones_own_is_computed_beside_the_others(files):
     student = make_student()
     distiller = make(student, files["11s"])
@@ -226,6 +234,7 @@ def test_a_failure_is_said_once_and_the_run_goes_on(files, caplog):
     assert said == [f"WARNING ⚠️ the terms of a step could not be recorded ({why}): they are launched one by one."]
 
 
+@pytest.mark.slow
 def test_nothing_is_recorded_elsewhere_or_without_gradient(files, monkeypatch):
     for devices, count in ((["cuda"], 1), (["cpu"], 2)):
         student = make_student()
@@ -241,6 +250,7 @@ def test_nothing_is_recorded_elsewhere_or_without_gradient(files, monkeypatch):
     assert captures.made == 0
 
 
+@pytest.mark.slow
 def test_forgotten_recordings_are_made_anew(files):
     student = make_student()
     distiller = make(student, files["11s"])

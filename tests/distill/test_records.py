@@ -118,6 +118,7 @@ def killed(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["record", "sum"])
 def test_a_kill_while_writing_loses_the_record_being_written(moment, killed):
     store = Store(5, 64, killed / moment, {})

@@ -175,6 +175,7 @@ def test_a_batch_of_either_kind_alone_is_a_batch(files):
     torch.testing.assert_close(given, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thresholds", [0.001, 0.5])
 def test_our_part_does_not_wait_for_the_device(thresholds, files):
     student, batch = make_student(), joint()

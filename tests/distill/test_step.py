@@ -131,6 +131,7 @@ def waits(distiller, student, batch) -> list[str]:
     return mode.found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("balance", ["fixed", "share"])
 @pytest.mark.parametrize("boxes", [0, 1, 500])
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])

@@ -431,6 +431,7 @@ def marks(tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name.replace(" ", "_") for name in WAYS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_known_of_yolo_and_load_holds(way, marks):
     assert marks[way].exists() is WAYS[way][2]

@@ -243,6 +243,7 @@ KEYS = ["id", "file_name", "width", "height", "image_id", "category_id", "bbox",
 ROW = st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=7) | VALUE
 
 
+@pytest.mark.slow
 @settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(images=st.lists(ROW, max_size=3), annotations=st.lists(ROW, max_size=3), categories=st.lists(ROW, max_size=3))
 @example(images=[{"id": 1, "file_name": "a_0.png"}], annotations=[], categories=[])

@@ -189,6 +189,7 @@ ANY_JSON = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(content=ANY_JSON.map(lambda content: json.dumps(content).encode()) | st.binary(max_size=50))
 @example(content=b'{"shapes": [{"label": "a", "points": [[1e999, 1], [2, 3]], "shape_type": "circle"}]}')

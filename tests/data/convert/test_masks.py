@@ -218,6 +218,7 @@ def fuzzed():
         yield MaskFolder(Path(root))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(content=ANY_FILE)
 def test_any_mask_gives_a_data_set_or_an_error(fuzzed, content):

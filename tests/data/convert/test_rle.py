@@ -169,6 +169,7 @@ ROW = st.tuples(WORD, WORD, PIXELS | WORD).map(",".join)
 ANY_CSV = st.lists(ROW, max_size=4).map(lambda rows: "\n".join([HEAD, *rows]).encode("utf-8", "replace"))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(content=ANY_CSV | st.binary(max_size=80))
 @example(content=HEAD.encode() + b'\na_0.jpg,1,"1 2')

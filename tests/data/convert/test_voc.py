@@ -388,6 +388,7 @@ def convert_anything(fuzzed: VocFolder, content: bytes, image: bytes) -> None:
     assert [path.name for path in fuzzed.out.parent.iterdir()] == [fuzzed.out.name]
 
 
+@pytest.mark.slow
 @settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(content=ANY_XML, image=ANY_IMAGE)
 @example(content=b"<annotation/>", image=png(*SIZE))
