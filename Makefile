@@ -1,7 +1,7 @@
 # tskd-yolo: `make demo` and `make test` work on a fresh machine that has Python >= 3.10 and nothing else.
 #
 #   make demo     train a student with a teacher on drawn defects, some minutes on a CPU
-#   make test     the tests, whole runs included  make fast   the same without whole training runs
+#   make test     the tests, whole runs included  make fast   the same without what takes long
 #   make soak     the long tests that make test leaves out
 #   make lint     ruff and mypy                  make docs    the documentation, as a site in site/
 #   make clean    remove the environment and all caches

@@ -44,6 +44,7 @@ def test_the_mean_is_a_checkpoint_of_ultralytics(apart, tmp_path):
     assert len(loaded.predict(torch.zeros(1, 3, 64, 64), device="cpu", verbose=False)) == 1
 
 
+@pytest.mark.slow
 def test_the_mean_of_equal_weights_is_these_weights(apart, tmp_path):
     (file,) = apart(1)
     copy = tmp_path / "copy.pt"

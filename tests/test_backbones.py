@@ -69,6 +69,7 @@ def no_network(monkeypatch):
 # What it gives --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("yaml", YAMLS, ids=lambda yaml: yaml.stem)
 def test_every_model_yaml_has_levels_of_stride_8_16_and_32(yaml):
     detector = DetectionModel(str(yaml), nc=3, verbose=False).eval()

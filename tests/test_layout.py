@@ -110,6 +110,7 @@ def test_there_is_no_circle():
         below(name)
 
 
+@pytest.mark.slow
 def test_ultralytics_is_not_imported_before_it_is_needed():
     modules = [
         "tskd_yolo",

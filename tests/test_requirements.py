@@ -12,6 +12,8 @@ import pytest
 
 import tskd_yolo
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(tskd_yolo.__file__).parent
 PROJECT = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
 DISTRIBUTIONS = packages_distributions()

@@ -40,6 +40,7 @@ def easy(monkeypatch):
     monkeypatch.setattr(confidence, "measured", lambda *args, **given: found)
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_where_it_was(sure, data, pictures, tmp_path, watched, easy, monkeypatch, capsys):
     given = asked(tmp_path, sure, pictures, data=data, export="cvat,labelstudio")
     shutil.copy(next((data.parent / "set" / "images" / "val").iterdir()), pictures / "twin.png")

@@ -32,6 +32,7 @@ def test_an_arm_of_ones_own_is_named(files, coarse, tmp_path):
     assert len(found) == 1 and found[0].startswith("arms: coarse: teacher: its coarsest level has stride 64")
 
 
+@pytest.mark.slow
 def test_every_pair_is_built_once_and_draws_nothing(files, tmp_path, monkeypatch):
     built = []
     whole = prepare.build_distiller

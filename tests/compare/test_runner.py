@@ -94,6 +94,7 @@ def test_finished_runs_are_read_and_shown_without_training(plan, files, capsys):
     assert json.loads((plan.out / "compare.json").read_text())["curves"]["plain"]["0"]["epoch"] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_latency_is_measured_of_a_run_whose_weights_are_there(plan, files, monkeypatch):
     ordered = []
     monkeypatch.setattr(runner, "order", lambda _, name, job: ordered.append(job.get("networks")) or True)

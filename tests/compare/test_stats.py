@@ -96,6 +96,7 @@ def test_corrected_interval_and_verdict_agree(effects, more):
         assert told.verdict == side and p - 1e-9 <= told.p <= 1 and told.of == len(effects) + more
 
 
+@pytest.mark.slow
 def test_six_arms_that_do_nothing_get_a_verdict_in_5_percent():
     random, comparisons = np.random.default_rng(0), 1000
     wrong = {"corrected": 0, "alone": 0}

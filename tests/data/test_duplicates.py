@@ -67,6 +67,7 @@ ALTERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ALTERED)
 def test_a_picture_is_found_again_however_it_was_saved(how, tmp_path):
     train = saved(tmp_path / "train", {f"{i}.png": picture(i) for i in range(12)})

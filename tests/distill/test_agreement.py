@@ -80,6 +80,7 @@ def test_it_goes_on_from_its_state():
     assert float(again.factor) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_every_term_gives_way_by_it(files):
     student = make_student()
     distiller = make(student, files["11s"], balance="share", drd=0.5, ded=4.0, crd=1.0)

@@ -22,6 +22,7 @@ from tskd_yolo.distill.cache import Cache, key
 from tskd_yolo.distill.records import Layout, Store, pack, unpack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
 def test_the_terms_out_of_records_are_those_of_the_live_teacher(model, kind, files):
     student, batch = make_student(model), make_batch(boxes=5)

@@ -181,6 +181,7 @@ def test_a_teacher_speaks_in_the_students_classes(kind, detector):
         assert (after[..., 1] == UNHEARD).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("single", [True, False])
 def test_several_classes_of_a_teacher_are_one(kind, single, detector):
@@ -196,6 +197,7 @@ def test_several_classes_of_a_teacher_are_one(kind, single, detector):
     assert after.shape[-1] == (1 if single else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("names", [OTHER, ["pit"], ["a", *NAMES, "b"]], ids=["as many", "fewer", "more"])
 def test_its_detector_finds_the_students_classes(kind, names, detector):

@@ -107,6 +107,7 @@ def test_a_branch_is_taught_by_those_that_have_it(files):
     assert found.panel.weights("one2one") is None and found.untaught == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kinds", "names", "words"),
     [

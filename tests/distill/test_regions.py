@@ -127,6 +127,7 @@ def branches(predictions: dict) -> list[dict]:
     return [predictions] if "boxes" in predictions else list(predictions.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
 @pytest.mark.parametrize("boxes", [0, 4])
 def test_detection_is_the_same_with_or_without_others(boxes, model, kind, files):
@@ -148,6 +149,7 @@ def test_detection_is_the_same_with_or_without_others(boxes, model, kind, files)
         assert not gradient[3:].any(), "no image without labels is taken for background"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "kind"), [("yolo11n.yaml", "11s"), ("yolo26n.yaml", "26s")])
 @pytest.mark.parametrize("settings", [{}, dict(crd=0), dict(drd=0, ded=0)], ids=["all", "maps", "responses"])
 @pytest.mark.parametrize("others", [1, 2])
