@@ -21,7 +21,7 @@ from tskd_yolo.compare.summary import summarise
 from tskd_yolo.config import ConfigError
 from tskd_yolo.files import digest
 
-pytestmark = pytest.mark.usefixtures("at_hand")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("at_hand")]
 
 
 @pytest.fixture
