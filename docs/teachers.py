@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
 
@@ -34,7 +34,8 @@ def values() -> dict[str, str]:
         "teachers verdict": f"{open_} of the {len(corrected)} corrected intervals hold 0",
         "teachers alone": gains(arms["tskd"], arms["plain"], "last"),
         "teachers two": gains(arms["two"], arms["tskd"], "last"),
-        "teachers averaged": _averaged(trained, "soup4"),
+        "teachers averaged": _averaged(trained, "soup4", _score),
+        "teachers of 224": _averaged(trained, "n224_soup3", _alone),
         **_at_a_larger_size(),
     }
 
@@ -67,13 +68,16 @@ def _table(arms: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
 
 def _score(teacher: Mapping[str, Any]) -> str:
     """Of a teacher, at the size at which it was trained."""
-    size = "" if teacher["imgsz"] == 128 else f" ({teacher['imgsz']} px)"
-    return f"{teacher['val']['mAP50-95']:.3f}{size}"
+    return _alone(teacher) + ("" if teacher["imgsz"] == 128 else f" ({teacher['imgsz']} px)")
 
 
-def _averaged(trained: Mapping[str, Any], name: str) -> str:
-    *first, last = (_score(trained[each]) for each in trained[name]["of"])
-    return f"{', '.join(first)} and {last}; their mean has {_score(trained[name])}"
+def _alone(teacher: Mapping[str, Any]) -> str:
+    return f"{teacher['val']['mAP50-95']:.3f}"
+
+
+def _averaged(trained: Mapping[str, Any], name: str, score: Callable[[Mapping[str, Any]], str]) -> str:
+    *first, last = (score(trained[each]) for each in trained[name]["of"])
+    return f"{', '.join(first)} and {last}; their mean has {score(trained[name])}"
 
 
 def _time(taught: Mapping[int, Any], plain: Mapping[int, Any]) -> str:
