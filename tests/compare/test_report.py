@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.compare.helpers import asked
-from tests.helpers import NAMES, finished_run, finished_teacher, make_detector, tiny_data
+from tests.helpers import NAMES, finished_run, finished_teacher, make_detector, task_data, tiny_data
 from tests.train.model_files import files_in
 from tskd_yolo.cli import main
 from tskd_yolo.compare import report
@@ -217,6 +217,17 @@ def test_val_tells_mistakes_at_once_and_writes_nothing(tmp_path, monkeypatch, ca
         said = capsys.readouterr().err
         assert all(sentence in said for sentence in told) and "Traceback" not in said, said
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("task", "suffix"), [("segment", "seg"), ("pose", "pose"), ("obb", "obb")])
+def test_val_tells_labels_of_another_task(task, suffix, tmp_path, capsys):
+    model = make_detector(tmp_path / "best.pt", f"yolo11n-{suffix}.yaml")
+    asked = dict(model=model, imgsz=64, workers=0, device="cpu")
+    assert report.wrong({**asked, "data": task_data(tmp_path / "right", task)}) == []
+    (tmp_path / "boxes").mkdir()
+    words = [f"{key}={value}" for key, value in asked.items()]
+    assert main(["val", f"data={tiny_data(tmp_path / 'boxes', train=1, val=2)}", *words]) == 1
+    assert "data: the val images could not be read (" in capsys.readouterr().err
 
 
 def test_val_says_that_it_goes_by_the_numbers_of_classes(tmp_path, caplog):

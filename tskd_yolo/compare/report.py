@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import numpy as np
 from markupsafe import Markup
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.data import build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel, RTDETRDetectionModel
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, IterableSimpleNamespace
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
 from tskd_yolo import compat, config
@@ -23,10 +26,11 @@ from tskd_yolo.compare.images import Picture, Pictures, missed
 from tskd_yolo.compare.metrics import FALSE_ALARMS, Image, Judge, coco, findings, misses, seen
 from tskd_yolo.compare.page import page
 from tskd_yolo.compare.timing import STOOD, mean_over_minutes
-from tskd_yolo.config import DEFAULTS, TERMS
+from tskd_yolo.config import DEFAULTS, TASKS, TERMS
 from tskd_yolo.distill.classes import folded, short
+from tskd_yolo.distill.matching import task_of
 from tskd_yolo.files import replace, write_json
-from tskd_yolo.train import checks
+from tskd_yolo.train import checks, scan
 
 Curves = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
 """Columns of results.csv by arm and seed."""
@@ -241,6 +245,20 @@ def wrong(values: Mapping[str, Any]) -> list[str]:
                 model = compat.load(values["model"], key="model")[0]
         if type(model) is DetectionModel and values.get("data"):
             checks.attempted_data(read, problems)
+        elif values.get("data") and model is not None and (task := task_of(model)) in set(TASKS) - {"detect"}:
+            problems += _wrong_labels({**read, "task": task})
+    return problems
+
+
+def _wrong_labels(values: dict[str, Any]) -> list[str]:
+    """Why the split's labels are not those of the model's task; its images are scanned, which Ultralytics keeps."""
+    problems: list[str] = []
+    with config.collected(problems):
+        checks.attempted_data(values, problems)
+        if not problems:
+            data, args = check_det_dataset(values["data"]), IterableSimpleNamespace(**values)
+            build = partial(build_yolo_dataset, args, data[args.split], args.batch, data, mode="val", rect=True)
+            scan.scanned(args.split, build)
     return problems
 
 
