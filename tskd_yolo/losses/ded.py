@@ -1,7 +1,7 @@
 """DED: decoupled expert distillation.
 
 A scratch that covers 1 % of an image drowns in the error of the other 99 %. So foreground and background are compared
-apart, each pulls at the student as much as the other, and a structural term keeps the texture of the maps.
+apart, each pulls at the student about as much as the other, and a structural term keeps the texture of the maps.
 
 Source: Wen et al., "A triple semantic-aware knowledge distillation network for industrial defect detection",
 Computers in Industry 166 (2025) 104252; SSIM after Wang et al., IEEE Transactions on Image Processing 13(4), 2004.
@@ -36,10 +36,10 @@ class DED(nn.Module):
     channels (the adapter leads every student channel into each of them) and with windows two cells apart. A region
     without cells gives 0, with a gradient of 0.
 
-    The gradient of a mean over A cells has a norm of about 1 / sqrt(A). So by ``w`` both regions have the same norm. In
-    a plain sum of the two means small defects would have most of it, on few cells, and a step's length would be spent
-    on them; in one mean over all cells they would have next to nothing. For the same reason the paper's attention is
-    left out (:class:`tskd_yolo.losses.paper.PaperDED` has it).
+    The gradient of a mean over A whole cells has a norm of about 1 / sqrt(A). So by ``w`` both regions have about the
+    same norm, and boxes smaller than a cell less. In a plain sum of the two means small defects would have most of it,
+    on few cells, and a step's length would be spent on them; in one mean over all cells they would have next to
+    nothing. For the same reason the paper's attention is left out (:class:`tskd_yolo.losses.paper.PaperDED` has it).
 
     Shapes:
         student, teacher: ``(N, C, H, W)``, or standardised already (the student through its adapter); output ``()``,
