@@ -37,7 +37,7 @@ SMALL = {
 
 def values() -> dict[str, str]:
     """Tables of Markdown, their settings, and the figures that the text tells."""
-    directions = {"long": "tune_long_neu_128", "large": "tune_neu_224"}
+    directions = {"long": "tune_long_neu_128", "large": "tune_neu_224", "larger": "tune_neu_160"}
     found = {key: text for prefix, name in directions.items() for key, text in _direction(prefix, name).items()}
     return {**_students(), **found, **_small(), **_small_on_test()}
 
