@@ -230,6 +230,15 @@ def test_val_tells_labels_of_another_task(task, suffix, tmp_path, capsys):
     assert "data: the val images could not be read (" in capsys.readouterr().err
 
 
+def test_val_reads_any_split_and_boxes_without_area(tmp_path):
+    data = task_data(tmp_path, "segment")
+    data.write_text(data.read_text() + "test: images/val\n")
+    label = next((tmp_path / "set" / "labels" / "val").glob("*.txt"))
+    label.write_text(label.read_text() + "0 0.5 0.5 0.5 0.5 0.5 0.5\n")
+    model = make_detector(tmp_path / "best.pt", "yolo11n-seg.yaml")
+    assert report.wrong(dict(model=model, data=data, split="test", imgsz=64, workers=0, device="cpu")) == []
+
+
 def test_val_says_that_it_goes_by_the_numbers_of_classes(tmp_path, caplog):
     data, model = (
         tiny_data(tmp_path, train=2, val=2),

@@ -258,7 +258,7 @@ def _wrong_labels(values: dict[str, Any]) -> list[str]:
         if not problems:
             data, args = check_det_dataset(values["data"]), IterableSimpleNamespace(**values)
             build = partial(build_yolo_dataset, args, data[args.split], args.batch, data, mode="val", rect=True)
-            scan.scanned(args.split, build)
+            scan.read(args.split, build)
     return problems
 
 
