@@ -97,6 +97,14 @@ def test_a_meter_goes_on_from_its_state():
     assert [meter.due() for _ in range(60)] == [other.due() for _ in range(60)]
 
 
+def test_a_term_that_comes_in_late_is_measured_at_once():
+    meter = Meter()
+    _, features, detection, terms = losses()
+    assert meter.due(terms)
+    measured(meter, features, detection, terms)
+    assert not meter.due(terms) and meter.due([*terms, "late"])
+
+
 @pytest.mark.parametrize(
     ("progress", "more", "factor"),
     [

@@ -119,19 +119,6 @@ def test_the_seed_decides_the_first_weights(files):
     assert same == [True, False]
 
 
-def test_a_term_is_left_out_where_all_that_it_teaches_is_frozen(files):
-    student, batch = make_student(), make_batch()
-    distiller = make(student, files["11s"])
-    for layer in student.model[:6]:
-        layer.requires_grad_(False)
-    assert distiller.leave_out_unreachable(student) == []
-    student.model[6].requires_grad_(False)
-    assert distiller.leave_out_unreachable(student) == ["ded"] and list(distiller.on) == ["drd", "crd"]
-    items = step(distiller, student, batch)[1]
-    assert items["ded_loss"] == 0 and items["drd_loss"] > 0 and items["crd_loss"] > 0
-    assert distiller.leave_out_unreachable(student) == []
-
-
 def test_nothing_that_learns_is_in_the_student(files):
     student = make_student()
     before = list(student.state_dict())

@@ -11,7 +11,7 @@ from tests.distill.helpers import make, make_batch, make_student
 from tests.distill.test_step import waits
 from tskd_yolo import confidence
 from tskd_yolo.distill.features import TeacherOutputs
-from tskd_yolo.distill.regions import FAINT, Seer, Together, ignored, rows, see, together, without
+from tskd_yolo.distill.regions import FAINT, Seer, Together, detector, ignored, rows, see, together, without
 from tskd_yolo.distill.step import boxes_of
 from tskd_yolo.losses.boxes import covered, slots
 from tskd_yolo.losses.crd import Target
@@ -51,6 +51,20 @@ def test_boxes_come_from_confident_locations_and_count_by_class():
     torch.testing.assert_close(found.weight[0, :3], torch.tensor([1.0, 0.4, 0.0]))
     assert not found.weight[1].any(), f"below {FAINT} there is nothing"
     assert not seer(0.5, 1.01, 0.5)(outputs, 1, SIZE).sure.any()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_one_is_a_detector_on_the_branch_that_counts(last, files):
+    """A teacher that was trained without NMS has the other branch in its checkpoint's place."""
+    distiller = make(make_student(), files["26s"])
+    distiller.teacher.model.end2end = last
+    see(distiller, torch.full((3,), 0.5), pseudo=False)
+    seen, images = detector(distiller), make_batch()["img"]
+    with torch.no_grad():
+        found, raw = seen(images)
+    assert not seen.end2end and found.shape == (2, 4 + 3, LOCATIONS)
+    torch.testing.assert_close(found[:, 4:], raw["one2many"]["scores"].sigmoid())
+    assert distiller.teacher.model.end2end == last
 
 
 @pytest.mark.parametrize("scale", [1, 1.5])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.distill.helpers import make, make_batch, make_student
 from tskd_yolo.distill.matching import Pair
-from tskd_yolo.distill.sources import EarlyStages, level_weights
+from tskd_yolo.distill.sources import AdaptedSource, EarlyStages, level_weights
+from tskd_yolo.losses.fit import least_squares
+from tskd_yolo.losses.standardize import centred, standardize
 
 
 def test_a_level_where_the_teacher_finds_nothing_teaches_nothing(files):
@@ -28,6 +31,18 @@ def test_weights_of_levels_add_up_to_one():
     scores = torch.tensor([[6.0, 1.0], [2.0, 1.0]])
     assert torch.equal(level_weights(scores), torch.tensor([0.8, 0.2]))
     assert level_weights(torch.zeros(0, 2)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_as_many_of_a_wider_teachers_channels_are_no_namesakes(width):
+    source = AdaptedSource("neck", [Pair(8, 8, 4, width, channel_step=width // 4)])
+    source.build()
+    own, theirs = torch.randn(2, 2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    source.fit([own], [theirs])
+    cells, rows = centred(own).flatten(0, 1), standardize(theirs).full().flatten(0, 1)
+    fits = [least_squares(cells, rows, same_width=same) for same in (True, False)]
+    started = source.adapters[0].weight.flatten(1)
+    assert [torch.allclose(started, each) for each in fits] == [width == 4, width == 8]
 
 
 def test_shares_are_measured_at_the_last_stage_that_there_is():

@@ -8,7 +8,7 @@ import torch
 from tests.helpers import logged, rows, settings, tiny_data, trained, weights
 from tskd_yolo import Trainer
 from tskd_yolo.cli import main
-from tskd_yolo.distill.distiller import Distiller
+from tskd_yolo.distill import reach
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +113,7 @@ def test_terms_rise_and_fall_with_the_schedule(tmp_path, data, teacher, no_end):
 
 
 def test_a_term_that_cannot_reach_the_student_stops_the_run(tmp_path, data, teacher, monkeypatch, capsys):
-    monkeypatch.setattr(Distiller, "leave_out_unreachable", lambda *_: [])  # it would be refused before the first step
+    monkeypatch.setattr(reach, "leave_out_unreachable", lambda *_: [])  # it would be refused before the first step
     words = settings(tmp_path, data, teacher=str(teacher), freeze=23, epochs=3, crd=0)
     assert main(["train", *(f"{key}={value}" for key, value in words.items())]) == 1
     said = capsys.readouterr().err

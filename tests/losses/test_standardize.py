@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,3 +99,33 @@ def test_a_constant_channel_stays_zero_with_a_finite_gradient():
 
 def test_a_single_value_per_channel_becomes_zero():
     assert torch.equal(standardized(torch.randn(1, 4, 1, 1)), torch.zeros(1, 4, 1, 1))
+
+
+def test_processes_with_images_of_other_sizes_have_one_gradient(monkeypatch):
+    """Two threads play the processes: each gives its part, and has the mean of both."""
+    parts, meet = {}, threading.Barrier(2, timeout=30)
+
+    def mean_of_both(statistic):
+        parts[threading.get_ident()] = statistic
+        meet.wait()
+        mean = sum(parts.values()) / 2
+        meet.wait()
+        return mean
+
+    monkeypatch.setattr("tskd_yolo.losses.standardize.all_reduce_mean", mean_of_both)
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(2, 3, side, side, generator=generator, dtype=torch.float64) for side in (4, 6)]
+    weights = [torch.randn(2, side * side, 3, generator=generator, dtype=torch.float64) for side in (4, 6)]
+    alone = [x.clone().requires_grad_() for x in features]
+    mean = sum(x.mean(dim=(0, 2, 3)) for x in alone) / 2
+    total = sum(((x.flatten(2).transpose(1, 2) - mean) * w).sum() for x, w in zip(alone, weights, strict=True))
+    expected = torch.autograd.grad(total, alone)
+
+    def process(x, weight):
+        x.requires_grad_()
+        return torch.autograd.grad((centred(x) * weight).sum(), x)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(process, features, weights))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

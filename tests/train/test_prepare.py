@@ -117,24 +117,24 @@ def test_mixed_precision_is_what_the_engine_made_of_it(amp, by_engine, decided):
     assert prepare.as_decided(args, amp=by_engine).amp == decided and args.amp == amp
 
 
-def ready(on: dict, left: list[str], caplog) -> str:
+def ready(on: dict, left: list[str], monkeypatch, caplog) -> str:
     """What is said where these terms are on and some of them turn out to be out of reach."""
-    distiller = SimpleNamespace(
-        on=dict(on), learned=nn.Module(), meter=SimpleNamespace(scale=1.0, total=None),
-        leave_out_unreachable=lambda _: [distiller.on.pop(key) and key for key in left],
-    )  # fmt: skip
+    distiller = SimpleNamespace(on=dict(on), learned=nn.Module(), meter=SimpleNamespace(scale=1.0, total=None))
+    monkeypatch.setattr(
+        prepare.reach, "leave_out_unreachable", lambda found, _: [found.on.pop(key) and key for key in left]
+    )
     processes = SimpleNamespace(broadcast=list, count=1)
     prepare.make_ready(distiller, None, args=SimpleNamespace(freeze=None), scaled=False, processes=processes)
     return caplog.text
 
 
-def test_only_freezing_is_told_of_as_freezing(caplog):
+def test_only_freezing_is_told_of_as_freezing(monkeypatch, caplog):
     with pytest.raises(ConfigError, match="freezes every layer"):
-        ready({"ded": 4.0}, ["ded"], caplog)
+        ready({"ded": 4.0}, ["ded"], monkeypatch, caplog)
     caplog.clear()
-    assert "ded is left out" in ready({"ded": 4.0, "crd": 1.0}, ["ded"], caplog)
+    assert "ded is left out" in ready({"ded": 4.0, "crd": 1.0}, ["ded"], monkeypatch, caplog)
     caplog.clear()
-    assert "every term was switched off before the interruption" in ready({}, [], caplog)
+    assert "every term was switched off before the interruption" in ready({}, [], monkeypatch, caplog)
 
 
 def test_classes_that_are_left_out_are_so_in_one_class_too(data):

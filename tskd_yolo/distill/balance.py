@@ -7,7 +7,7 @@ walking back from the losses to these features only, without any weight's gradie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,10 +49,12 @@ class Meter:
         self.steps = 0
         """Steps so far, which decide whether the next is measured."""
 
-    def due(self) -> bool:
-        """Whether this step is to be measured: often at the start, when gradients change fast, then every 48th."""
+    def due(self, names: Iterable[str] = ()) -> bool:
+        """Whether this step is to be measured: often at the start, when gradients change fast, then every 48th, and
+        where one of the terms of these names never was.
+        """
         step, self.steps = self.steps, self.steps + 1
-        return step in {0, 4, 12, 24} or step % EVERY == 0
+        return step in {0, 4, 12, 24} or step % EVERY == 0 or any(name not in self.gradients for name in names)
 
     def measure(
         self, *, detection: Tensor, terms: Mapping[str, Tensor], features: Mapping[str, Sequence[Tensor]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tskd_yolo.config import TERMS, Config, ConfigError
 from tskd_yolo.distill.agreement import Agreement
 from tskd_yolo.distill.balance import Fixed, Meter, Share
-from tskd_yolo.distill.features import Capture, HeadReader, StudentOutputs, TeacherOutputs, channels, evaluating
+from tskd_yolo.distill.features import HeadReader, StudentOutputs, TeacherOutputs, channels
 from tskd_yolo.distill.lead import Lead
 from tskd_yolo.distill.matching import Pair
 from tskd_yolo.distill.monitor import Monitor
@@ -58,6 +58,8 @@ class Distiller:
     past_lead: Mapping[str, Any] | None = None  # of a run that goes on, which is watched later
     cache: Cache | None = None
     """Stands between the teacher and batches of views, where the run keeps the teacher's outputs."""
+    off: frozenset[str] = frozenset()
+    """Terms that were switched off on the way: their values were not finite."""
     asked: Sequence[ResponseTerm] = ()
     """What reads responses for it, where no term does."""
 
@@ -153,26 +155,11 @@ class Distiller:
         """The source of this name, if a term that is on reads it."""
         return next((source for source in self.sources if source.name == name), None)
 
-    def leave_out_unreachable(self, student: Any) -> list[str]:
-        """Leaves terms out whose gradient would reach frozen layers only, and returns their keys.
-
-        Where a gradient can go is read off a pass of the student that changes nothing.
-        """
-        side = 2 * int(max(student.stride))
-        images = next(student.parameters()).new_zeros(1, channels(student), side, side)
-        capture = Capture()
-        self.readers.attach(capture, self.active)
-        try:
-            with evaluating(student), torch.enable_grad():
-                outputs = self.readers.read(student(images), capture.caught)
-        finally:
-            capture.detach()
-        unreachable = [term for term in self.active if not any(t.requires_grad for t in term.reached(outputs))]
-        self.terms = [term for term in self.terms if term not in unreachable]
-        keys = [key for key in self.on if key in {t.key for t in unreachable} - {t.key for t in self.terms}]
-        for key in keys:
-            del self.on[key]
-        return keys
+    def switch_off(self, keys: Collection[str]) -> None:
+        """Leaves terms out for the rest of the run."""
+        self.off = self.off.union(self.on.keys() & set(keys))
+        for key in self.off:
+            self.on.pop(key, None)
 
     # One step ---------------------------------------------------------------------------------------------------------
 
@@ -202,9 +189,14 @@ class Distiller:
         elif asked:
             teacher = outputs(shown)
         self.step = Step(
-            readers=self.readers, terms=terms, teacher=teacher, add=self.add, seer=self.seer,
-            begin=None if self.meter.steps else partial(_fit, self), evaluate=self.recorder or evaluate,
-        )  # fmt: skip
+            readers=self.readers,
+            terms=terms,
+            teacher=teacher,
+            add=self.add,
+            seer=self.seer,
+            begin=partial(_fit, self, new) if (new := [s for s in _sources(terms) if not s.fitted]) else None,
+            evaluate=self.recorder or evaluate,
+        )
         self.step.stand_in(student)
         return self.step
 
@@ -231,7 +223,7 @@ class Distiller:
         """The detection loss of a batch with the weighted terms added: to its vector and to its items."""
         terms = [term for term in self.terms if term.name in losses.values]
         finite = {term.name: term.guard.leave(losses.values[term.name]) for term in terms}
-        if terms and self.meter.due():
+        if terms and self.meter.due(term.name for term in terms):
             self._measure(vector.sum() / images, losses)
         zero = vector.new_zeros(())
         weighted = {term.name: self.factor_of(term.name, count=True) * finite[term.name] for term in terms}
@@ -265,7 +257,8 @@ class Distiller:
         """What a resumed run needs of the past: a copy on the CPU, tensors and plain values only."""
         learned = {k: v.detach().cpu().clone() for k, v in self.learned.state_dict().items()}
         past = {name: each and each.state() for name, each in (("lead", self.lead), ("agreement", self.agreement))}
-        return {"learned": learned, "on": list(self.on), "meter": self.meter.state(), **past}
+        known = {"off": sorted(self.off), "fitted": [source.name for source in self.sources if source.fitted]}
+        return {"learned": learned, "meter": self.meter.state(), **known, **past}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from :meth:`state`.
@@ -274,7 +267,9 @@ class Distiller:
             RuntimeError: If it was made for another teacher or student.
         """
         self.learned.load_state_dict(state["learned"])
-        self.on = {key: weight for key, weight in self.on.items() if key in state["on"]}
+        self.switch_off(state["off"] if "off" in state else self.on.keys() - set(state["on"]))
+        for source in self.sources:
+            source.fitted = source.name in state.get("fitted", [source.name])
         self.meter.restore(state["meter"], next(iter(self.teacher.model.parameters())).device)
         if self.agreement is not None and state.get("agreement"):  # not of runs of earlier versions
             self.agreement.restore(state["agreement"])
@@ -302,10 +297,11 @@ def _answers(terms: Sequence[Term]) -> str:
     return next((term.name for term in terms if isinstance(term, HeadTerm) and term.shown), "")
 
 
-def _fit(distiller: Distiller, student: StudentOutputs, teacher: TeacherOutputs) -> None:
-    """Starts the adapters, in the first step of a run."""
-    for source in distiller.sources:
+def _fit(distiller: Distiller, sources: Sequence[MapSource], student: StudentOutputs, teacher: TeacherOutputs) -> None:
+    """Starts the adapters of sources, in the first step that reads them."""
+    for source in sources:
         source.fit(student.maps[source.name], teacher.maps[source.name])
+        source.fitted = True
     distiller.monitor.begin()
 
 

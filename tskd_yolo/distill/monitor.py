@@ -52,7 +52,7 @@ class Monitor:
         for key, count in counts.items():
             self._left_out[key] = count.left_out / max(count.steps, 1) if key in self.distiller.on else 1.0
             if count.off:
-                self.distiller.on.pop(key, None)
+                self.distiller.switch_off([key])
                 self._left_out[key] = 1.0
         self._clipped = self.distiller.balance.collect()
         return {key: count for key, count in counts.items() if count.left_out}

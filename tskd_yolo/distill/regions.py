@@ -171,6 +171,17 @@ class Together:
         return torch.cat(((low + high) / 2, high - low, scores.sigmoid()), dim=1)
 
 
+def detector(distiller: Any) -> Any:
+    """What the seer of a distiller sees with, as a detector: one teacher on the branch that counts here, which need not
+    be the one that it was last validated with, or several :class:`Together`.
+    """
+    if len(distiller.teachers) > 1:
+        return Together(distiller)
+    one = distiller.teacher.detector()
+    one.end2end = distiller.seer.branch == "one2one"
+    return one
+
+
 def see(distiller: Any, thresholds: Tensor, *, pseudo: bool) -> Seer:
     """From now on the batches of a distiller may hold images without labels, after those that have some.
 

@@ -28,6 +28,8 @@ class MapSource:
     """Whether levels weigh by the teacher's class scores on them."""
     measured_at = "neck"
     """Where gradient shares are measured, as columns name it."""
+    fitted = False
+    """Whether its adapters have been started."""
 
     def __init__(self, name: str, pairs: Sequence[Pair]) -> None:
         self.name, self.pairs = name, pairs
@@ -100,7 +102,8 @@ class AdaptedSource(MapSource):
         for pair, layer, own, theirs in zip(self.pairs, self.adapters, student, teacher, strict=True):
             cells = centred(own.detach().float(), pair.spatial_step).flatten(0, 1)
             wanted: Any = self.teacher_map(theirs)
-            solved = least_squares(cells, wanted.full().flatten(0, 1)).view_as(layer.weight)
+            rows, equal = wanted.full().flatten(0, 1), pair.student == pair.teacher
+            solved = least_squares(cells, rows, same_width=equal).view_as(layer.weight)
             usable = solved.isfinite().all() & solved.any()
             layer.weight.copy_(torch.where(usable, solved, layer.weight))
 

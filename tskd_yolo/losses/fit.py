@@ -20,12 +20,13 @@ LEAST = 0.01
 
 
 @torch.no_grad()
-def least_squares(student: Tensor, teacher: Tensor) -> Tensor:
+def least_squares(student: Tensor, teacher: Tensor, *, same_width: bool) -> Tensor:
     """The matrix ``A`` that makes ``mean |t - A s|^2 + r |A D - P|^2`` least, its rows scaled.
 
     ``D`` are the deviations of the student's channels, so that ``A D`` leads from standardised ones. The prior ``P`` is
-    the identity between equal widths, so that equal networks have equal maps, and 0 otherwise. With the covariances K
-    of the standardised cells, over all processes,
+    the identity between equal widths, so that equal networks have equal maps, and 0 otherwise: where only a part of a
+    wider teacher's channels is compared, they have nothing in common with the student's of the same number. With the
+    covariances K of the standardised cells, over all processes,
 
         A = (K_ts + r P) (K_ss + r I)^-1 D^-1,    r = B / cells, at least 0.01
 
@@ -36,6 +37,7 @@ def least_squares(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: ``(cells, B)``, means of 0.
         teacher: ``(cells, C)``, standardised, of the same cells.
+        same_width: Whether both networks are as wide; C is B then.
 
     Returns:
         ``(C, B)``; not finite where the cells are not.
@@ -45,7 +47,7 @@ def least_squares(student: Tensor, teacher: Tensor) -> Tensor:
     cells = student * scale
     own, cross = all_reduce_mean(cells.T @ cells / count), all_reduce_mean(cells.T @ teacher / count)
     ridge = max(LEAST, len(own) / (count * processes())) * torch.eye(len(own), device=own.device)
-    solved = _solved(own + ridge, cross + ridge if own.shape == cross.shape else cross)
+    solved = _solved(own + ridge, cross + ridge if same_width else cross)
     adapted = (solved * (own @ solved)).sum(dim=0).clamp(min=1e-12).rsqrt()  # to a variance of 1
     left = all_reduce_mean(teacher.square().sum(dim=0) / count)  # v / (v + f): v is what it was before, f the floor
     before = (left / (1 - left).clamp(min=1e-4)).sqrt()

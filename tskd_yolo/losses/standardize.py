@@ -136,6 +136,7 @@ class _Centred(torch.autograd.Function):
         if ctx.step > 1:
             back.zero_()
         part = back[:, :, :: ctx.step, :: ctx.step].permute(0, 2, 3, 1)
-        mean = all_reduce_mean(gradient.mean(dim=(0, 1)))
+        cells = gradient.shape[0] * gradient.shape[1]  # of this process: with multi_scale= another may have more
+        mean = all_reduce_mean(gradient.sum(dim=(0, 1))) / cells
         torch.sub(gradient.unflatten(1, part.shape[1:3]), mean, out=part)
         return back, None

@@ -19,7 +19,7 @@ from ultralytics.utils.torch_utils import torch_distributed_zero_first
 from tskd_yolo import compat
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Views
-from tskd_yolo.distill import cache, classes
+from tskd_yolo.distill import cache, classes, reach
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.feature_model import FeatureModel
 from tskd_yolo.distill.feature_teacher import FeatureTeacher
@@ -232,7 +232,7 @@ def make_ready(distiller: Distiller, student: Any, *, args: Arguments, scaled: b
         ConfigError: If the frozen layers leave nothing that a term could teach.
     """
     switched_off = not distiller.on
-    for term in distiller.leave_out_unreachable(student):
+    for term in reach.leave_out_unreachable(distiller, student):
         LOGGER.warning(f"{term} is left out: freeze={args.freeze} freezes every layer that it would teach.")
     if switched_off:
         LOGGER.warning("every term was switched off before the interruption: the run goes on as plain training.")

@@ -298,18 +298,15 @@ class UnlabelledMixin(Engine):
         with compat.swapped(self.args, "imgsz", size):  # all images: the engine's own loader has a process's share
             loader = self.get_dataloader(self.data[self.args.split], batch_size=BATCH, rank=-1, mode="val")
         settings: dict[str, Any] = {"iou": self.args.iou, "max_det": self.args.max_det}
-        together: dict[str, Any] = {}
-        detector: Any = distiller.teacher.detector()
+        together: dict[str, Any] = {"branch": distiller.match.branches[0]}
+        detector: Any = regions.detector(distiller)
         networks = [detector]
         loader.dataset.rect &= not coarser(distiller.teachers, than=self.stride)
         if len(distiller.teachers) > 1:
             loader.dataset.rect = False  # on the student's grid, so the image has to be the student's too
-            detector, networks = regions.Together(distiller), [each.model for each in distiller.teachers]
-            together = {
-                "votes": distiller.panel.votes.tolist(),
-                "student": [self.args.imgsz, *distiller.match.strides],  # the grid on which they are heard
-                "branch": distiller.match.branches[0],
-            }
+            networks = [each.model for each in distiller.teachers]
+            together["votes"] = distiller.panel.votes.tolist()
+            together["student"] = [self.args.imgsz, *distiller.match.strides]  # the grid on which they are heard
         found = confidence.measured(
             confidence.look(detector, **settings),
             networks,
