@@ -241,6 +241,20 @@ def yolo(model: str | Path, *, trust: bool = False) -> YOLO:
             raise ConfigError([f"model: {model} {why(error)}."]) from error
 
 
+def own_yaml(name: str | Path) -> Path | None:
+    """The user's file behind a model YAML's name, in which a scale may stand that is not in the file's own name.
+
+    Ultralytics reads ``my11n.yaml`` from ``my11.yaml``, by the first digit with a scale's letter behind it. None of a
+    YAML that comes with Ultralytics, and of anything else.
+    """
+    text = str(name)
+    if Path(text).suffix not in {".yaml", ".yml"}:
+        return None
+    scale = re.search(r"\d[nslmx]", text)
+    unscaled = text[: scale.end() - 1] + text[scale.end() :] if scale else text
+    return next((file for file in map(Path, (text, unscaled)) if file.is_file()), None)
+
+
 def load(path: str | Path, *, key: str) -> tuple[Any, dict[str, Any]]:
     """The model of a checkpoint, on the CPU and in float32, and the checkpoint; an official name is fetched.
 

@@ -73,6 +73,9 @@ def test_of_several_teachers_the_one_of_another_size_is_named():
 def test_a_file_is_told_by_name_and_content(teacher, tmp_path):
     found = pair.file(teacher)
     assert found["name"] == "teacher.pt" and len(found["sha256"]) == 16
+    (tmp_path / "yolo11-own.yaml").write_text("nc: 3\n")
+    own = pair.file(tmp_path / "yolo11n-own.yaml")
+    assert own["name"] == "yolo11-own.yaml" and len(own["sha256"]) == 16
     assert pair.file("yolo11n.yaml") == {"name": "yolo11n.yaml", "sha256": None}
 
 

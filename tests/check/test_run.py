@@ -281,6 +281,14 @@ def test_a_teacher_without_a_head_lacks_no_classes(place):
     assert [row for row in found["exceptions"] if "crd       off" in row] and found["cost"]["step"] > 0
 
 
+def test_all_devices_of_a_run_are_checked(place):
+    """The steps are of one of them."""
+    given = dict(data=str(place / "tiny.yaml"), model="yolo11n.yaml", imgsz=64, batch=4, workers=0, device="cpu,cpu")
+    assert run.check(teacher=str(place / "teacher.pt"), out=str(place / "out"), **given).code == 2
+    found = json.loads((place / "out" / "check.json").read_text(encoding="utf-8"))["findings"]
+    assert [row["about"] for row in found if row["level"] == "no"] == ["device"]
+
+
 def test_files_among_the_settings_are_told_by_their_names():
     values = {
         "teacher": "[/x/a.pt,/y/b.pt]",

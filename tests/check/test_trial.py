@@ -22,6 +22,8 @@ def test_an_epoch_and_a_run_follow_from_the_steps():
     assert (COST.epoch, COST.run) == (10 * 2.0 + 3, 100 * 23.0)
     assert COST.cached_epoch == 10 * 1.5 + 3 and COST.cached_run == 40 * 23.0 + 60 * 18.0
     assert replace(COST, passes=None).cached_run is None
+    rare = replace(COST, validates=False)
+    assert (rare.epoch, rare.run, rare.cached_run) == (20.0, 2003.0, 40 * 20.0 + 60 * 15.0 + 3)
     assert COST.row()["run"] == COST.run and COST.row()["batch"] == 4
 
 

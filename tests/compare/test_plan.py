@@ -62,6 +62,28 @@ def test_a_mistake_is_told_and_nothing_is_written(wrong, sentence, files, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_settings_is_beneath_what_is_given(files, tmp_path):
+    """YOLO.train would read it in the arms that do not distil, and nobody else."""
+    (tmp_path / "mine.yaml").write_text("imgsz: 96\nepochs: 7\nded: 2.5\n")
+    plan = checked(asked(files, tmp_path / "out", cfg=str(tmp_path / "mine.yaml"), epochs=3, imgsz=96))
+    assert plan.common["epochs"] == 3 and plan.common["imgsz"] == 96 and "cfg" not in plan.common
+    assert plan.own["ded"] == 2.5
+    with pytest.raises(ConfigError, match="nowhere.yaml"):
+        checked(asked(files, tmp_path / "out", cfg="nowhere.yaml"))
+
+
+def test_a_folder_may_be_in_the_home_folder(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert checked(asked(files, "~/out")).out == (tmp_path / "out").resolve()
+
+
+def test_what_no_worker_can_be_told_is_refused(files, tmp_path):
+    given = asked(files, tmp_path / "out", augmentations=[Run("a", 0), object()])
+    with pytest.raises(ConfigError, match="augmentations: must be what JSON can hold.*albumentations.to_dict"):
+        checked(given)
+
+
 def test_a_teacher_without_a_head_is_for_an_arm_of_ones_own(files, tmp_path):
     vit = f"timm:test_vit:{timm_file(tmp_path / 'vit.safetensors', 'test_vit')}"
     with pytest.raises(ConfigError, match="timm:test_vit:.* has no detection head; give a detector, and this one to a"):

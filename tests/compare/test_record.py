@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 import yaml
+from ultralytics.utils import YAML
+from ultralytics.utils.checks import check_yaml
 
 from tests.compare.helpers import add_test_split, asked, own_files
 from tests.helpers import DEVICE, NAMES, make_detector
@@ -59,6 +61,18 @@ def test_another_teacher_of_the_same_name_is_another_setting(files, tmp_path):
     one, two = (settings(plan, files_of(plan.common["data"], 1.0)) for plan in plans)
     assert [key for key in one if one[key] != two[key]] == ["teacher"]
     assert str(tmp_path) not in json.dumps(two)
+
+
+def test_a_student_is_known_by_the_file_behind_its_name(files, tmp_path, monkeypatch):
+    """``yolo11n-own.yaml`` is read from ``yolo11-own.yaml``."""
+    monkeypatch.chdir(tmp_path)
+    own, told = tmp_path / "yolo11-own.yaml", []
+    for classes in (3, 4):
+        own.write_text(yaml.safe_dump({**YAML.load(check_yaml("yolo11.yaml")), "nc": classes}))
+        plan = checked(asked(files, tmp_path / "out", model="yolo11n-own.yaml"))
+        told.append(settings(plan, files_of(plan.common["data"], 1.0))["model"])
+    assert told[0].startswith("yolo11-own.yaml (sha256 ") and told[1] != told[0]
+    assert settings(checked(asked(files, tmp_path / "out", model="yolo11n.yaml")), {})["model"] == "yolo11n.yaml"
 
 
 def test_a_copied_data_set_is_the_same_and_other_names_are_not(begun, tmp_path):

@@ -42,7 +42,7 @@ def test_what_a_run_leaves_names_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("trust", [True, False])
-def test_a_resumed_run_is_given_its_teacher_and_trust_again(trust, tmp_path, monkeypatch):
+def test_a_resumed_run_is_told_where_its_files_are_now(trust, tmp_path, monkeypatch):
     resumed = []
 
     class Student:
@@ -50,15 +50,17 @@ def test_a_resumed_run_is_given_its_teacher_and_trust_again(trust, tmp_path, mon
             pass
 
         def train(self, **given):
-            resumed.append({key: given.get(key) for key in ("resume", "teacher", "trust")})
+            resumed.append({key: value for key, value in given.items() if key not in {"trainer", "save_dir"}})
 
     monkeypatch.setattr(worker, "YOLO", Student)
     monkeypatch.setattr(worker, "progress", lambda run: "interrupted")
-    for settings in ({"teacher": "t.pt", "trust": trust, "drd": 1}, {"distill_model": "t.pt"}):
-        worker._train(0, tmp_path, "yolo11n.yaml", {}, settings)
+    mine = {"teacher": "t.pt", "trust": trust, "drd": 1, "unlabelled": ["/new"]}
+    for settings, common in ((mine, {"data": "/new/a.yaml", "epochs": 3}), ({"distill_model": "t.pt"}, {"device": 0})):
+        worker._train(0, tmp_path, "yolo11n.yaml", common, settings)
+    trusted = {"trust": True} if trust else {}
     assert resumed == [
-        {"resume": True, "teacher": "t.pt", "trust": True if trust else None},
-        {"resume": True, "teacher": None, "trust": None},
+        {"resume": True, "data": "/new/a.yaml", "teacher": "t.pt", "unlabelled": ["/new"], **trusted},
+        {"resume": True, "device": 0, "distill_model": "t.pt"},
     ]
 
 

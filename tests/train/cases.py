@@ -210,6 +210,7 @@ CASES = [
     Case("pretrained missing", REFUSE, {"pretrained": "{f}/nowhere.pt"}, ("pretrained: ", "was not found")),
     Case("pretrained words", REFUSE, {"pretrained": "{f}/words.pt"}, ("pretrained: ", "is empty, cut short")),
     Case("student no network", REFUSE, {"model": "{f}/set.yaml"}, ("model: ", "describes no network (backbone: and")),
+    Case("student's layer", REFUSE, {"model": "{f}/yolo11-typo.yaml"}, ("model: the network of ", "KeyError: 'C3PSA'")),
     Case("frozen by words", REFUSE, {"freeze": "abc"}, ("freeze: must be a number of layers, or a list of layers",)),
     Case("all frozen by number", REFUSE, {"freeze": 24}, ("freeze: 24 freezes every layer of the student",)),
     Case("all frozen by list", REFUSE, {"freeze": list(range(24))}, ("freeze: [0, 1, ", "freezes every layer")),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from ultralytics.utils.checks import check_yaml
 
 from tests.helpers import NAMES, make_detector
 
@@ -24,6 +25,11 @@ def model_file(kind: str, model_yaml: Any, task: str) -> Callable[[Path], Any]:
         torch.save({"model": model.half(), "train_args": {}, "epoch": -1}, file)
 
     return make
+
+
+def yolo11() -> str:
+    """Ultralytics' YAML of the family."""
+    return Path(check_yaml("yolo11.yaml")).read_text(encoding="utf-8")
 
 
 def truncated(file: Path) -> None:
@@ -82,6 +88,7 @@ FILES: dict[str, Callable[[Path], Any]] = {
     "image.pt": image,
     "words.pt": lambda file: file.write_text("garbage\n" * 50),
     "set.yaml": lambda file: file.write_text("nc: 2\n"),
+    "yolo11-typo.yaml": lambda file: file.write_text(yolo11().replace("C2PSA", "C3PSA")),
     "foreign.pt": lambda file: torch.save({"model": torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))}, file),
     "tensors.pt": lambda file: torch.save({"weight": torch.zeros(2)}, file),
     "list.pt": lambda file: torch.save([1, 2], file),

@@ -94,6 +94,7 @@ def file(path: Any) -> dict[str, str | None]:
     """Name and content of a file, or of several; of an official name, or of a YAML that comes with Ultralytics, the
     name.
     """
-    found = [Path(check_model_file_from_stem(each)) for each in teachers(path)]
+    named = [check_model_file_from_stem(each) for each in teachers(path)]
+    found = [compat.own_yaml(each) or Path(each) for each in named]
     digests = [files.digest(each)[:16] for each in found if each.is_file()]
     return {"name": ", ".join(each.name for each in found), "sha256": ", ".join(digests) or None}

@@ -218,11 +218,12 @@ def cost_lines(cost: Mapping[str, Any] | None) -> list[str]:
     cached = "not possible with these settings"
     if cost["cached_run"] is not None:
         cached = f"{span(cost['cached_epoch'])} an epoch, {span(cost['cached_run'])} for the run"
+    rest = " and a validation" if cost["validates"] else ""
     return [
         f"a step of {cost['batch']} images: {span(cost['step'])}, the teacher {span(cost['teacher'])} of it "
         f"(median of {cost['steps']} on {cost['device']})",
         f"memory at most {cost['peak'] / GB:.1f} GB of {cost['of'] / GB:.1f} GB",
-        f"{cost['epochs']} epochs of {cost['batches']} steps and a validation: {span(cost['epoch'])} an epoch, "
+        f"{cost['epochs']} epochs of {cost['batches']} steps{rest}: {span(cost['epoch'])} an epoch, "
         f"{span(cost['run'])} for the run",
         f"with teacher_cache, once every view is kept: {cached}",
     ]

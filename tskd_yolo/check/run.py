@@ -15,7 +15,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, colorstr
 from tskd_yolo import config, hashing
 from tskd_yolo.check import data, forgotten, pair, report, verdict
 from tskd_yolo.check.data import DataSet
-from tskd_yolo.check.trial import ASIDE, Trial, quiet
+from tskd_yolo.check.trial import ASIDE, Trial, devices, quiet
 from tskd_yolo.check.verdict import Verdict
 from tskd_yolo.config import DEFAULTS, ConfigError
 from tskd_yolo.findings import Finding, refused
@@ -79,7 +79,8 @@ def _pair(found: _Found, folder: Path, errors: list[str]) -> None:
     base, asked = {**DEFAULT_CFG_DICT, **DEFAULTS}, {k: v for k, v in found.values.items() if k != "resume"}
     try:
         with quiet():
-            if errors or mistyped(base, {k: v for k, v in asked.items() if k in ASIDE}):
+            several = len(devices(asked)) > 1  # of which the trial takes the first
+            if errors or several or mistyped(base, {k: v for k, v in asked.items() if k in ASIDE}):
                 checked(base, asked, errors)
             found.trial = Trial(folder, **found.values)
     except ConfigError as error:

@@ -57,6 +57,7 @@ class Cost:
         validation: One validation of the student.
         peak, of: Memory at most, and memory that there is.
         passes: Epochs in which a cached teacher still has to look; None where its outputs cannot be cached.
+        validates: Whether every epoch ends in a validation, and not only the run.
     """
 
     device: str
@@ -70,16 +71,21 @@ class Cost:
     peak: int
     of: int
     passes: int | None
+    validates: bool = True
 
     @property
     def epoch(self) -> float:
         """An epoch."""
-        return self.batches * self.step + self.validation
+        return self.batches * self.step + (self.validation if self.validates else 0.0)
+
+    @property
+    def _at_the_end(self) -> float:
+        return 0.0 if self.validates else self.validation
 
     @property
     def run(self) -> float:
         """The run."""
-        return self.epochs * self.epoch
+        return self.epochs * self.epoch + self._at_the_end
 
     @property
     def cached_epoch(self) -> float:
@@ -91,7 +97,7 @@ class Cost:
         """The run with ``teacher_cache``."""
         if self.passes is None:
             return None
-        return self.passes * self.epoch + (self.epochs - self.passes) * self.cached_epoch
+        return self.passes * self.epoch + (self.epochs - self.passes) * self.cached_epoch + self._at_the_end
 
     def row(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -118,8 +124,7 @@ class Trial(Trainer):
         self.cost: Cost | None = None
         self._moments: list[float] = []
         self._looks = [0.0]
-        devices, own = _of_one_device(arguments)
-        self._devices = devices
+        self._devices, own = _of_one_device(arguments)
         with compat.swapped(callbacks, "add_integration_callbacks", lambda _: None):  # no logger hears of this run
             super().__init__(overrides={**own, **ASIDE, "project": str(folder)})
         self.asked_batch = self.args.batch
@@ -207,6 +212,7 @@ class Trial(Trainer):
             peak=self._memory.peak,
             of=self._memory.of,
             passes=passes if cacheable and self.distiller is not None else None,
+            validates=bool(self.args.val),
         )
 
     def _epochs(self) -> tuple[int, int]:
@@ -221,14 +227,19 @@ class Trial(Trainer):
         return _timed(lambda: summary.validate(student, loader=few, args=self.args)) * len(self.test_loader) / len(few)
 
 
+def devices(arguments: Mapping[str, Any]) -> list[str]:
+    """The devices that a run asks for, by their names."""
+    return [word for word in re.split(r"[\s,()\[\]]+", str(arguments.get("device", ""))) if word]
+
+
 def _of_one_device(arguments: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
     """How many devices the run has, and its arguments for the first of them with its share of a batch."""
-    devices = [word for word in re.split(r"[\s,()\[\]]+", str(arguments.get("device", ""))) if word]
-    if len(devices) < 2:
+    named = devices(arguments)
+    if len(named) < 2:
         return 1, dict(arguments)
     batch = arguments.get("batch", 16)
-    share = batch // len(devices) if isinstance(batch, int) and batch >= len(devices) else batch
-    return len(devices), {**arguments, "device": devices[0], "batch": share}
+    share = batch // len(named) if isinstance(batch, int) and batch >= len(named) else batch
+    return len(named), {**arguments, "device": named[0], "batch": share}
 
 
 def _timed(work: Callable[[], Any]) -> float:

@@ -115,11 +115,14 @@ def checked(values: Mapping[str, Any]) -> Plan:
     Raises:
         ConfigError: Naming everything that is wrong; nothing is written.
     """
-    values = _plain(values)
+    values = dict(_plain(values))
+    if file := values.pop("cfg", None):
+        values = {**settings_files.from_file(file), **values}
     asked = {**KEYS, **{k: v for k, v in values.items() if k in KEYS}}
     given = {k: v for k, v in values.items() if k not in KEYS}
     settings_files.resolve(given)
     problems = [text for key, text in _REFUSED.items() if _given(given.pop(key, None))]
+    problems += [*filter(None, map(_untold, given, given.values()))]
     training = config.with_variant(given)
     known = {**_KNOWN, **training}
     arms, own_arms = read(asked["arms"] if "arms" in values else default(known), problems)
@@ -161,6 +164,17 @@ def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _untold(key: str, value: Any) -> str:
+    """What is wrong with a value that a worker cannot be told; empty where it can."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        what = type(value[0] if isinstance(value, list) else value).__name__
+        transform = "; give each as albumentations.to_dict(transform)" if key == "augmentations" else ""
+        return f"{key}: must be what JSON can hold, as runs are processes of their own, got {what}{transform}."
+    return ""
+
+
 def _given(value: Any) -> bool:
     """Whether an argument says anything: 0 does, and a list."""
     return value is not None and value is not False and value != ""
@@ -172,7 +186,7 @@ def _seeds(value: Any) -> list[int]:
 
 
 def _folder(value: Any) -> Path:
-    return Path(str(value)).resolve()
+    return Path(str(value)).expanduser().resolve()
 
 
 def _resolved(settings: Any, given: Mapping[str, Any], training: Mapping[str, Any]) -> Any:

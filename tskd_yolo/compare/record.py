@@ -20,7 +20,7 @@ from ultralytics.data.utils import IMG_FORMATS, check_det_dataset
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_file
 
-from tskd_yolo import config, hashing
+from tskd_yolo import compat, config, hashing
 from tskd_yolo.compare.arms import overrides_of
 from tskd_yolo.compare.plan import Plan
 from tskd_yolo.compare.splits import Files, contents, files_of
@@ -123,7 +123,7 @@ def settings(plan: Plan, files: Files) -> dict[str, Any]:
     """What decides the result of a run: settings, contents of files, device and versions; no path and no host."""
     chosen = {**DEFAULT_CFG_DICT, **plan.common, **{k: v for k, v in plan.own.items() if k != "teacher"}}
     content = {k: _named(k, v) for k, v in chosen.items() if k not in _IRRELEVANT and k not in {"data", "model"}}
-    given = {"model": plan.model, "teacher": plan.own["teacher"]}
+    given = {"model": str(compat.own_yaml(plan.model) or plan.model), "teacher": plan.own["teacher"]}
     known = {
         f"{kind} of {split}": f"{len(found)} (sha256 {_hash(found)})"
         for split, kinds in files.items()

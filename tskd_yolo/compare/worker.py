@@ -34,6 +34,11 @@ from tskd_yolo.files import write_json
 
 JUDGED_WITH = "imgsz", "batch", "device", "workers", "single_cls", "classes", "iou", "max_det", "nms", "agnostic_nms"
 """The training arguments that validation takes too."""
+ELSEWHERE = "data", "device", "cache"
+"""Arguments that may be others when a comparison goes on: data may have moved, and memory be short."""
+AGAIN = "teacher", "unlabelled", "distill_model", "trust"
+"""Of an arm's settings those that an interrupted run is given again: files may have moved, and trust it takes from no
+checkpoint."""
 WARM, TIMED = 5, 50
 """Passes before the clock runs, and passes timed, of an exported network."""
 
@@ -128,8 +133,8 @@ def _train(seed: int, run: Path, model: str, common: dict[str, Any], settings: d
         return
     if state == "interrupted":
         prepare_to_resume(run)
-        # A resumed run takes no trust from its checkpoint: it is given again.
-        more = {key: settings[key] for key in ("teacher", "trust") if settings.get(key)}
+        more = {key: common[key] for key in ELSEWHERE if key in common}
+        more |= {key: settings[key] for key in AGAIN if settings.get(key)}
         YOLO(run / "weights" / "last.pt").train(trainer=trainer, resume=True, save_dir=str(run), **more)
         return
     shutil.rmtree(run, ignore_errors=True)

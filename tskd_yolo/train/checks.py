@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ultralytics import YOLO
 from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import yaml_model_load
@@ -27,6 +28,7 @@ from tskd_yolo.distill.feature_model import whole_path
 from tskd_yolo.distill.features import channels
 from tskd_yolo.distill.matching import no_student, task_of
 from tskd_yolo.distill.monitor import Monitor
+from tskd_yolo.rng import undisturbed
 from tskd_yolo.train import backbone, freezing, refusals, tasks, unlabelled
 from tskd_yolo.train.checkpoints import RunError
 from tskd_yolo.train.processes import Processes
@@ -283,6 +285,8 @@ def student_yaml(name: str | Path) -> dict[str, Any]:
         content = yaml_model_load(file)
         if not all(isinstance(content.get(part), list) and content[part] for part in ("backbone", "head")):
             raise ConfigError([f"model: {name} describes no network (backbone: and head: are missing); give a YOLO's."])
+        if compat.own_yaml(file):
+            _build(file)
         return content
     student = teacher.load(file, key="model")
     if student.is_fused():  # the engine would drop the biases into which they were folded
@@ -290,6 +294,22 @@ def student_yaml(name: str | Path) -> dict[str, Any]:
             [f"model: the batch norms of {name} are folded, it cannot be trained; give it as it was saved."]
         )
     return student.yaml
+
+
+def _build(file: str) -> None:
+    """Builds the network of a YAML of the user's: what is wrong with its layers shows in no other way.
+
+    Raises:
+        ConfigError: If it cannot be built.
+    """
+    try:
+        with undisturbed(), compat.silent():
+            YOLO(file)
+    except ConfigError:
+        raise
+    except Exception as error:  # of a layer that is not there, or of sizes that do not fit
+        reason = f"{type(error).__name__}: {compat.plain(error)}"
+        raise ConfigError([f"model: the network of {file} cannot be built ({reason}); mend its layers."]) from error
 
 
 def _same_file(a: Any, b: Any) -> bool:
