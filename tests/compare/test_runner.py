@@ -71,6 +71,12 @@ def test_a_run_that_could_not_be_begun_says_so_in_its_log(plan):
     assert "was not started: it needs the times of plain and tskd of this seed" in plan.log(run).read_text()
 
 
+def test_a_pace_is_of_runs_with_as_many_beside_them():
+    rows, run = [{"jobs": 8}, {"jobs": 1}], Run("plain_same_time", 3)
+    assert "tskd-3 was trained with jobs=8 and plain-3 with jobs=1" in runner._no_pace(run, *rows, "time")
+    assert runner._no_pace(run, *rows, "process_time") == runner._no_pace(run, {}, {"jobs": 1}, "time") == ""
+
+
 def test_the_time_left_is_each_arms_pace_times_what_is_left():
     spent = {Run("plain", 0): (10, 100.0), Run("tskd", 0): (5, 100.0), Run("plain_same_time", 0): (0, 0.0),
              Run("plain", 1): (0, 0.0), Run("ded", 1): (0, 0.0)}  # fmt: skip

@@ -75,6 +75,17 @@ def test_a_seed_that_failed_is_left_out_of_the_pairs(plan):
     assert not summary["complete"] and summary["failed"] == ["tskd-1"]
 
 
+def test_what_makes_times_unequal_is_told(plan):
+    for name, more in {"tskd-1": {"found": 0.25, "jobs": 8}, "tskd-2": {"found": 0.0, "jobs": 1}}.items():
+        file = plan.out / name / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"clock": "time", **more}))
+    summary = summarise(plan, failed=[])
+    assert summary["found"] == {"tskd-1": 0.25} and summary["side_by_side"] == [1, 8]
+    words = " ".join(comparison_page(summary, curves={}, pictures=None).split())
+    assert "had left beside the labels made up 25 % of the first epoch of tskd-1. The time that it took" in words
+    assert "1 or 8 runs stood side by side, which makes times uneven: those of runs with another number do" in words
+
+
 def test_a_term_that_was_left_out_is_told(plan):
     file = plan.out / "tskd-1" / "result.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"left_out": {"drd": 0.031, "ded": 1.0}}))

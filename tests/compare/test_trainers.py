@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tests.compare.helpers import asked
 from tests.helpers import DEVICE
 from tskd_yolo import compat
 from tskd_yolo.compare.plan import checked
+from tskd_yolo.compare.runs import found
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer, memory_format
 
 
@@ -80,3 +82,14 @@ def test_with_a_teacher_cache_files_are_the_same_but_not_views(trained, files, t
     plain, cached = starts
     assert plain["weights"] == cached["weights"] and plain["files"] == cached["files"]
     assert plain["images"] != cached["images"]
+
+
+@pytest.mark.slow
+def test_what_an_earlier_run_left_in_the_cache_is_told(trained, files, tmp_path):
+    given = {"teacher": str(files / "teacher.pt"), "teacher_cache": "disk", "exist_ok": True, "seed": 6}
+    shares = []
+    for _ in range(2):
+        trained(DistilledTrainer, **given)
+        shares.append(found(tmp_path / "run"))
+        shutil.rmtree(tmp_path / "run")
+    assert shares == [0, 1] and found(tmp_path / "nowhere") is None

@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on_and_a_cut_file_starts_anew(files, tmp_path, 
     for who, trainer in {"ultralytics": worker.PlainTrainer, "tskd": worker.DistilledTrainer}.items():
         run = tmp_path / "out" / f"{who}-0"
         job = dict(arm=who, seed=0, folder=str(run), model="yolo11n.yaml", common=values.common,
-                   settings=values.settings_of(who), judged=["val", "last"])  # fmt: skip
+                   settings=values.settings_of(who), judged=["val", "last"], jobs=1)  # fmt: skip
         with monkeypatch.context() as patch, pytest.raises(Stop):
             patch.setattr(trainer, "save_model", save_and_stop, raising=False)
             worker.train(**job, epochs=None)

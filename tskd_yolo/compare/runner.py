@@ -127,12 +127,12 @@ def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
         epochs = None
         if run.arm == "plain_same_time":
             tskd, plain = (result_of(plan.folder(Run(arm, run.seed))) for arm in ("tskd", "plain"))
-            if tskd is None or plain is None:
+            if problem := _no_pace(run, tskd, plain, clock := record.clock(plan.common.get("device"))):
                 with open(plan.log(run), "a", encoding="utf-8") as log:
-                    log.write(f"{run} was not started: it needs the times of plain and tskd of this seed.\n")
+                    log.write(f"{run} was not started: {problem}.\n")
                 failed.append(str(run))
                 continue
-            epochs = epochs_for(tskd, plain, record.clock(plan.common.get("device")))
+            epochs = epochs_for(tskd, plain, clock)
         job = {
             "kind": "train",
             "arm": run.arm,
@@ -142,10 +142,24 @@ def run_chain(plan: Plan, chain: Sequence[Run]) -> list[str]:
             "settings": plan.settings_of(run.arm),
             "judged": [plan.judged.split, plan.judged.weights],
             "epochs": epochs,
+            "jobs": plan.jobs,
         }
         if not order(plan, run, job):
             failed.append(str(run))
     return failed
+
+
+def _no_pace(run: Run, tskd: Any, plain: Any, clock: str) -> str:
+    """Why it cannot be said how long plain training for tskd's time is to be; empty where it can."""
+    if tskd is None or plain is None:
+        return "it needs the times of plain and tskd of this seed"
+    counts = [row.get("jobs", 1) for row in (tskd, plain)]
+    if clock == "time" and counts[0] != counts[1]:
+        return (
+            f"tskd-{run.seed} was trained with jobs={counts[0]} and plain-{run.seed} with jobs={counts[1]}, so their "
+            "times do not compare; delete the folder of one of them and give the other's jobs="
+        )
+    return ""
 
 
 # Several at a time ----------------------------------------------------------------------------------------------------

@@ -113,6 +113,17 @@ def curves(run: Path) -> dict[str, list[float]]:
     return {k: [row[k] for _, row in sorted(found.items())] for k in next(iter(found.values()), {})}
 
 
+def started(run: Path) -> Any:
+    """From what a run started, as its witness wrote it down; None where there was none."""
+    file = run / "start.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def found(run: Path) -> float | None:
+    """The share of the first epoch's views that an earlier run had left in the cache; None without one."""
+    return next(iter(curves(run).get("found", [])), None)
+
+
 def left_out(run: Path, settings: Mapping[str, Any]) -> dict[str, float]:
     """Terms that have a weight and were left out all the same: of which part of the run, by name.
 

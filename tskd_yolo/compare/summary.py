@@ -60,7 +60,7 @@ def summarise(plan: Plan, failed: Sequence[str]) -> dict[str, Any]:
         "plan": {"asked": record.plans(plan.out), "changed": seeds, "arms": record.arms_ever(plan)},
         "failed": list(failed),
         "hardware": _hardware(plan, results),
-        "jobs": plan.jobs,
+        **_uneven(plan, finished),
         "clock": clock,
         "stood_still": _stood_still(lines) if clock == "time" else {},
         "batches": _other_batches(plan, results),
@@ -244,6 +244,15 @@ def _pairing(results: Mapping[str, Rows]) -> dict[str, bool | None]:
                     per_seed.setdefault(seed, set()).add(row["start"][what])
         pairing[what] = all(len(v) == 1 for v in per_seed.values()) if per_seed else None
     return pairing
+
+
+def _uneven(plan: Plan, finished: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes times of runs unequal: how many stood side by side, and what an earlier one had left in the cache."""
+    return {
+        "jobs": plan.jobs,
+        "side_by_side": sorted({row.get("jobs", plan.jobs) for row in finished.values()} or {plan.jobs}),
+        "found": {name: row["found"] for name, row in finished.items() if row.get("found")},
+    }
 
 
 def _stood_still(lines: Mapping[str, Mapping[int, Columns]]) -> dict[str, int]:

@@ -36,7 +36,7 @@ class _Witness(Engine):
     """Writes ``start.json``: hashes of the student's first weights, of the first images and of their files' names.
 
     Images are compared as the student sees them, augmented; files by name alone. results.csv gets a column with the
-    processor's time beside the clock's.
+    processor's time beside the clock's, and with ``teacher_cache`` one with the share of views that had been there.
     """
 
     def _setup_train(self, *args: Any, **kwargs: Any) -> None:
@@ -45,7 +45,9 @@ class _Witness(Engine):
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """A line of results.csv."""
-        super().save_metrics({"process_time": time.process_time() - self._process_start, **metrics})
+        kept = getattr(self, "_cache", None)
+        found = {"found": 1 - kept.computed / max(kept.asked, 1)} if kept is not None else {}
+        super().save_metrics({"process_time": time.process_time() - self._process_start, **found, **metrics})
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The student has made no step yet when the first batch comes."""

@@ -26,7 +26,8 @@ from ultralytics.utils.torch_utils import get_flops, get_num_params
 from tskd_yolo import compat
 from tskd_yolo.compare.metrics import class_names, findings, judge, seen
 from tskd_yolo.compare.record import clock, hardware, named
-from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress
+from tskd_yolo.compare.runs import found as found_before
+from tskd_yolo.compare.runs import history, left_out, prepare_to_resume, progress, started
 from tskd_yolo.compare.trainers import DistilledTrainer, PlainTrainer
 from tskd_yolo.config import sources, teachers
 from tskd_yolo.distill import classes, teacher
@@ -74,6 +75,7 @@ def train(
     settings: dict[str, Any],
     judged: Sequence[str],
     epochs: int | None,
+    jobs: int,
 ) -> dict[str, Any]:
     """Trains one arm, or goes on where it was interrupted, judges it, and writes ``result.json`` and ``seen.json``.
 
@@ -86,6 +88,7 @@ def train(
         settings: What this arm is trained with besides: our keys, if it distils.
         judged: The split that judges, and of which weights it is shown what they see, ``last`` or ``best``.
         epochs: How many, for ``plain_same_time``; None where the settings say so.
+        jobs: How many runs stand side by side.
     """
     run, (split, weights) = Path(folder), judged
     _train(seed, run, model, common, settings if epochs is None else {**settings, "epochs": epochs})
@@ -95,7 +98,6 @@ def train(
         if (run / "weights" / f"{name}.pt").exists()
     }
     trained, spent, resumed = history(run)
-    witness = run / "start.json"
     result = {
         "arm": arm,
         "seed": seed,
@@ -109,9 +111,9 @@ def train(
         "seconds": round(spent.wall, 1),
         "process_seconds": round(spent.process, 1),
         "resumed": resumed,
-        "left_out": left_out(run, settings),
+        **{"left_out": left_out(run, settings), "found": found_before(run), "jobs": jobs},
         "device": hardware(common.get("device")),
-        "start": json.loads(witness.read_text(encoding="utf-8")) if witness.exists() else None,
+        "start": started(run),
     }
     write_json(run / "seen.json", found.get(weights, found["last"])["seen"])
     write_json(run / "result.json", result)

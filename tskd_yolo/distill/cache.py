@@ -47,8 +47,8 @@ class Cache:
 
     def __init__(self, layout: Layout, *stores: Store) -> None:
         self.layout, self.stores, self.store = layout, stores, Stores(stores)
-        self.computed = 0
-        """Views that the teacher was shown."""
+        self.asked = self.computed = 0
+        """Views that were asked for, and of them those that the teacher was shown."""
         self._torn = self._full = False
 
     def __call__(
@@ -56,6 +56,7 @@ class Cache:
     ) -> TeacherOutputs:
         """The outputs for images ``(N, 3, H, W)`` of a batch of :class:`tskd_yolo.data.views.Views`."""
         table, missing = self._table(batch, images.device)
+        self.asked += len(table)
         if missing:
             fresh = table[missing]
             self.layout.join(pack(teacher(images[missing] if len(missing) < len(images) else images)), fresh)
