@@ -182,8 +182,13 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(last, tmp_path, caplog, 
     begun = {}
     trainer = Trainer(resume=str(last))
     trainer.add_callback("on_train_start", lambda t: begun.update(t.distiller.state()["learned"], start=t.start_epoch))
+    before = []
+    trainer.add_callback(
+        "on_model_save", lambda t: before.append(torch.load(t.last.with_name(PREVIOUS), weights_only=False)["epoch"])
+    )
     trainer.train()
     assert begun.pop("start") == 1 and same(begun, states[0]["learned"])
+    assert before == [0, 1], "the torn one never takes its place"
     assert [row["epoch"] for row in rows(tmp_path)] == [1, 2, 3]
     assert "The checkpoint before it, of epoch 1, is used" in caplog.text
 

@@ -330,3 +330,15 @@ def test_tensorboard_receives_the_three_terms(tmp_path, data, teacher, monkeypat
     trained(tmp_path, data, teacher=str(teacher))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert {"train/drd_loss", "train/ded_loss", "train/crd_loss"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("given", [{}, {"ded": 2.0}])
+def test_weights_that_were_loaded_into_a_yaml_are_no_new_student(given, tmp_path, data, teacher, detector, no_end):
+    """Ultralytics' way to transfer weights: the trainer is told of a YAML, and given a network."""
+    model = YOLO("yolo11n.yaml").load(str(detector("yolo11n.yaml", seed=4)))
+    words = {key: value for key, value in settings(tmp_path, data, teacher=str(teacher), **given).items()}
+    words.pop("model", None)
+    with logged() as lines:
+        model.train(trainer=Trainer, **words)
+    assert model.trainer.args.ded == given.get("ded", 0.1)
+    assert any("a pre-trained student, for which ded is 0.1 unless given" in line for line in lines)

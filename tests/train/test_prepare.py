@@ -146,3 +146,16 @@ def test_classes_that_are_left_out_are_so_in_one_class_too(data):
     assert mapped.members == [[0]], "what is mapped to a class that is left out is left out too"
     args.classes = None
     assert prepare._asked(theirs, {0: "item"}, whole, None, args).members == [list(range(7))]
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({"model": "a.yaml"}, 0.3), ({"model": "a.yaml", "ded": 2.0}, 2.0),
+        ({"model": "a.yaml", "pretrained": "a.pt"}, None),
+        ({"model": "a.pt"}, None), ({"model": "a.pt", "pretrained": False}, 0.3),
+        ({"model": "a.yaml", "variant": "paper"}, 1.0),
+    ],
+)  # fmt: skip
+def test_a_student_that_was_given_weights_has_their_share(given, share):
+    assert prepare.ded_if_trained(given, {"ded": 0.3}) == share

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
+from ultralytics.data.base import BaseDataset
 from ultralytics.data.utils import check_det_dataset
 
 from tests.helpers import logged
@@ -68,6 +69,13 @@ def test_before_a_launch_both_splits_are_read(tmp_path):
     args = get_cfg(overrides={"data": str(file), "imgsz": 64, "batch": 2})
     with pytest.raises(ConfigError, match="1 val images name classes beyond the 6"):
         scan_before_launch(args, data)
+
+
+def test_before_a_launch_no_image_is_read_into_memory(data, monkeypatch):
+    args = get_cfg(overrides={"data": str(data), "imgsz": 64, "batch": 2, "cache": "ram"})
+    monkeypatch.setattr(BaseDataset, "cache_images", lambda *_: pytest.fail("each process does it again"))
+    scan_before_launch(args, check_det_dataset(str(data)))
+    assert args.cache == "ram"
 
 
 def test_before_a_launch_there_are_images_without_labels(data, tmp_path):

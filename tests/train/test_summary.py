@@ -55,16 +55,17 @@ def test_a_branch_that_only_another_teacher_has_is_told(first, detector):
 @pytest.mark.parametrize(
     ("start", "row"),
     [
-        ({"model": "yolo11n.pt"}, "a pre-trained student, for which ded is 0.1 unless given"),
-        ({"model": "yolo11n.yaml"}, "a new student, for which ded is 4 unless given"),
-        ({"model": "last.pt", "resume": True}, None),
-        ({"model": "yolo11n.pt", "balance": "fixed"}, None),
+        ({"new": False}, "a pre-trained student, for which ded is 0.1 unless given"),
+        ({"new": True}, "a new student, for which ded is 4 unless given"),
+        ({"new": False, "resume": True}, None),
+        ({"new": False, "balance": "fixed"}, None),
     ],
 )
 def test_the_block_says_where_the_student_starts(detector, start, row):
     distiller = make(make_student(), detector("yolo11s.yaml"), balance=start.get("balance", "share"))
-    args = SimpleNamespace(**{"pretrained": True, "resume": None, **start})
-    rows = [line for line in summary._settings(distiller, distiller.config, args) if line.startswith("start")]
+    args = SimpleNamespace(resume=start.get("resume"))
+    block = summary._settings(distiller, distiller.config, args, start["new"])
+    rows = [line for line in block if line.startswith("start")]
     assert rows == ([f"start     {row}"] if row else [])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -16,7 +16,7 @@ from ultralytics.utils import LOCAL_RANK, LOGGER
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
-from tskd_yolo import compat
+from tskd_yolo import compat, config
 from tskd_yolo.config import Config, ConfigError
 from tskd_yolo.data.views import Views
 from tskd_yolo.distill import cache, classes, reach
@@ -41,6 +41,30 @@ def in_channels_last(args: Arguments, device: torch.device) -> bool:
     quarter less time. Elsewhere the engine decides, and it writes checkpoints in its own format anyway.
     """
     return device.type == "cpu" and args.channels_last is not False and compat.channels_last_pays()
+
+
+def ded_if_trained(given: Mapping[str, Any], base: Mapping[str, Any]) -> float | None:
+    """The share of DED that a student would have if it had weights; None of one that has some by its arguments.
+
+    Args:
+        given: What a user gave.
+        base: The arguments beneath.
+    """
+    if not config.from_random(given.get("model"), given.get("pretrained")):
+        return None
+    return config.with_variant({**given, "model": None, "pretrained": True}).get("ded", base["ded"])
+
+
+def take_as_trained(trainer: Any, weights: Any) -> None:
+    """Notes that a student has weights, and whether they were trained on the data's classes.
+
+    So ``YOLO("yolo11n.yaml").load("yolo11n.pt")`` is told from a new student, which it is by its arguments.
+    """
+    names = getattr(weights, "names", None) or {}
+    trainer._student_trained = list(names.values()) == list(trainer.data["names"].values())
+    if trainer._ded_if_trained is not None and not trainer.args.resume:
+        trainer.args.ded, trainer._ded_if_trained = trainer._ded_if_trained, None
+        trainer.config = config.build({**vars(trainer.args), "trust": trainer._trust})
 
 
 def build_distiller(

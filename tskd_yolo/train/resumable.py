@@ -136,7 +136,9 @@ class ResumableMixin(Engine):
         if self.distiller is not None:
             self._side_file.save(self.distiller, epoch=self.epoch)
         with checkpoints.saving(self.last, last=self.last):
-            checkpoints.keep_previous(self.last)
+            # A torn last.pt must not take the place of the one before it, from which this run goes on.
+            if self.epoch > self.start_epoch or Path(str(self.args.resume)).name != checkpoints.PREVIOUS:
+                checkpoints.keep_previous(self.last)
             return super().save_model()
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:

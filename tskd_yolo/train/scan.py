@@ -88,9 +88,10 @@ def scan_before_launch(args: Any, data: dict[str, Any]) -> None:
         ConfigError: As :func:`scanned`, or if there is no image without labels where some are asked for.
     """
     batch = max(int(args.batch), 1)
-    for mode, split in (("train", "train"), ("val", args.split)):
-        build = partial(build_yolo_dataset, args, data[split], batch, data, mode=mode, rect=mode == "val")
-        scanned(mode, build)
+    with compat.swapped(args, "cache", False):  # each process reads its images into memory itself
+        for mode, split in (("train", "train"), ("val", args.split)):
+            build = partial(build_yolo_dataset, args, data[split], batch, data, mode=mode, rect=mode == "val")
+            scanned(mode, build)
     if places := config.sources(getattr(args, "unlabelled", None)):
         index.images(places, suffixes=IMG_FORMATS, kept=hashing.kept)
 

@@ -14,7 +14,7 @@ from torch import nn
 from ultralytics.utils import LOGGER, IterableSimpleNamespace, colorstr
 from ultralytics.utils.torch_utils import get_flops, get_num_params
 
-from tskd_yolo.config import DEFAULTS, Config, ConfigError, from_random, with_variant
+from tskd_yolo.config import DEFAULTS, Config, ConfigError, with_variant
 from tskd_yolo.data.labels import Split, asked
 from tskd_yolo.distill.distiller import Distiller
 from tskd_yolo.distill.matching import Pair
@@ -50,6 +50,7 @@ def log_summary(
     args: Arguments,
     loader: Any,
     trained: bool,
+    new: bool,
     processes: Processes,
     taught: Sequence[dict[str, Any]],
 ) -> Facts | None:
@@ -62,6 +63,7 @@ def log_summary(
         args: The run's arguments.
         loader: The engine's loader of the validation set.
         trained: Whether the student knows these classes already, so that its accuracy says something.
+        new: Whether it starts from random weights.
         processes: Of the run.
         taught: As of :func:`teacher_scores`.
 
@@ -76,7 +78,7 @@ def log_summary(
     rows = [
         *_networks(distiller.teachers, student, args=args, size=size, taught=taught, known=known),
         *_maps(distiller),
-        *_settings(distiller, config, args),
+        *_settings(distiller, config, args, new),
         *exceptions,
     ]
     LOGGER.info("\n" + colorstr("tskd-yolo:") + " what is distilled\n  " + "\n  ".join(rows) + "\n")
@@ -288,14 +290,13 @@ def _compared(pair: Pair) -> str:
     return f"{pair.compared} of {pair.teacher}" if pair.compared < pair.teacher else str(pair.teacher)
 
 
-def _settings(distiller: Distiller, config: Config, args: Arguments) -> list[str]:
+def _settings(distiller: Distiller, config: Config, args: Arguments, new: bool) -> list[str]:
     """Terms with their weights, what follows from where the student starts, and the size of what is trained besides."""
     terms = "   ".join(f"{term} {weight:g}" if weight else f"{term} off" for term, weight in config.weights.items())
     rows = [f"terms     {terms}   (balance={config.balance} variant={config.variant})"]
     if "ded" in distiller.on and config.balance == "share" and not args.resume:
-        start = {"model": args.model, "pretrained": args.pretrained}
-        usual = {**DEFAULTS, **with_variant(start)}["ded"]
-        kind = "new" if from_random(**start) else "pre-trained"  # of a new one timm's backbone may have weights
+        usual = {**DEFAULTS, **with_variant({"pretrained": not new})}["ded"]
+        kind = "new" if new else "pre-trained"  # of a new one timm's backbone may have weights
         rows.append(f"start     a {kind} student, for which ded is {usual:g} unless given")
     count = sum(parameter.numel() for parameter in distiller.learned.parameters())
     trained = f"{count:,} parameters, trained with the student and not part of it" if count else "none"

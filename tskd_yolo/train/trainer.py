@@ -47,7 +47,8 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
     """
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None, **arguments: Any) -> None:
-        overrides = config.with_variant(settings_files.without_file({**(overrides or {}), **arguments}))
+        given = settings_files.without_file({**(overrides or {}), **arguments})
+        overrides = config.with_variant(given)
         settings_files.resolve(overrides)
         base, trust = checks.base(cfg), overrides.get("trust", False)
         self._trust = trust is True
@@ -56,6 +57,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
         self.facts: summary.Facts | None = None
         self._complete = self._new_folder = False
         self._student_trained = False  # on these classes, before this run
+        self._ded_if_trained = prepare.ded_if_trained(given, base)  # None where a student is no new one
         self.batches = 0  # of this epoch, so far
         self._steps: int | torch.Tensor = 0  # of the optimizer, without those that a loss scaler skips
         self._first_epoch_checked = False
@@ -121,8 +123,8 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """The engine's model; remembers whether its weights were trained on these classes."""
-        names = getattr(weights, "names", None) or {}
-        self._student_trained = weights is not None and list(names.values()) == list(self.data["names"].values())
+        if weights is not None:
+            prepare.take_as_trained(self, weights)
         with compat.guarded(trust=self._trust):  # YOLO.train asks for it outside of train
             return super().get_model(cfg, weights, verbose)
 
@@ -193,6 +195,7 @@ class DistillationMixin(ResumableMixin, GivingWayMixin, BackboneMixin, Unlabelle
                 config=self.config,
                 loader=self.test_loader,
                 trained=self._student_trained and not self.args.resume,
+                new=self._ded_if_trained is not None,
                 taught=taught,
                 **given,
             )

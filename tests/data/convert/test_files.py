@@ -68,7 +68,8 @@ def test_copies_are_one_file_and_others_of_its_stem_are_none(tmp_path):
     Image.open(tmp_path / "a/1.png").save(tmp_path / "b/1.bmp")
     notes = Notes()
 
-    assert [*by_stem(tmp_path, IMAGES, notes)] == ["1"]
+    found, unclear = by_stem(tmp_path, IMAGES, notes)
+    assert [*found] == ["1"] and unclear == {"2"}
     assert notes.left_out == {"copies of a file in another folder": 2}
     assert len(notes.problems) == 1 and notes.problems[0].startswith("b/2.png: a/2.png has the same stem")
 
@@ -78,7 +79,7 @@ def test_a_broken_image_is_no_copy(tmp_path):
     (tmp_path / "a.bmp").write_bytes(b"nothing")
     notes = Notes()
 
-    assert by_stem(tmp_path, IMAGES, notes) == {} and len(notes.problems) == 1
+    assert by_stem(tmp_path, IMAGES, notes) == ({}, {"a"}) and len(notes.problems) == 1
 
 
 @pytest.mark.parametrize(

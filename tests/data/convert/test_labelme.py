@@ -106,6 +106,16 @@ def test_a_json_whose_image_was_renamed_is_found_by_its_own_name(labelme):
     assert boxes(labelme.out, "a_0") == [(0, 1, 2, 5, 9)]
 
 
+def test_renamed_files_do_not_get_boxes_of_one_another(labelme):
+    """Renumbered files: the image that imagePath names is there, and is another one now."""
+    (labelme.images / "a_0.json").rename(labelme.images / "b_7.json")
+    draw_image(labelme.images / "b_7.jpg")
+    with pytest.raises(ConvertError, match="b_7.json: its imagePath leads to a_0.jpg, and b_7.jpg has its name."):
+        labelme.convert(background=True)
+    summary = labelme.convert(background=True, skip=True)
+    assert sum(summary.images.values()) == 19 and len(summary.skipped) == 1, "neither of the two is background"
+
+
 def test_many_jsons_are_looked_up_and_not_searched(tmp_path, monkeypatch):
     for number in range(40):
         draw_image(tmp_path / f"{number}.png")

@@ -184,6 +184,21 @@ def test_images_without_a_mask_may_be_background(masks):
     assert sum(masks.convert(options={"background": True}).images.values()) == 20
 
 
+def test_masks_in_the_folder_of_the_images_are_no_images(masks):
+    inner = masks.images / "masks"
+    masks.masks.rename(inner)
+    (inner / "a_1.png").unlink()
+    summary = masks.convert(masks=inner, options={"background": True})
+    assert sum(summary.images.values()) == 20 and len(masks.boxes()) == 3
+
+
+def test_images_in_the_folder_of_the_masks_are_no_masks(masks):
+    inner = masks.masks / "images"
+    masks.images.rename(inner)
+    masks.images = inner
+    assert sum(masks.convert().images.values()) == 20 and len(masks.boxes()) == 3
+
+
 MASK = arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 1))
 
 

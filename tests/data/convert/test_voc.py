@@ -250,7 +250,7 @@ def test_of_two_images_of_one_stem_neither_is_taken(folder):
 
     summary = folder.convert(skip=True)
 
-    assert summary.images == {"train": 1, "val": 1} and len(summary.skipped) == 2
+    assert summary.images == {"train": 1, "val": 1} and len(summary.skipped) == 1
 
 
 def test_subfolders_are_searched_too(folder):
@@ -274,6 +274,17 @@ def test_a_broken_xml_makes_no_background_image(folder):
     break_xml("<annotation>")(folder)
 
     assert folder.convert(background=True, skip=True).images["train"] == 1
+
+
+def test_an_image_with_two_xmls_makes_no_background_image(folder):
+    folder.add("a_3", ("hole", 1, 1, 9, 9))
+    old = folder.annotations / "old" / "a_3.xml"
+    old.parent.mkdir()
+    old.write_text((folder.annotations / "a_3.xml").read_text().replace("9", "8"))
+
+    summary = folder.convert(background=True, skip=True)
+
+    assert summary.images["train"] == 1 and len(summary.skipped) == 1
 
 
 def test_classes_may_be_renamed(folder):

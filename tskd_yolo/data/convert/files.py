@@ -96,8 +96,10 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def by_stem(folder: Path, suffixes: frozenset[str], notes: Notes) -> dict[str, Path]:
-    """The same by file stem. A stem that several files have is a problem, unless they are copies of one another."""
+def by_stem(folder: Path, suffixes: frozenset[str], notes: Notes) -> tuple[dict[str, Path], set[str]]:
+    """The same by file stem, and the stems that several files have: a problem, unless they are copies of one another,
+    as nobody knows which of them an annotation, or an image, of this stem belongs to.
+    """
     groups: dict[str, list[Path]] = {}
     for file in files_below(folder, suffixes, notes).values():
         groups.setdefault(file.stem, []).append(file)
@@ -110,9 +112,9 @@ def by_stem(folder: Path, suffixes: frozenset[str], notes: Notes) -> dict[str, P
                 f"{file.relative_to(folder).as_posix()}: {first.relative_to(folder).as_posix()} has the same stem and "
                 "another content. Rename or remove one of them."
             )
-        if not different:  # otherwise nobody knows which of them an annotation of this stem belongs to
+        if not different:
             found[stem] = first
-    return found
+    return found, groups.keys() - found.keys()
 
 
 def _copies(a: Path, b: Path) -> bool:

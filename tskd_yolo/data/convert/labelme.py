@@ -45,10 +45,16 @@ def _read(images: Path, annotations: Path, options: Options, notes: Notes) -> It
     for image in pictures:
         stems.setdefault(_stem(image), []).append(image)
     described: dict[str, str] = {}
+    doubted: set[str] = set()
     for name, file in jsons.items():
         try:
             content = read_json(file, name)
-            image = _image_of(content, name, pictures, stems)
+            image, own = _image_of(content, name, pictures, stems)
+            if image != own:
+                doubted |= {image, own}
+                raise ConvertError(
+                    f"{name}: its imagePath leads to {image}, and {own} has its name. Correct imagePath, or rename one."
+                )
             if image in described:
                 raise ConvertError(f"{name}: {described[image]} describes {image}, too. Remove one of them.")
             described[image] = name
@@ -59,7 +65,7 @@ def _read(images: Path, annotations: Path, options: Options, notes: Notes) -> It
             yield Found(pictures[image], image, boxes, name, _size(content))
     broken = {_stem(name) for name in jsons.keys() - described.values()}  # these are told; they are no background
     for image in sorted(pictures.keys() - described.keys()):
-        if _stem(image) in broken:
+        if _stem(image) in broken or image in doubted:
             continue
         if options.background:
             yield Found(pictures[image], image, [], "")
@@ -74,15 +80,19 @@ def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
 
 
-def _image_of(content: dict[str, Any], name: str, pictures: Mapping[str, Path], stems: Mapping[str, list[str]]) -> str:
-    """The image that a JSON describes, by its path below the folder of images."""
+def _image_of(
+    content: dict[str, Any], name: str, pictures: Mapping[str, Path], stems: Mapping[str, list[str]]
+) -> tuple[str, str]:
+    """The image that a JSON describes, by its path below the folder of images; and the one that has its name, which is
+    another where files were renamed: labelme writes imagePath once.
+    """
     folder = PurePosixPath(name).parent
     stated = PurePosixPath(str(content.get("imagePath") or "").replace("\\", "/")).name  # Windows writes \ into it
-    if stated and (image := (folder / stated).as_posix()) in pictures:
-        return image
     own = stems.get(_stem(name), [])
+    if stated and (image := (folder / stated).as_posix()) in pictures:
+        return image, own[0] if len(own) == 1 else image
     if len(own) == 1:
-        return own[0]
+        return own[0], own[0]
     raise ConvertError(
         f"{name}: {'several images have' if own else 'no image has'} its name, and there is none called "
         f"{stated or 'as its imagePath says'} beside it. Add the image or remove the JSON."

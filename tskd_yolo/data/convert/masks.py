@@ -74,8 +74,11 @@ def _read(
     """Yields the images in order of their paths; notes what has no partner."""
     together = masks.resolve() == images.resolve()
     pictures = files_below(images, IMAGES - MASKS if together else IMAGES, notes)
+    maps = files_below(masks, MASKS, notes)
+    if not together:  # one of the folders may lie in the other
+        pictures, maps = _outside(masks, pictures), _outside(images, maps)
     drawn: dict[str, str] = {}
-    for name in files_below(masks, MASKS, notes):
+    for name in maps:
         if (other := drawn.setdefault(_stem(name), name)) != name:
             notes.problems.append(f"{name}: {other} is a mask of this name, too. Remove one of them.")
     for stem in sorted(drawn.keys() - set(map(_stem, pictures))):
@@ -95,6 +98,11 @@ def _read(
             notes.problems.extend(error.problems)
         else:
             yield Found(image, name, boxes, mask or "", size)
+
+
+def _outside(folder: Path, found: Mapping[str, Path]) -> dict[str, Path]:
+    """Those of the files that do not lie below a folder, unless all of them do."""
+    return {name: file for name, file in found.items() if folder.resolve() not in file.resolve().parents} or dict(found)
 
 
 def _stem(name: str) -> str:

@@ -57,9 +57,9 @@ def _read(
     notes: Notes,
 ) -> Iterator[Found]:
     """Yields the images in order of their stems; notes what has no partner."""
-    pictures = by_stem(images, IMAGES, notes)
-    xmls = by_stem(annotations, frozenset((".xml",)), notes)
-    for stem in sorted(pictures.keys() | xmls.keys()):
+    pictures, doubted = by_stem(images, IMAGES, notes)
+    xmls, unclear = by_stem(annotations, frozenset((".xml",)), notes)
+    for stem in sorted((pictures.keys() | xmls.keys()) - doubted - unclear):  # those are told
         if stem not in pictures:
             notes.problems.append(f"{xmls[stem].name}: no image of this name in {images}. Add it or remove the XML.")
             continue
