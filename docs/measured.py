@@ -13,6 +13,7 @@ from typing import Any
 import elsewhere
 import few
 import judged
+import more
 import pairs
 import sizes
 import teachers
@@ -55,6 +56,7 @@ def values() -> dict[str, str]:
         **teachers.values(),
         **few.values(),
         **judged.values(),
+        **more.values(),
         **elsewhere.values(),
         "pairs": pairs.text(),
         "backbones": sizes.text(),
