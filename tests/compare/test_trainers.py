@@ -9,7 +9,7 @@ import pytest
 import torch
 from ultralytics.nn.tasks import load_checkpoint
 
-from tests.compare.helpers import asked
+from tests.compare.helpers import asked, own_files
 from tests.helpers import DEVICE
 from tskd_yolo import compat
 from tskd_yolo.compare.plan import checked
@@ -86,7 +86,8 @@ def test_with_a_teacher_cache_files_are_the_same_but_not_views(trained, files, t
 
 @pytest.mark.slow
 def test_what_an_earlier_run_left_in_the_cache_is_told(trained, files, tmp_path):
-    given = {"teacher": str(files / "teacher.pt"), "teacher_cache": "disk", "exist_ok": True, "seed": 6}
+    own = own_files(files, tmp_path / "own")  # the cache lies beside the labels
+    given = {"teacher": str(own / "teacher.pt"), "data": str(own / "tiny.yaml"), "teacher_cache": "disk", "seed": 6}
     shares = []
     for _ in range(2):
         trained(DistilledTrainer, **given)
