@@ -2,10 +2,10 @@
 
     python benchmarks/cache_cost.py --pair yolo11n:yolo11m --imgsz 224 --json benchmarks/results/cache_cost_cpu.json
 
-A pair is student:teacher. The three trainers are the real ones, set up on drawn images; an epoch is every batch out of
+A pair is student:teacher. The trainers are the real ones, set up on drawn images; an epoch is every batch out of
 the trainer's own loader, drawn anew, with preprocessing, forward pass, loss, backward pass and optimizer step, and
-without validation. Epochs of the three are interleaved, so that a machine that slows down slows all alike. Figures are
-means over epochs, in seconds of the process (``cpu``) and of the clock (``wall``); ``ratio`` is against plain training.
+without validation. ``same_format`` is plain training in the memory format of ours. Epochs of all are interleaved, so
+that a machine that slows down slows all alike. Figures are means over epochs, in seconds of the process (``cpu``) and of the clock (``wall``); ``ratio`` is against plain training.
 As in a long run, one step in 48 of those after the first pass measures gradient shares. ``items`` is what the
 loader alone takes for an image, out of a set of ``--loaded`` images, most of which are not among those read last.
 ``terms`` are the terms of one batch, live and out of the cache, and their relative error.
@@ -31,6 +31,7 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER
 
 from tskd_yolo import Trainer
+from tskd_yolo.compare.trainers import PlainTrainer
 from tskd_yolo.data.drawn import NAMES, prepare
 
 
@@ -70,6 +71,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     ours = dict(common, teacher=str(checkpoint))
     trainers: dict[str, DetectionTrainer] = {
         "plain": DetectionTrainer(overrides={**common, "name": "plain"}),
+        "same_format": PlainTrainer(overrides={**common, "name": "same_format"}),
         "live": Trainer(**ours, name="live"),
         "cached": Trainer(**ours, name="cached", teacher_cache=options.cache, views=options.views),
     }
@@ -80,7 +82,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in [*trainers, "first"]}
     for number in range(options.views + options.later):
         for name, trainer in trainers.items():
-            if name != "plain" and number == options.views:
+            if isinstance(trainer, Trainer) and number == options.views:
                 trainer.distiller.meter.steps = 25  # past the first steps, which are measured more often
             spent = timed(lambda trainer=trainer, number=number: epoch(trainer, number))
             if number >= options.views or name == "cached":
