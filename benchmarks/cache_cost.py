@@ -5,9 +5,10 @@
 A pair is student:teacher. The trainers are the real ones, set up on drawn images; an epoch is every batch out of
 the trainer's own loader, drawn anew, with preprocessing, forward pass, loss, backward pass and optimizer step, and
 without validation. ``same_format`` is plain training in the memory format of ours. Epochs of all are interleaved, so
-that a machine that slows down slows all alike. Figures are means over epochs, in seconds of the process (``cpu``) and of the clock (``wall``); ``ratio`` is against plain training.
-As in a long run, one step in 48 of those after the first pass measures gradient shares. ``items`` is what the
-loader alone takes for an image, out of a set of ``--loaded`` images, most of which are not among those read last.
+that a machine that slows down slows all alike. Figures are means over epochs, in seconds of the process (``cpu``) and
+of the clock (``wall``); ``ratio`` is against plain training. As in a long run, one step in 48 of those after the first
+pass measures gradient shares. ``items`` is what the loader alone takes for an image, out of a set of ``--loaded``
+images, most of which are not among those read last.
 ``terms`` are the terms of one batch, live and out of the cache, and their relative error.
 """
 

@@ -149,7 +149,7 @@ def _recipe(found: Mapping[str, Any]) -> str:
 def cache() -> dict[str, str]:
     """Training out of the teacher's cache against live distillation, in mAP and in time."""
     kept, live = (_by_seed(load(name), "tskd") for name in ("screening_neu_128_cache", "screening_first_neu_128"))
-    found, cost = paired(kept, live), load("cache_cost_cpu")
+    found, cost, small = paired(kept, live), load("cache_cost_cpu"), load("cache_cost_128_cpu")
     assert found is not None
     ratio = {arm: f"{told['ratio']['wall']:.2f}" for arm, told in cost["epoch"].items()}
     rows = [
@@ -174,6 +174,10 @@ def cache() -> dict[str, str]:
         "cache table": table(["an epoch", "time", "÷ plain"], rows),
         "cache mAP": table(["mAP50-95", *(f"seed {seed}" for seed in seeds)], figures),
         "cache setting": f"{pair_name(cost['pair'])}, {set_['imgsz']} px, batch {set_['batch']}, on a CPU",
+        "cache later": f"{small['epoch']['cached']['cpu'] / small['epoch']['same_format']['cpu']:.2f}",
+        "cache later stock": f"{small['epoch']['cached']['ratio']['cpu']:.2f}",
+        "cache later setting": f"{pair_name(small['pair'])}, {small['settings']['imgsz']} px, "
+        f"batch {small['settings']['batch']}, on a CPU",
         "cache record": f"{cost['record_bytes'] / 1e3:.0f} kB per view",
     }
 
