@@ -153,7 +153,7 @@ def test_cache_cost_finds_the_live_terms_in_the_cache(load, tmp_path):
     size = ["--imgsz", "64", "--batch", "2", "--images", "4", "--loaded", "4", "--later", "1"]
     load("cache_cost.py", "--pair", "yolo11n:yolo11s", *size, "--json", str(file))
     found = json.loads(file.read_text())
-    assert set(found["epoch"]) == {"plain", "live", "cached", "first"}
+    assert set(found["epoch"]) == {"plain", "same_format", "live", "cached", "first"}
     assert all(found["epoch"][arm]["cpu"] > 0 for arm in found["epoch"])
     assert max(found["terms"]["error"].values()) < 0.01
     assert str(tmp_path) not in file.read_text()
