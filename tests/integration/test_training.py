@@ -16,6 +16,7 @@ import torch
 from ultralytics import YOLO, utils
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import YAML
 from ultralytics.utils.loss import v8DetectionLoss
 
 from tests.helpers import DEVICE, logged, rows, same, settings, trained, weights, without_end
@@ -340,5 +341,6 @@ def test_weights_that_were_loaded_into_a_yaml_are_no_new_student(given, tmp_path
     words.pop("model", None)
     with logged() as lines:
         model.train(trainer=Trainer, **words)
-    assert model.trainer.args.ded == given.get("ded", 0.1)
+    kept = YAML.load(tmp_path / "run" / "args.yaml")
+    assert model.trainer.args.ded == kept["ded"] == given.get("ded", 0.1)
     assert any("a pre-trained student, for which ded is 0.1 unless given" in line for line in lines)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from ultralytics.data.utils import check_det_dataset
-from ultralytics.utils import LOCAL_RANK, LOGGER
+from ultralytics.utils import LOCAL_RANK, LOGGER, YAML
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import torch_distributed_zero_first
 
@@ -30,7 +30,7 @@ from tskd_yolo.rng import undisturbed
 from tskd_yolo.rounding import ceil_div
 from tskd_yolo.train import checks
 from tskd_yolo.train.engine import Arguments, Engine
-from tskd_yolo.train.processes import Processes
+from tskd_yolo.train.processes import FIRST, Processes
 
 MAX_NORM = 10.0
 """To which gradients of the adapters are clipped: the engine's own limit for the student's."""
@@ -65,6 +65,8 @@ def take_as_trained(trainer: Any, weights: Any) -> None:
     if trainer._ded_if_trained is not None and not trainer.args.resume:
         trainer.args.ded, trainer._ded_if_trained = trainer._ded_if_trained, None
         trainer.config = config.build({**vars(trainer.args), "trust": trainer._trust})
+        if FIRST:  # the engine wrote it before anybody knew
+            YAML.save(trainer.save_dir / "args.yaml", vars(trainer.args))
 
 
 def build_distiller(
