@@ -92,7 +92,7 @@ def test_an_overflow_in_float16_is_left_to_the_loss_scaler():
         assert torch.equal(x.grad, torch.zeros(2, dtype=torch.float16)) and guard.collect() == (1, 1)
 
 
-def test_nothing_is_asked_of_the_device_within_a_step():
+def test_nothing_is_asked_of_the_device_within_a_step(monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class NoSync(TorchDispatchMode):
@@ -100,8 +100,21 @@ def test_nothing_is_asked_of_the_device_within_a_step():
             assert func not in {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}, func
             return func(*args, **(kwargs or {}))
 
+    monkeypatch.setattr("tskd_yolo.distill.nonfinite.HOST", ())  # the CPU plays a device
     with NoSync():
         step(lambda t: t.sum(), torch.ones(2, requires_grad=True))
+
+
+@pytest.mark.parametrize("factor", [1.0, float("nan"), float("inf")])
+def test_a_device_that_is_not_asked_gives_the_same_gradients(factor, monkeypatch):
+    found = []
+    for host in (("cpu",), ()):
+        monkeypatch.setattr("tskd_yolo.distill.nonfinite.HOST", host)
+        x = torch.tensor([1.0, -2.0], requires_grad=True)
+        value, guard = step(lambda t: (t * t).sum() * factor, x)
+        found.append((value.item(), x.grad.tolist(), guard.collect()))
+    assert found[0] == found[1]
+    assert found[0] == ((5, [2, -4], (0, 1)) if factor == 1 else (0, [0, 0], (1, 1)))
 
 
 def taken(function, tensors, parameters=()) -> torch.Tensor:

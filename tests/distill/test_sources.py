@@ -39,7 +39,7 @@ def test_as_many_of_a_wider_teachers_channels_are_no_namesakes(width):
     source.build()
     own, theirs = torch.randn(2, 2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     source.fit([own], [theirs])
-    cells, rows = centred(own).flatten(0, 1), standardize(theirs).full().flatten(0, 1)
+    cells, rows = centred(own).flatten(0, 1), standardize(theirs).cells.flatten(0, 1)
     fits = [least_squares(cells, rows, same_width=same) for same in (True, False)]
     started = source.adapters[0].weight.flatten(1)
     assert [torch.allclose(started, each) for each in fits] == [width == 4, width == 8]

@@ -17,7 +17,7 @@ from tests.helpers import make_detector
 from tskd_yolo.config import ConfigError
 from tskd_yolo.distill.features import ENTRY_STAGE, StageReader, neck_width
 from tskd_yolo.distill.teacher import Teacher, in_channels, load
-from tskd_yolo.losses.crd import renormalize
+from tskd_yolo.losses.tails import renormalize
 
 KINDS = "yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml"
 

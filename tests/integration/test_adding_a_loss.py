@@ -23,7 +23,7 @@ from tskd_yolo.losses.standardize import standardize_pair
 class Hint(nn.Module):
     def forward(self, *, student, teacher, boxes):
         student, teacher = standardize_pair(student, teacher)
-        return (student.full() - teacher.full()).square().mean()
+        return (student.cells - teacher.cells).square().mean()
 """
 KEY = "hint: 1.0 # (float) share (or weight) of plain hints; 0 switches it off\n"
 ENTRY = '        "hint": [MapTerm("hint", EarlyStages("stages", match.early_stages()), lambda channels: Hint())],\n'

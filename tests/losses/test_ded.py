@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tests.losses import reference
 from tests.losses.test_drd import SIZE, NoHostSync, pair, random_boxes
 from tskd_yolo.losses.boxes import Boxes, Masks, covered
-from tskd_yolo.losses.ded import CHANNELS, DED, WINDOW_STEP, _blur, _CellError, difference_error, ssim
+from tskd_yolo.losses.ded import CHANNELS, DED, WINDOW_STEP, _band, _blur, _Compared, compared, ssim
 from tskd_yolo.losses.paper import masks
 from tskd_yolo.losses.standardize import standardize
 from tskd_yolo.rounding import ceil_div
@@ -214,25 +214,18 @@ def test_a_level_of_a_single_pixel_stays_finite():
     assert student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("adapted", [True, False])
-def test_the_cell_error_has_the_gradient_that_differences_give(adapted):
-    def double(*shape):
-        return torch.randn(*shape, dtype=torch.float64)
-
-    cells, projection = double(2, 6, 3 if adapted else 5).requires_grad_(), double(5, 3).requires_grad_()
-    teacher = double(2, 6, 5)
-    if adapted:
-        assert torch.autograd.gradcheck(lambda c, w: _CellError.apply(c, w, teacher), (cells, projection))
-    else:
-        assert torch.autograd.gradcheck(lambda c: _CellError.apply(c, None, teacher), cells)
+@pytest.mark.parametrize("channels", [5, 40])
+def test_the_compared_has_the_gradient_that_differences_give(channels):
+    cells, teacher = (torch.randn(2, 3, channels, dtype=torch.float64) for _ in "ab")
+    assert torch.autograd.gradcheck(_Compared.apply, (cells.requires_grad_(), teacher))
 
 
-def test_the_error_of_maps_in_factors_is_that_of_the_full_maps():
-    student, teacher = standardize(torch.randn(2, 6, 20, 20), torch.randn(16, 6)), standardize(pair()["teacher"])
-    full = [m.image(m.full()) for m in (student, teacher)]
-    expected = (full[0] - full[1]).square().mean(dim=1)
-    found = difference_error(student=student, teacher=teacher)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+def test_the_compared_is_the_error_and_evenly_spaced_channels():
+    student, teacher = (standardize(torch.randn(2, 3 * CHANNELS, 4, 6)) for _ in "ab")
+    maps = [m.image(m.cells) for m in (student, teacher)]
+    error, chosen = compared(student=student, teacher=teacher)
+    torch.testing.assert_close(error, (maps[0] - maps[1]).square().mean(dim=1))
+    assert torch.equal(chosen, maps[0][:, ::3])
 
 
 # Structure ------------------------------------------------------------------------------------------------------------
@@ -263,7 +256,9 @@ def test_ssim_is_what_an_explicit_window_gives(grid):
 @pytest.mark.parametrize("step", [2, 3])
 def test_windows_apart_are_those_of_the_dense_grid_at_a_stride(step):
     a = torch.randn(1, 1, 13, 17, dtype=torch.float64)
-    dense, apart = (_blur(a, s).view(-1, w) for s, w in ((1, 13), (step, ceil_div(13, step))))
+    bands = [_band(size, a) for size in a.shape[2:]]
+    dense = _blur(a, bands).view(-1, 13)
+    apart = _blur(a, [band[:, ::step] for band in bands]).view(-1, ceil_div(13, step))
     torch.testing.assert_close(apart, dense[::step, ::step])
 
 

@@ -16,12 +16,12 @@ def cells(count=4000, width=6, seed=0):
 
 
 def standardized(rows):
-    return standardize(rows.T[None, :, :, None]).full()[0]
+    return standardize(rows.T[None, :, :, None]).cells[0]
 
 
 def taught(student, solved):
     """The student's map through its adapter, as losses read it."""
-    return standardize(student.T[None, :, :, None], solved).full()[0]
+    return standardize(student.T[None, :, :, None], solved).cells[0]
 
 
 @pytest.mark.parametrize("wide", [4, 6, 9])

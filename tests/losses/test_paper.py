@@ -14,7 +14,7 @@ from tests.losses.test_drd import random_boxes as boxes_on
 from tskd_yolo.losses import boxes as module
 from tskd_yolo.losses import paper
 from tskd_yolo.losses.boxes import Boxes, Masks
-from tskd_yolo.losses.crd import boxes_at, overlap
+from tskd_yolo.losses.crd import overlap
 from tskd_yolo.losses.paper import (
     PaperCRD,
     PaperDED,
@@ -198,8 +198,7 @@ def test_the_box_part_of_crd_is_the_overlap_on_every_head(bins):
     loss = PaperCRD(scene.widths)
     teacher = loss.target(scene.teacher)
     confidence = teacher.scores.amax(dim=1).sigmoid().gather(1, teacher.place)
-    cross = loss.cross_responses(scene.student, teacher, scene.tails)
-    boxes = boxes_at(teacher.place, [box for _, box in cross])
+    _, boxes = loss.cross_response(scene.student, teacher, scene.tails)
     expected = ((1 - overlap(boxes, teacher.boxes)) * confidence).sum() / 4
     terms = loss.terms(**scene.outputs(positives=torch.tensor(4)))
     torch.testing.assert_close(terms["cross_box"], expected)

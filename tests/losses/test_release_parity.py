@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tskd_yolo.losses import crd, paper
+from tskd_yolo.losses import crd, paper, tails
 from tskd_yolo.losses.boxes import Boxes
 from tskd_yolo.losses.glore import GraphUnit
 
@@ -108,7 +108,7 @@ def test_instance_graph_and_its_loss_are_the_releases(golden):
 
 
 def test_renormalized_activations_are_the_releases(golden):
-    assert_close(crd.renormalize(golden["student"], golden["teacher"]), golden["aligned_student"])
+    assert_close(tails.renormalize(golden["student"], golden["teacher"]), golden["aligned_student"])
 
 
 def test_quality_focal_class_loss_is_the_releases(golden):

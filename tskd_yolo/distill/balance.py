@@ -63,8 +63,11 @@ class Meter:
 
         A measurement that is not finite is passed over. The graphs stay as they are.
         """
-        walked: dict[tuple[int, ...], list[Tensor]] = {}  # of the detection loss: most terms are at the same features
-        measured = torch.stack([self._squares(detection, terms[name], features[name], walked) for name in terms])
+        reached = {name: [x for x in features[name] if x.requires_grad] for name in terms}
+        inputs = list({id(x): x for each in reached.values() for x in each}.values())
+        # One walk to all places: another one for each would go the same way as far as the neck.
+        walked = dict(zip(map(id, inputs), self._gradients(detection, inputs), strict=True))
+        measured = torch.stack([self._squares(terms[name], reached[name], walked) for name in terms])
         if self.total is not None:
             self.total(measured)
         for name, new in zip(terms, measured, strict=True):
@@ -72,20 +75,16 @@ class Meter:
             mean = torch.where(new.isfinite().all(), KEEP * old + (1 - KEEP) * new, old)
             self.gradients[name] = Gradients(*mean.nan_to_num(0.0, 0.0, 0.0))
 
-    def _squares(
-        self, detection: Tensor, term: Tensor, features: Sequence[Tensor], walked: dict[tuple[int, ...], list[Tensor]]
-    ) -> Tensor:
-        inputs = [x for x in features if x.requires_grad]
+    def _squares(self, term: Tensor, inputs: Sequence[Tensor], detection: Mapping[int, Tensor]) -> Tensor:
         if not inputs:  # all that comes before is frozen
             return term.detach().new_zeros(3).float()
-        here = tuple(map(id, inputs))
-        if here not in walked:
-            walked[here] = self._gradients(detection, inputs)
-        pairs = list(zip(self._gradients(term, inputs), walked[here], strict=True))
+        pairs = [(x, detection[id(place)]) for x, place in zip(self._gradients(term, inputs), inputs, strict=True)]
         products = [torch.stack((x.dot(x), y.dot(y), x.dot(y))) for x, y in pairs]
         return torch.stack(products).sum(dim=0)
 
     def _gradients(self, loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+        if not inputs:
+            return []
         gradients = torch.autograd.grad(
             loss * self.scale, inputs, retain_graph=True, allow_unused=True, materialize_grads=True
         )

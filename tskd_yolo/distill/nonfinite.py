@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+HOST = ("cpu",)
+"""Kinds of device that can be asked for a value without waiting."""
+
 MOST = 0.1
 """The share of an epoch's steps without a finite value above which a term is switched off for the rest of the run."""
 
@@ -60,7 +63,14 @@ class Guard:
         if self.counting:
             left_out = (~finite).long()
             self._left_out = left_out if self._left_out is None else self._left_out + left_out
-        return [None if g is None else torch.where(finite, g, g.new_zeros(())) for g in gradients]
+        return _zeroed_unless(finite, gradients)
+
+
+def _zeroed_unless(finite: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients, or zeros."""
+    if finite.device.type in HOST and bool(finite):  # known already: nothing has to be gone through
+        return list(gradients)
+    return [None if g is None else torch.where(finite, g, g.new_zeros(())) for g in gradients]
 
 
 class _Entrance(torch.autograd.Function):

@@ -31,9 +31,10 @@ from ultralytics.utils import LOGGER
 
 from tskd_yolo.distill.features import TeacherOutputs
 from tskd_yolo.losses.assigned import Queries
-from tskd_yolo.losses.crd import Moments, Target
+from tskd_yolo.losses.crd import Target
 from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.losses.standardize import Map, inverse_deviation
+from tskd_yolo.losses.tails import Moments
 from tskd_yolo.rounding import ceil_div
 
 FORMAT = 4
@@ -109,7 +110,7 @@ def _map(codes: Tensor, channels: Tensor) -> Map:
     center = all_reduce_mean(mean.mean(dim=0))
     scale = inverse_deviation(all_reduce_mean((variance + (mean - center).square()).mean(dim=0)))
     cells = torch.addcmul(((low - center) * scale).unsqueeze(1), codes.flatten(1, 2), (step * scale).unsqueeze(1))
-    return Map(cells, None, (codes.shape[1], codes.shape[2]))
+    return Map(cells, (codes.shape[1], codes.shape[2]))
 
 
 def _target(kept: Mapping[str, Tensor], branch: str) -> Target:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tskd_yolo.distill.features import TeacherOutputs
 from tskd_yolo.distill.matching import Pair
-from tskd_yolo.losses.crd import adapter
 from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.losses.fit import least_squares
 from tskd_yolo.losses.standardize import Map, centred, standardize
+from tskd_yolo.losses.tails import adapter
 
 
 class MapSource:
@@ -102,7 +102,7 @@ class AdaptedSource(MapSource):
         for pair, layer, own, theirs in zip(self.pairs, self.adapters, student, teacher, strict=True):
             cells = centred(own.detach().float(), pair.spatial_step).flatten(0, 1)
             wanted: Any = self.teacher_map(theirs)
-            rows, equal = wanted.full().flatten(0, 1), pair.student == pair.teacher
+            rows, equal = wanted.cells.flatten(0, 1), pair.student == pair.teacher
             solved = least_squares(cells, rows, same_width=equal).view_as(layer.weight)
             usable = solved.isfinite().all() & solved.any()
             layer.weight.copy_(torch.where(usable, solved, layer.weight))

@@ -33,7 +33,7 @@ from tskd_yolo.distill import feature_model
 from tskd_yolo.distill.classes import Classes, bring, match
 from tskd_yolo.distill.features import Capture, Levels, StageReader, channels, probe, reader, strides, towers
 from tskd_yolo.hashing import hash_tensors
-from tskd_yolo.losses.crd import Tails
+from tskd_yolo.losses.tails import Tails
 
 LEARNING: dict[type, tuple[type, ...]] = {
     DetectionModel: (Detect, v10Detect),

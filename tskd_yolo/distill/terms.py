@@ -22,10 +22,10 @@ from tskd_yolo.distill.sources import EarlyStages, MapSource, Neck, PaperNeck
 from tskd_yolo.losses import CRD, DED, DRD, Response
 from tskd_yolo.losses.assigned import AssignedResponse, as_assigned, nothing_assigned
 from tskd_yolo.losses.boxes import Boxes
-from tskd_yolo.losses.crd import Tails
 from tskd_yolo.losses.hint import Hint
 from tskd_yolo.losses.paper import PaperCRD, PaperDED, PaperDRD
 from tskd_yolo.losses.standardize import Map
+from tskd_yolo.losses.tails import Tails
 from tskd_yolo.rounding import ceil_div
 
 # Terms ----------------------------------------------------------------------------------------------------------------
@@ -302,14 +302,12 @@ class QueryTerm(HeadTerm):
 
 def _tensors(features: Tensor | Map) -> list[Tensor]:
     """What of a map, standardised or plain, carries gradient."""
-    if isinstance(features, Tensor):
-        return [features]
-    return [features.cells] if features.projection is None else [features.cells, features.projection]
+    return [features if isinstance(features, Tensor) else features.cells]
 
 
-def _with(features: Tensor | Map, first: Tensor, projection: Tensor | None = None) -> Tensor | Map:
-    """The map with other tensors in the place of :func:`_tensors`."""
-    return first if isinstance(features, Tensor) else features._replace(cells=first, projection=projection)
+def _with(features: Tensor | Map, cells: Tensor) -> Tensor | Map:
+    """The map with another tensor in the place of :func:`_tensors`."""
+    return cells if isinstance(features, Tensor) else features._replace(cells=cells)
 
 
 # The lists ------------------------------------------------------------------------------------------------------------

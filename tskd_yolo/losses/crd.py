@@ -11,14 +11,14 @@ al., Computers in Industry 166 (2025) 104252; class loss after Li et al. (qualit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tskd_yolo.losses.distributed import all_reduce_mean, processes
-from tskd_yolo.losses.standardize import adapted_variance, centred
+from tskd_yolo.losses.tails import Entrance, Moments, Tails, adapter, boxes_at, moments, through, through_at
 from tskd_yolo.rounding import ceil_div
 
 LOCATION_STEP = 8
@@ -43,19 +43,6 @@ class Response(NamedTuple):
     class_features: Tensor
 
 
-class Moments(NamedTuple):
-    """Statistics of a tower activation ``(N, C, H, W)``: per image and channel its mean and its mean square.
-
-    Means, not sums: a teacher that sees another size of image has another number of cells than the student.
-
-    Shapes:
-        mean, squares: ``(N, C)``.
-    """
-
-    mean: Tensor
-    squares: Tensor
-
-
 class Target(NamedTuple):
     """All that CRD reads of the teacher's branch, over the A locations of all levels.
 
@@ -69,17 +56,6 @@ class Target(NamedTuple):
     place: Tensor
     boxes: Tensor
     towers: Sequence[tuple[Moments, Moments]]
-
-
-class Tails(NamedTuple):
-    """The rest of the frozen teacher's head on one level: activations in, box distances and class logits out.
-
-    ``unit`` is the size of its cells over that of the student's, where the two do not see images of one size.
-    """
-
-    box: nn.Sequential
-    score: nn.Sequential
-    unit: float = 1.0
 
 
 class CRD(nn.Module):
@@ -168,34 +144,48 @@ class CRD(nn.Module):
         confident = confidence.gather(1, teacher.place)
         if weights is not None:
             confident = confident * weights[target_scores.argmax(dim=1).gather(1, teacher.place)]
+        responses = self.responses(student, teacher, tails)
+        distances = self._distances([boxes for _, boxes in responses.values()], teacher.boxes)
         terms = {}
-        for name, levels in self.responses(student, teacher, tails).items():
-            scores = torch.cat([_flat(score) for score, _ in levels], dim=2)
-            boxes = boxes_at(teacher.place, [box for _, box in levels])
+        for (name, (scores, _)), distance in zip(responses.items(), distances, strict=True):
             classes = getattr(self, name)
             counted = weights if weights is None or classes is None else weights[classes]
             ours, theirs = chosen(classes, scores, target_scores)
             terms[f"{name}_class"] = quality_focal(ours, theirs, counted) / divisor
-            terms[f"{name}_box"] = (self.box_distance(boxes, teacher.boxes) * confident).sum() / divisor
+            terms[f"{name}_box"] = (distance * confident).sum() / divisor
         return terms
 
     def responses(
         self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
-    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """The responses that are compared, per level class logits and boxes: ``cross`` and ``own``."""
-        own = [(level.scores, level.boxes) for level in student]
-        return {"cross": self.cross_responses(student, teacher, tails), "own": own}
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The responses that are compared, ``cross`` and ``own``: class logits ``(N, classes, A)``, and boxes at the
+        teacher's places ``(N, 4 R, K)``.
+        """
+        scores = torch.cat([_flat(level.scores) for level in student], dim=2)
+        own = scores, boxes_at(teacher.place, [level.boxes for level in student])
+        return {"cross": self.cross_response(student, teacher, tails), "own": own}
 
-    def cross_responses(
+    def cross_response(
         self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """What the teacher's head makes of the student's tower activations, per level class logits and boxes."""
-        cross, scaled = [], any(tail.unit != 1 for tail in tails)  # all levels in one form
-        for level, (s, towers, tail) in enumerate(zip(student, teacher.towers, tails, strict=True)):
-            score = through(tail.score, self.class_adapters[level], s.class_features, towers[1])
-            box = through(tail.box, self.box_adapters[level], s.box_features, towers[0])
-            cross.append((score, _in_students_cells(box, tail.unit) if scaled else box))
-        return cross
+    ) -> tuple[Tensor, Tensor]:
+        """What the teacher's head makes of the student's tower activations, in the form of :meth:`responses`."""
+        scores, boxes = [], []
+        for level, (s, (box, score), tail) in enumerate(zip(student, teacher.towers, tails, strict=True)):
+            scores.append(_flat(through(tail.score, self.class_adapters[level], s.class_features, score)))
+            boxes.append(Entrance(tail.box, self.box_adapters[level], s.box_features, box))
+        if any(tail.unit != 1 for tail in tails):  # all levels in one form
+
+            def in_students_cells(level: int, boxes: Tensor) -> Tensor:
+                return expected_distances(boxes) * tails[level].unit
+
+            return torch.cat(scores, dim=2), through_at(teacher.place, boxes, in_students_cells)
+        return torch.cat(scores, dim=2), through_at(teacher.place, boxes)
+
+    def _distances(self, responses: Sequence[Tensor], teacher: Tensor) -> Sequence[Tensor]:
+        """Of each response ``(N, 4 R, K)`` its distance, ``(N, K)``: of all at once where they have one form."""
+        if len({boxes.shape for boxes in responses}) == 1:
+            return self.box_distance(torch.stack(list(responses)), teacher).unbind()
+        return [self.box_distance(boxes, teacher) for boxes in responses]
 
     def divisor(self, confidence: Tensor, positives: Tensor | None) -> Tensor:
         """What the sums are divided by on this process, from ``w`` ``(N, A)``."""
@@ -203,7 +193,7 @@ class CRD(nn.Module):
         return total.clamp(min=1) / processes()
 
     def box_distance(self, boxes: Tensor, teacher: Tensor) -> Tensor:
-        """``D`` of two box responses, ``(N, 4 R, K)`` -> ``(N, K)``."""
+        """``D`` of box responses, ``(..., 4 R, K)`` -> ``(..., K)``."""
         return box_distance(boxes, teacher, OVERLAP)
 
     @staticmethod
@@ -220,90 +210,6 @@ def target(teacher: Sequence[Response], location_step: int) -> Target:
     place = best.topk(ceil_div(best.shape[1], location_step), dim=1, sorted=False).indices
     boxes = boxes_at(place, [t.boxes for t in teacher])
     return Target(scores, place, boxes, [(moments(t.box_features), moments(t.class_features)) for t in teacher])
-
-
-def adapter(student: int, teacher: int, bias: bool = False, channel_step: int = 1) -> nn.Module:
-    """1x1 convolution from the student's width to the teacher's; nothing where they are equal.
-
-    Without a bias where what follows removes the mean of every channel. With a ``channel_step``, one in so many of the
-    teacher's channels is compared: these are never taken for the student's own, however many they are.
-    """
-    return nn.Identity() if student == teacher and channel_step == 1 else nn.Conv2d(student, teacher, 1, bias=bias)
-
-
-def through(tail: nn.Sequential, adapter: nn.Module, student: Tensor, teacher: Tensor | Moments) -> Tensor:
-    """The output of the teacher's layers ``tail`` for the student's activations, brought to the teacher's width and
-    statistics: ``tail(renormalize(student, teacher, adapter))``.
-
-    Where the tail is a single 1x1 convolution all of this is one matrix, and nothing is formed at the teacher's width.
-    """
-    if len(tail) > 1:
-        return tail(renormalize(student, teacher, adapter))
-    with torch.autocast(student.device.type, enabled=False):
-        cells, projection, gain, mean = _matched(student, teacher, adapter)
-        last: Any = tail[0]
-        weight = last.weight.flatten(1).float()
-        bias, weight = last.bias.float() + weight @ mean, weight * gain
-        return _laid_out(F.linear(cells, weight if projection is None else weight @ projection, bias), student)
-
-
-def renormalize(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module | None = None) -> Tensor:
-    """Brings each channel of ``adapter(student)`` to the teacher's mean and deviation, over batch and space.
-
-    ``(s - mean(s)) / (std(s) + 1e-6) * std(t) + mean(t)``, unbiased deviations, ``(N, C, H, W)``, float32.
-    """
-    with torch.autocast(student.device.type, enabled=False):
-        cells, projection, gain, mean = _matched(student, teacher, adapter or nn.Identity())
-        if projection is None:
-            return _laid_out(cells * gain + mean, student)
-        return _laid_out(F.linear(cells, projection * gain.unsqueeze(1), mean), student)
-
-
-def _matched(student: Tensor, teacher: Tensor | Moments, adapter: nn.Module) -> tuple[Tensor, Any, Tensor, Tensor]:
-    """Centred cells ``(N, P, B)`` of the student, its adapter as a matrix, and per adapted channel the factor to the
-    teacher's deviation and the teacher's mean, ``(C,)``.
-    """
-    cells = centred(student.float())
-    to_deviation, mean = _deviation_and_mean(teacher, cells.shape[0] * cells.shape[1])
-    deviation, projection = _adapted_deviation(cells.flatten(0, 1), adapter)
-    return cells, projection, to_deviation / (deviation + 1e-6), mean
-
-
-def _laid_out(cells: Tensor, like: Tensor) -> Tensor:
-    """``(N, P, C)`` -> ``(N, C, H, W)``."""
-    return cells.transpose(1, 2).unflatten(2, like.shape[2:])
-
-
-def _adapted_deviation(cells: Tensor, adapter: Any) -> tuple[Tensor, Tensor | None]:
-    """Unbiased deviation per adapted channel of centred cells ``(N P, B)``, and the adapter as a matrix ``(C, B)``."""
-    count = _unbiased(len(cells))
-    if isinstance(adapter, nn.Identity):
-        return (all_reduce_mean(cells.square().sum(dim=0) / count) + 1e-12).sqrt(), None
-    projection = adapter.weight.flatten(1)
-    return (all_reduce_mean(adapted_variance(cells, projection, count)) + 1e-12).sqrt(), projection
-
-
-def _unbiased(count: int) -> float:
-    """Divisor of a sum of squares over ``count`` cells: its mean over the processes is then the unbiased variance."""
-    return max(count - 1 / processes(), 1)
-
-
-@torch.no_grad()
-def moments(features: Tensor) -> Moments:
-    """Of tower activations ``(N, C, H, W)``."""
-    features = features.float()
-    return Moments(features.mean(dim=(2, 3)), features.square().mean(dim=(2, 3)))
-
-
-@torch.no_grad()
-def _deviation_and_mean(teacher: Tensor | Moments, count: int) -> tuple[Tensor, Tensor]:
-    """Deviation and mean per channel over the batch, the deviation unbiased as over the student's ``count`` cells."""
-    if isinstance(teacher, Tensor):
-        teacher = moments(teacher)
-    # Means, not sums: with multi_scale= the processes have images of different sizes.
-    mean, squares = all_reduce_mean(teacher.mean.mean(dim=0)), all_reduce_mean(teacher.squares.mean(dim=0))
-    variance = (squares - mean.square()).clamp(min=0) * (count / _unbiased(count))
-    return (variance + 1e-12).sqrt(), mean
 
 
 def chosen(classes: Tensor | None, *scores: Tensor) -> list[Tensor]:
@@ -326,27 +232,24 @@ def quality_focal(logits: Tensor, teacher_logits: Tensor, weights: Tensor | None
 
 
 def box_distance(boxes: Tensor, teacher: Tensor, overlap_weight: float = 0) -> Tensor:
-    """Distance of two box responses per location, ``(N, 4 R, A)`` -> ``(N, A)``, 0 where they are equal.
+    """Distance of two box responses per location, ``(..., 4 R, A)`` -> ``(..., A)``, 0 where they are equal.
 
     R > 1: mean over the sides of KL(softmax(teacher) || softmax(student)), and ``overlap_weight`` times 1 -
     :func:`overlap`. R = 1, and where the two have not the same bins: 1 - overlap in both places.
     """
     boxes, teacher = boxes.float(), teacher.detach().float()
-    if boxes.shape[1] == 4 or boxes.shape[1] != teacher.shape[1]:
+    if boxes.shape[-2] == 4 or boxes.shape[-2] != teacher.shape[-2]:
         return (1 + overlap_weight) * (1 - overlap(boxes, teacher))
-    log_p = boxes.unflatten(1, (4, -1)).log_softmax(dim=2)
-    log_t = teacher.unflatten(1, (4, -1)).log_softmax(dim=2)
-    divergence = (log_t.exp() * (log_t - log_p)).sum(dim=2).mean(dim=1)
-    return divergence + overlap_weight * (1 - overlap(boxes, teacher)) if overlap_weight else divergence
-
-
-def _in_students_cells(boxes: Tensor, unit: float) -> Tensor:
-    """Distances ``(N, 4, H, W)`` in the student's strides from a box response ``(N, 4 R, H, W)`` in the teacher's."""
-    return expected_distances(boxes.flatten(2)).unflatten(2, boxes.shape[2:]) * unit
+    log_p, log_t = _sides(boxes).log_softmax(dim=-2), _sides(teacher).log_softmax(dim=-2)
+    t = log_t.exp()
+    divergence = (t * (log_t - log_p)).sum(dim=-2).mean(dim=-2)
+    if not overlap_weight:
+        return divergence
+    return divergence + overlap_weight * (1 - _giou(_mean(log_p.exp()), _mean(t)))
 
 
 def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:
-    """GIoU of the boxes that two box responses mean, per location, ``(N, 4 R, A)`` -> ``(N, A)``, from -1 to 1.
+    """GIoU of the boxes that two box responses mean, per location, ``(..., 4 R, A)`` -> ``(..., A)``, from -1 to 1.
 
     A distribution of distances means its expected distance (R > 1); R = 1 are the distances.
     """
@@ -354,36 +257,43 @@ def overlap(boxes: Tensor, teacher: Tensor) -> Tensor:
 
 
 def expected_distances(boxes: Tensor) -> Tensor:
-    """The distances ``(N, 4, A)`` in strides that a box response ``(N, 4 R, A)`` means: the mean of a distribution."""
-    if boxes.shape[1] == 4:
-        return boxes
-    bins = torch.arange(boxes.shape[1] // 4, device=boxes.device, dtype=boxes.dtype)
-    return torch.einsum("nsra,r->nsa", boxes.unflatten(1, (4, -1)).softmax(dim=2), bins)
+    """The distances ``(..., 4, A)`` in strides that a box response ``(..., 4 R, A)`` means: means of distributions."""
+    return boxes if boxes.shape[-2] == 4 else _mean(_sides(boxes).softmax(dim=-2))
+
+
+def _sides(boxes: Tensor) -> Tensor:
+    """``(..., 4 R, A)`` -> ``(..., 4, R, A)``."""
+    return boxes.unflatten(-2, (4, -1))
+
+
+def _mean(probabilities: Tensor) -> Tensor:
+    """Of distributions over bins, ``(..., R, A)`` -> ``(..., A)``."""
+    bins = torch.arange(probabilities.shape[-2], device=probabilities.device, dtype=probabilities.dtype)
+    return torch.einsum("...ra,r->...a", probabilities, bins)
 
 
 def _giou(a: Tensor, b: Tensor) -> Tensor:
-    """GIoU of boxes around the same point, given as left, top, right, bottom distances ``(N, 4, A)`` -> ``(N, A)``.
+    """GIoU of boxes around the same point, given as left, top, right, bottom distances ``(..., 4, A)`` -> ``(..., A)``.
 
     torchvision's loss picks overlapping boxes by a boolean index, which waits for the device; this one does not.
     """
     low, high = torch.minimum(a, b), torch.maximum(a, b)
-    inner_w, inner_h = (low[:, :2] + low[:, 2:]).clamp(min=0).unbind(1)
-    outer_w, outer_h = (high[:, :2] + high[:, 2:]).clamp(min=0).unbind(1)
+    inner_w, inner_h = _box(low).clamp(min=0).unbind(-2)
+    outer_w, outer_h = _box(high).clamp(min=0).unbind(-2)
     overlap = inner_w * inner_h
     union = _area(a) + _area(b) - overlap
     hull = outer_w * outer_h
     return (overlap + 1e-7) / (union + 1e-7) - (hull - union) / (hull + 1e-7)
 
 
+def _box(sides: Tensor) -> Tensor:
+    """Distances ``(..., 4, A)`` to width and height, ``(..., 2, A)``."""
+    return sides[..., :2, :] + sides[..., 2:, :]
+
+
 def _area(sides: Tensor) -> Tensor:
-    width, height = (sides[:, :2] + sides[:, 2:]).clamp(min=0).unbind(1)
+    width, height = _box(sides).clamp(min=0).unbind(-2)
     return width * height  # the gradient of prod() asks the device for zeros
-
-
-def boxes_at(place: Tensor, levels: Sequence[Tensor]) -> Tensor:
-    """The boxes of all levels at ``place`` ``(N, K)``, counted over the cells of all levels: ``(N, 4 R, K)``."""
-    joined = torch.cat([x.flatten(2) for x in levels], dim=2)
-    return joined.gather(2, place.unsqueeze(1).expand(-1, joined.shape[1], -1)).float()
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Computers in Industry 166 (2025) 104252; SSIM after Wang et al., IEEE Transactio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from tskd_yolo.losses.boxes import Boxes, Masks, covered
 from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.losses.standardize import Map, standardize, standardize_pair
+from tskd_yolo.rounding import ceil_div
 
 CHANNELS, WINDOW_STEP = 16, 2
 """Most channels that the structural prior compares, and how far apart its windows stand, in cells."""
@@ -62,39 +64,48 @@ class DED(nn.Module):
     def terms(self, *, student: Tensor | Map, teacher: Tensor | Map, masks: Masks) -> dict[str, Tensor]:
         """Returns the parts ``foreground``, ``background`` and ``structure``, with masks ``(N, H, W)``."""
         student, teacher = standardize_pair(student, teacher)
-        error = difference_error(student=student, teacher=teacher)
+        error, ours = compared(student=student, teacher=teacher)
         sums = torch.stack([(error * mask).sum() for mask in masks])
         foreground, background = (sums * region_weights(masks)).unbind()
-        similarity = ssim(student.some(CHANNELS), teacher.some(CHANNELS), luminance=False, step=WINDOW_STEP)
+        similarity = ssim(ours, _chosen(teacher), luminance=False, step=WINDOW_STEP)
         return {"foreground": foreground, "background": background, "structure": (1 - similarity) / 2}
 
 
-def difference_error(*, student: Map, teacher: Map) -> Tensor:
-    """``mean_C (S - T)^2`` of two standardised maps, ``(N, H, W)``."""
-    return _CellError.apply(student.cells, student.projection, teacher.full()).unflatten(1, teacher.size)
+def compared(*, student: Map, teacher: Map) -> tuple[Tensor, Tensor]:
+    """``mean_C (S - T)^2`` of two standardised maps, ``(N, H, W)``, and of S the channels that the structural prior
+    reads, ``(N, channels, H, W)``.
+    """
+    error, chosen = _Compared.apply(student.cells, teacher.cells)
+    return error.unflatten(1, student.size), student.image(chosen).contiguous()
 
 
-class _CellError(torch.autograd.Function):
-    """``mean_C (R A^T - T)^2`` per cell, A the projection; for its gradient it keeps the difference, once."""
+def _chosen(features: Map) -> Tensor:
+    """The channels that the structural prior reads, ``(N, channels, H, W)``."""
+    return features.image(features.cells[..., :: _apart(features.cells)]).contiguous()
+
+
+def _apart(cells: Tensor) -> int:
+    """How far apart these channels are."""
+    return ceil_div(cells.shape[2], CHANNELS)
+
+
+class _Compared(torch.autograd.Function):
+    """Error per cell and some of the channels; both gradients are one tensor, which is made once."""
 
     @staticmethod
-    def forward(ctx: Any, cells: Tensor, projection: Tensor | None, teacher: Tensor) -> Tensor:
-        if projection is None:
-            difference = cells - teacher
-        else:
-            difference = torch.addmm(teacher.flatten(0, 1), cells.flatten(0, 1), projection.T, beta=-1).view_as(teacher)
-        ctx.save_for_backward(cells, projection, difference)
-        return torch.linalg.vector_norm(difference, dim=2).square() / difference.shape[2]
+    def forward(ctx: Any, cells: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        difference = cells - teacher
+        ctx.save_for_backward(difference)
+        error = torch.linalg.vector_norm(difference, dim=2).square() / difference.shape[2]
+        return error, cells[..., :: _apart(cells)].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        cells, projection, difference = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, chosen: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
         back = difference * (gradient * (2 / difference.shape[2])).unsqueeze(2)
-        if projection is None:
-            return back, None, None
-        back = back.flatten(0, 1)
-        return (back @ projection).view_as(cells), back.T @ cells.flatten(0, 1), None
+        back[..., :: _apart(difference)] += chosen
+        return back, None
 
 
 def ssim(a: Tensor, b: Tensor, luminance: bool = True, step: int = 1) -> Tensor:
@@ -104,22 +115,24 @@ def ssim(a: Tensor, b: Tensor, luminance: bool = True, step: int = 1) -> Tensor:
     maps that have negative values the luminance factor has to be left out: for opposite maps it is negative, like the
     structure, and their product would call them alike.
     """
-    mean_b, bb = _blur(torch.cat((b, b * b)), step).chunk(2)  # apart: a teacher needs no gradient
-    mean_a, aa, ab = _blur(torch.cat((a, a * a, a * b)), step).chunk(3)
-    var_a, var_b, cov = aa - mean_a.square(), bb - mean_b.square(), ab - mean_a * mean_b
-    similarity = (2 * cov + _C2) / (var_a + var_b + _C2)
+    by_size = {size: _band(size, a)[:, ::step].contiguous() for size in set(a.shape[2:])}
+    bands = [by_size[size] for size in a.shape[2:]]
+    mean_b = _blur(b, bands)  # apart: a teacher needs no gradient
+    mean_a, squares, product = _blur(torch.cat((a, a * a + b * b, a * b)), bands).chunk(3)
+    cov, variances = product - mean_a * mean_b, squares - mean_a.square() - mean_b.square()
+    similarity = (2 * cov + _C2) / (variances + _C2)
     if luminance:
         similarity = similarity * (2 * mean_a * mean_b + _C1) / (mean_a.square() + mean_b.square() + _C1)
     return similarity.sum() / max(similarity.numel(), 1)
 
 
-def _blur(x: Tensor, step: int) -> Tensor:
+def _blur(x: Tensor, bands: Sequence[Tensor]) -> Tensor:
     """The Gaussian window as a banded matrix per axis: on small maps far cheaper than a depthwise convolution.
 
     Both products stand on the right, where they are one large product instead of one small one per channel. The maps
     come out transposed and in one row per line, which makes no difference to a mean over them.
     """
-    rows, columns = (_band(size, x)[:, ::step].contiguous() for size in x.shape[2:])
+    rows, columns = bands
     lines = x.reshape(-1, x.shape[3]) @ columns
     return lines.view(*x.shape[:3], -1).transpose(2, 3).reshape(-1, x.shape[2]) @ rows
 

@@ -67,7 +67,7 @@ def _pixel(student: Map, teacher: Map) -> Tensor:
 def regions(features: Map) -> Tensor:
     """Means of a map's regions, at most 8 x 8, as unit vectors ``(N, regions, C)``."""
     region = [ceil_div(side, SIDE) for side in features.size]
-    return _unit(F.avg_pool2d(features.image(features.full()), region, ceil_mode=True).flatten(2).transpose(1, 2))
+    return _unit(F.avg_pool2d(features.image(features.cells), region, ceil_mode=True).flatten(2).transpose(1, 2))
 
 
 def _instance(student: Map, teacher: Map, boxes: Boxes) -> Tensor:
@@ -76,7 +76,7 @@ def _instance(student: Map, teacher: Map, boxes: Boxes) -> Tensor:
     weight = valid.flatten()
     edges = []
     for features in (student, teacher):
-        nodes = _unit(cut @ features.full()).flatten(0, 1)
+        nodes = _unit(cut @ features.cells).flatten(0, 1)
         edges.append(nodes @ all_gather(nodes).T)
     everyone = all_gather(weight)
     number = torch.arange(len(everyone), device=weight.device)

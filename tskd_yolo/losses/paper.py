@@ -17,10 +17,11 @@ import torchvision  # noqa: F401, registers torch.ops.torchvision
 from torch import Tensor, nn
 
 from tskd_yolo.losses.boxes import Boxes, Masks, cells, largest_weight
-from tskd_yolo.losses.crd import CRD, Response, Tails, Target, overlap, target
+from tskd_yolo.losses.crd import CRD, Response, Target, overlap, target
 from tskd_yolo.losses.ded import ssim
 from tskd_yolo.losses.distributed import all_reduce_mean, processes
 from tskd_yolo.losses.glore import GraphUnit
+from tskd_yolo.losses.tails import Tails
 
 TEMPERATURE = 0.5
 """Temperature of both attentions, for feature maps as they are."""
@@ -181,9 +182,9 @@ class PaperCRD(CRD):
 
     def responses(
         self, student: Sequence[Response], teacher: Target, tails: Sequence[Tails]
-    ) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    ) -> dict[str, tuple[Tensor, Tensor]]:
         """The cross response."""
-        return {"cross": self.cross_responses(student, teacher, tails)}
+        return {"cross": self.cross_response(student, teacher, tails)}
 
     def divisor(self, confidence: Tensor, positives: Tensor | None) -> Tensor:
         """The number of locations assigned to a defect, of all processes; one where it is not known."""

@@ -1,9 +1,7 @@
 """Standardised feature maps as matrices, so that what the losses read of them are a few matrix products.
 
-Cells of all images are rows, channels are columns, as they lie in memory where a network runs in channels_last.
-Everything that DRD and DED read is linear in the standardised map. So a narrow student is not brought to its teacher's
-width and standardised there, map by map: its adapter and the scale of every adapted channel become one matrix, the
-projection, which is multiplied with what a loss reads before the map comes in.
+Cells of all images are rows, channels are columns, as they lie in memory where a network runs in channels_last. A
+narrow student comes to its teacher's width by one product, and all that follows is one pass over the cells at a time.
 """
 
 from __future__ import annotations
@@ -18,34 +16,24 @@ from torch.autograd.function import once_differentiable
 from tskd_yolo.losses.distributed import all_reduce_mean
 from tskd_yolo.rounding import ceil_div
 
+FLOOR = 0.01
+"""Least variance of a channel, as part of the mean of all."""
+
 
 class Map(NamedTuple):
-    """A map of C channels, each with mean 0 and variance 1 (see :func:`standardize`): ``cells @ projection^T``.
+    """A map of C channels, each with mean 0 and variance 1 (see :func:`standardize`).
 
     Shapes:
-        cells: ``(N, P, B)``, N images of P cells; projection: ``(C, B)``, or None where it is the identity.
+        cells: ``(N, P, C)``, N images of P cells.
     Units:
         size: height and width in cells, whose product is P; grid: those of the map that the cells are from, of which
         one in ``spatial_step`` is there in either direction. A grid of None is the size.
     """
 
     cells: Tensor
-    projection: Tensor | None
     size: tuple[int, int]
     grid: tuple[int, int] | None = None
     spatial_step: int = 1
-
-    def full(self) -> Tensor:
-        """The map itself, ``(N, P, C)``."""
-        return self.cells if self.projection is None else F.linear(self.cells, self.projection)
-
-    def some(self, most: int) -> Tensor:
-        """Evenly spaced channels, at most ``most`` of them, as maps ``(N, channels, H, W)``."""
-        width = self.cells.shape[2] if self.projection is None else len(self.projection)
-        step = ceil_div(width, most)
-        if self.projection is None:
-            return self.image(self.cells[..., ::step]).contiguous()
-        return self.image(F.linear(self.cells, self.projection[::step])).contiguous()
 
     def image(self, cells: Tensor) -> Tensor:
         """``(N, P, C)`` as ``(N, C, H, W)``, not copied."""
@@ -58,7 +46,7 @@ def standardize(features: Tensor | Map, adapter: Tensor | None = None, spatial_s
     After it a squared difference is ``2 (1 - correlation)`` on average: free of the width, scale and offset of a
     network's features (as in PKD: Cao et al., "PKD: general distillation framework for object detectors via Pearson
     correlation coefficient", NeurIPS 2022). A channel that hardly varies stays small, instead of being scaled up to
-    noise. The variance of adapted channels comes from the covariance K of the narrow ones: ``diag(A K A^T)``.
+    noise.
 
     Args:
         features: ``(N, B, H, W)``; a map that is standardised already comes back as it is.
@@ -70,12 +58,9 @@ def standardize(features: Tensor | Map, adapter: Tensor | None = None, spatial_s
     grid = features.shape[2], features.shape[3]
     size = ceil_div(grid[0], spatial_step), ceil_div(grid[1], spatial_step)
     cells = centred(features.float(), spatial_step)
-    count = cells.shape[0] * cells.shape[1]
-    if adapter is None:
-        scale = inverse_deviation(all_reduce_mean(cells.square().sum(dim=(0, 1)) / count))
-        return Map(cells * scale if cells.requires_grad else cells.mul_(scale), None, size, grid, spatial_step)
-    variance = all_reduce_mean(adapted_variance(cells.flatten(0, 1), adapter, count))
-    return Map(cells, adapter * inverse_deviation(variance).unsqueeze(1), size, grid, spatial_step)
+    if adapter is not None:
+        cells = F.linear(cells, adapter)
+    return Map(_Scaled.apply(cells), size, grid, spatial_step)
 
 
 def adapted_variance(cells: Tensor, adapter: Tensor, count: float) -> Tensor:
@@ -93,12 +78,54 @@ def standardize_pair(student: Tensor | Map, teacher: Tensor | Map) -> tuple[Map,
 
 def inverse_deviation(variance: Tensor) -> Tensor:
     """``1 / sqrt(v + 0.01 mean(v))``: the floor is relative, so that scaling a whole map changes nothing."""
-    return (variance + 0.01 * variance.mean() + 1e-12).rsqrt()
+    return (variance + FLOOR * variance.mean() + 1e-12).rsqrt()
 
 
 def centred(features: Tensor, spatial_step: int = 1) -> Tensor:
     """Every ``spatial_step``-th cell of ``(N, C, H, W)`` -> ``(N, P, C)`` with mean 0 per channel, in one pass."""
     return _Centred.apply(features, spatial_step)
+
+
+class _Scaled(torch.autograd.Function):
+    """Centred ``(N, P, C)`` times :func:`inverse_deviation` of their variance, in their own memory.
+
+    With the scale s and z = s y the gradient of y is ``s g + z (2 / P s) dL/dv``, where ``dL/dv = -(u + 0.01 mean(u)) /
+    2`` with ``u = s^3 sum(g y)``: two passes, where autograd takes five and keeps y beside z.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor) -> Tensor:
+        variance = all_reduce_mean(cells.square().sum(dim=(0, 1)) / (cells.shape[0] * cells.shape[1]))
+        scale = inverse_deviation(variance)
+        ctx.mark_dirty(cells)
+        cells.mul_(scale)
+        ctx.save_for_backward(cells, scale)
+        return cells
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        cells, scale = ctx.saved_tensors
+        part = (gradient * cells).sum(dim=(0, 1)) * scale.square()
+        variance = all_reduce_mean(-(part + FLOOR * part.mean()) / 2)
+        return (gradient * scale).addcmul_(cells, 2 * variance / (cells.shape[0] * cells.shape[1] * scale))
+
+
+def with_squares(cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Cells ``(N, P, C)``, and each channel's sum of squares ``(C,)``, whose gradient joins theirs in one pass."""
+    return _WithSquares.apply(cells)
+
+
+class _WithSquares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cells)
+        return cells.view_as(cells), cells.square().sum(dim=(0, 1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, squares: Tensor) -> Tensor:
+        return torch.addcmul(gradient, ctx.saved_tensors[0], 2 * squares)
 
 
 class _Gram(torch.autograd.Function):
@@ -125,8 +152,9 @@ class _Centred(torch.autograd.Function):
         if step > 1:
             part = part.contiguous()  # read twice
         mean = all_reduce_mean(part.mean(dim=(0, 1, 2)))
-        cells = torch.sub(part, mean, out=features.new_empty(part.shape))
-        return cells.flatten(1, 2)
+        cells = features.new_empty(part.shape[0], part.shape[1] * part.shape[2], part.shape[3])
+        torch.sub(part, mean, out=cells.view_as(part))
+        return cells
 
     @staticmethod
     @once_differentiable
