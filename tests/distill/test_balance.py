@@ -79,6 +79,21 @@ def test_all_processes_get_the_sum_of_what_each_has_measured():
     torch.testing.assert_close(together.ratio, alone.ratio)
 
 
+def test_the_detection_loss_is_walked_back_once_to_all_places():
+    x, walks = torch.randn(3, requires_grad=True), []
+    early = x.exp()
+    late = early.sin()
+    late.register_hook(walks.append)
+    detection, terms = late.pow(2).sum() * 2, {"late": late.sum(), "early": early.sum(), "frozen": x.detach().sum()}
+    meter = Meter()
+    meter.measure(detection=detection, terms=terms, features={"late": [late], "early": [early], "frozen": [x.detach()]})
+    assert len(walks) == 2  # of the detection loss, and of the term at the later place
+    slope = 4 * late.detach()
+    torch.testing.assert_close(meter.gradients["late"].detection, slope.pow(2).sum())
+    torch.testing.assert_close(meter.gradients["early"].detection, (slope * early.detach().cos()).pow(2).sum())
+    assert not any(meter.gradients["frozen"])
+
+
 def test_what_is_frozen_has_no_gradient():
     features = [torch.randn(2, 3)]
     gradients = measured(Meter(), features, torch.ones((), requires_grad=True) * 1, {"a": torch.ones(())})

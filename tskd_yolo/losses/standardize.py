@@ -90,7 +90,7 @@ class _Scaled(torch.autograd.Function):
     """Centred ``(N, P, C)`` times :func:`inverse_deviation` of their variance, in their own memory.
 
     With the scale s and z = s y the gradient of y is ``s g + z (2 / P s) dL/dv``, where ``dL/dv = -(u + 0.01 mean(u)) /
-    2`` with ``u = s^3 sum(g y)``: two passes, where autograd takes five and keeps y beside z.
+    2`` with ``u = s^3 sum(g y)``: fewer passes than autograd takes, and y is not kept beside z.
     """
 
     @staticmethod
