@@ -42,7 +42,7 @@ def files() -> dict[str, str]:
     return {
         "judged-curves.svg": curves(asked, NAMES),
         "judged-gain.svg": gain(asked, JUDGED),
-        "cached-minutes.svg": minutes(load("finetune_cached_neu_128")["comparison"], judged.CACHED),
+        "cached-minutes.svg": minutes(load("finetune_cached_again_neu_128")["comparison"], judged.CACHED),
         "screening-curves.svg": curves(found, NAMES, teacher_name(found)),
         "screening-gain.svg": gain(found, NAMES),
         "screening-classes.svg": classes(found),

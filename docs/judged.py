@@ -22,6 +22,7 @@ from results import (
 )
 
 from tskd_yolo.compare.stats import Effect, interval, paired, points
+from tskd_yolo.compare.timing import CURVE
 
 PLAIN = {
     "plain": "plain training",
@@ -268,7 +269,7 @@ def _under_itself() -> dict[str, str]:
 
 def _out_of_the_cache() -> dict[str, str]:
     """How soon a student is where plain training ends, on test, when its teacher's outputs are kept."""
-    found = load("finetune_cached_neu_128")["comparison"]
+    found, before = (load(f"finetune_{name}_neu_128")["comparison"] for name in ("cached_again", "cached"))
     arms, rows = found["arms"], []
     soon = {arm: _soon(arms[arm]["time"]["to_plain"]) for arm in CACHED}
     for arm, name in CACHED.items():
@@ -281,7 +282,21 @@ def _out_of_the_cache() -> dict[str, str]:
         "cached": table(head, rows),
         "cached setting": f"{setting(found, TEST)}, by the processor's clock",
         **{f"cached {arm}": when for arm, when in soon.items() if arm != "plain"},
+        "cached first": f"{_first(found['curves']['read'], found['curves']['plain']):.2f}",
+        "cached before": _soon(before["arms"]["read"]["time"]["to_plain"]),
+        "cached before time": f"{before['arms']['read']['time']['of_plain']:.2f}",
     }
+
+
+def _first(arm: Mapping[str, Any], plain: Mapping[str, Any]) -> float:
+    """The part of plain training's time after which an arm's curve has, once, what plain training ends with; the mean
+    over the seeds.
+    """
+    shares = []
+    for seed, run in plain.items():
+        pairs = zip(arm[seed][CURVE], arm[seed]["process_time"], strict=True)
+        shares.append(next(time for score, time in pairs if score >= run[CURVE][-1]) / run["process_time"][-1])
+    return fmean(shares)
 
 
 def _soon(time: Mapping[str, Any]) -> str:
