@@ -173,13 +173,11 @@ class CRD(nn.Module):
         for level, (s, (box, score), tail) in enumerate(zip(student, teacher.towers, tails, strict=True)):
             scores.append(_flat(through(tail.score, self.class_adapters[level], s.class_features, score)))
             boxes.append(Entrance(tail.box, self.box_adapters[level], s.box_features, box))
-        if any(tail.unit != 1 for tail in tails):  # all levels in one form
-
-            def in_students_cells(level: int, boxes: Tensor) -> Tensor:
-                return expected_distances(boxes) * tails[level].unit
-
-            return torch.cat(scores, dim=2), through_at(teacher.place, boxes, in_students_cells)
-        return torch.cat(scores, dim=2), through_at(teacher.place, boxes)
+        found = through_at(teacher.place, boxes)
+        if any(tail.unit != 1 for tail in tails):  # distances in the student's cells
+            units = [level.new_full(level.shape[2:], tail.unit) for level, tail in zip(scores, tails, strict=True)]
+            found = expected_distances(found) * torch.cat(units).take(teacher.place).unsqueeze(1)
+        return torch.cat(scores, dim=2), found
 
     def _distances(self, responses: Sequence[Tensor], teacher: Tensor) -> Sequence[Tensor]:
         """Of each response ``(N, 4 R, K)`` its distance, ``(N, K)``: of all at once where they have one form."""

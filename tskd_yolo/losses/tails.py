@@ -7,7 +7,7 @@ Source: Wang et al., "CrossKD: cross-head knowledge distillation for object dete
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,9 +72,7 @@ class Entrance(NamedTuple):
     teacher: Tensor | Moments
 
 
-def through_at(
-    place: Tensor, levels: Sequence[Entrance], form: Callable[[int, Tensor], Tensor] = lambda _, boxes: boxes
-) -> Tensor:
+def through_at(place: Tensor, levels: Sequence[Entrance]) -> Tensor:
     """The outputs of :func:`through` on all levels, at ``place`` ``(N, K)`` only: ``(N, channels, K)``.
 
     Where the tails are single convolutions, they are given these locations alone.
@@ -82,19 +80,18 @@ def through_at(
     Args:
         place: Locations, counted over the cells of all levels.
         levels: What goes through.
-        form: Changes what comes out of a level by its number, ``(N, channels, locations)``.
     """
     if any(len(level.tail) > 1 for level in levels):
-        return boxes_at(place, [form(i, through(*level).flatten(2)) for i, level in enumerate(levels)])
+        return boxes_at(place, [through(*level) for level in levels])
     found, start = None, 0
-    for i, level in enumerate(levels):
+    for level in levels:
         with torch.autocast(place.device.type, enabled=False):
             cells, weight, bias = _one_matrix(*level)
             here, count = place - start, cells.shape[1]
             first = torch.arange(0, len(cells) * count, count, device=place.device).unsqueeze(1)
             rows = (here.clamp(0, count - 1) + first).flatten()
             said = F.linear(cells.flatten(0, 1).index_select(0, rows), weight, bias)
-            said = form(i, said.view(*place.shape, -1).transpose(1, 2))
+            said = said.view(*place.shape, -1).transpose(1, 2)
         inside = ((here >= 0) & (here < count)).unsqueeze(1)
         found = said if found is None else torch.where(inside, said, found)
         start += count
